@@ -1,0 +1,1 @@
+"""Adapters to what is measured: the timed OpenAI client, and the simulated engine."""

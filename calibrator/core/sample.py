@@ -1,0 +1,149 @@
+"""One probe request: what is asked, what is seen while it runs, what is left when it ended.
+
+Times are seconds as float on the monotonic clock of the process that ran the request; durations count from
+`started_s`, the moment its bytes were handed to an open connection (DESIGN section 2: connect time is ours to report,
+never the backend's latency).
+
+`Flight` is the only mutable value here: the protocol stamps it, the load generator reads it to decide bits early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Why a request was sent: its bits count only in `counted`."""
+
+    RAMP = "ramp"  # warming a level up: watched, may fail a level, never passes it
+    COUNTED = "counted"
+
+
+class RequestOutcome(StrEnum):
+    """Contract words of `probe_requests_total{outcome}` and of exports."""
+
+    OK = "ok"
+    VIOLATION = "violation"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INVALID = "invalid"
+
+
+class FailureKind(StrEnum):
+    """Every form in which a request can fail (DESIGN section 2)."""
+
+    CONNECT = "connect"  # refused, unreachable, DNS
+    TLS = "tls"
+    RESET = "reset"  # the connection broke
+    STATUS = "status"  # 4xx/5xx
+    ERROR_EVENT = "error_event"  # HTTP 200 stream that carries an error
+    TRUNCATED = "truncated"  # ended without a finish_reason
+    STALLED = "stalled"  # no progress for the stall timeout
+    TIMEOUT = "timeout"  # the total timeout passed
+    PROTOCOL = "protocol"  # not HTTP, not SSE, not JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request failed. `detail` is the server's or the system's text, never a prompt or a completion."""
+
+    kind: FailureKind
+    detail: str
+    status: int | None = None
+
+    @property
+    def is_our_mistake(self) -> bool:
+        """Credentials, model name, body or context length: says nothing about capacity, stops the sweep."""
+        return self.kind is FailureKind.STATUS and self.status in (400, 401, 403, 404, 405, 413, 415, 422)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where a request belongs: the visit it started in, and its phase there."""
+
+    visit: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What one virtual user sends next. `text` is never logged."""
+
+    request_id: int  # unique in the sweep, ascending in the order of creation
+    label: Label
+    class_name: str
+    text: str
+    prompt_tokens: int  # wanted, by our calibration of the tokenizer
+    output_tokens: int  # forced where the engine can
+    stream: bool
+    gap_quantiles: tuple[float, ...] = (0.5, 0.9, 0.99)
+
+
+@dataclass(slots=True)
+class Flight:
+    """Live view of a request in flight; stamps are absolute seconds on the client's monotonic clock."""
+
+    request: ProbeRequest
+    started_s: float  # bytes handed to the open connection
+    first_token_s: float | None = None
+    first_content_s: float | None = None
+    bits: list[bool | None] = field(default_factory=list)  # one per objective, None = undecided
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One ended request. A duration that was not reached is None (never 0)."""
+
+    request_id: int
+    label: Label
+    class_name: str
+    stream: bool
+    wanted_prompt_tokens: int
+    started_s: float
+    duration_s: float  # start to end, failure or cancellation
+    ttft_s: float | None = None
+    ttfc_s: float | None = None
+    last_token_s: float | None = None  # start to last token event
+    gaps_s: tuple[tuple[float, float], ...] = ()  # (quantile, seconds) of this request's token gaps
+    token_events: int = 0
+    prompt_tokens: int | None = None  # by the server's usage
+    completion_tokens: int | None = None  # by the server's usage
+    cached_tokens: int | None = None
+    failure: Failure | None = None
+    cancelled: bool = False
+    connect_s: float = 0.0  # 0.0: the connection was open already
+    send_delay_s: float = 0.0  # wanted start to real start: ours, never the backend's
+
+    @property
+    def is_invalid(self) -> bool:
+        return self.failure is not None and self.failure.is_our_mistake
+
+    @property
+    def completed(self) -> bool:
+        return self.failure is None and not self.cancelled
+
+    @property
+    def e2e_s(self) -> float | None:
+        return self.duration_s if self.completed else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """(last - first token) / (completion tokens - 1); needs the server's token count (engines merge chunks)."""
+        if not self.completed or self.ttft_s is None or self.last_token_s is None:
+            return None
+        if self.completion_tokens is None or self.completion_tokens < 2:
+            return None
+        return (self.last_token_s - self.ttft_s) / (self.completion_tokens - 1)
+
+    def latency_s(self, metric: str, quantile: float = 0.99) -> float | None:
+        """Value of a metric, or None if this request never reached it. `quantile` matters for `itl` only."""
+        if metric == "ttft":
+            return self.ttft_s
+        if metric == "ttfc":
+            return self.ttfc_s
+        if metric == "tpot":
+            return self.tpot_s
+        if metric == "e2e":
+            return self.e2e_s
+        return next((gap_s for q, gap_s in self.gaps_s if abs(q - quantile) < 1e-9), None)

@@ -1,0 +1,143 @@
+"""A sweep as it is stored, served and printed: immutable, versioned by its history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from calibrator.core.measurement import Audit, Capacity, History
+from calibrator.core.server_load import ServerLoadPeak
+
+
+class SweepOutcome(StrEnum):
+    """Contract words of `sweeps_total{outcome}`."""
+
+    CALIBRATED = "calibrated"
+    INCONCLUSIVE = "inconclusive"
+    INFEASIBLE = "infeasible"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
+
+
+class Grade(StrEnum):
+    """How much stands behind a capacity (DESIGN section 3)."""
+
+    CERTIFIED = "certified"
+    PROVISIONAL = "provisional"
+    INFEASIBLE = "infeasible"
+    AT_MAX = "at_max"
+
+
+class VerdictKind(StrEnum):
+    WITHIN = "within"
+    EXCEEDED = "exceeded"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveVerdict:
+    """What the bits of one objective say about one level."""
+
+    objective: str
+    kind: VerdictKind
+    n: int
+    effective_n: float
+    exceedances: int
+    ratio_low: float  # 95 % interval of the true exceedance ratio
+    ratio_high: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Verdict of a level over all objectives: exceeded if any is, within if all are."""
+
+    kind: VerdictKind
+    reasons: tuple[str, ...]
+    objectives: tuple[ObjectiveVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QuantileEstimate:
+    """A sample quantile with its distribution-free 95 % interval; `high_s` None: n cannot bound it from above."""
+
+    value_s: float
+    low_s: float
+    high_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Displayed quantiles of one metric; a quantile that n cannot support is None, never a guess."""
+
+    n: int
+    p50: QuantileEstimate | None
+    p90: QuantileEstimate | None
+    p99: QuantileEstimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class LevelReport:
+    """One point of the curve: all visits of a level together."""
+
+    concurrency: int
+    achieved_concurrency: float
+    n: int  # counted requests with a decided bit in every objective
+    exceedances: int  # requests that violated at least one objective
+    requests: int  # sent, warm-up and followers included
+    verdict: Verdict
+    ttft: LatencySummary
+    ttfc: LatencySummary
+    itl: LatencySummary
+    tpot: LatencySummary
+    e2e: LatencySummary
+    requests_per_second: float
+    prompt_tokens_per_second: float
+    output_tokens_per_second: float
+    goodput_per_second: float  # completed requests that met every objective
+    errors: tuple[tuple[str, int], ...]  # (failure kind, count), most frequent first
+    audit: Audit = field(default_factory=Audit)
+    server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The conditions, so that the number can be verified by somebody else."""
+
+    backend: str
+    url: str
+    model: str
+    engine: str | None
+    objectives: tuple[str, ...]
+    workload: str  # in words
+    prompt_tokens_achieved: float | None  # mean by the server's usage
+    output_tokens_achieved: float | None
+    seed: int
+    software: str  # calibrator version
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """One run and everything behind its number. `started_at`/`ended_at` are Unix seconds."""
+
+    sweep_id: str
+    backend: str
+    mode: Literal["search", "levels"]
+    started_at: float
+    ended_at: float | None
+    outcome: SweepOutcome | None  # None while it runs
+    grade: Grade | None
+    capacity: Capacity | None
+    reason: str  # why it ended, in words
+    requests: int
+    duration_s: float
+    overload_s: float
+    prompt_tokens: int
+    output_tokens: int
+    levels: tuple[LevelReport, ...]
+    warnings: tuple[str, ...]
+    provenance: Provenance
+    history: History
+    remedy: str = ""  # for outcome `error`: what to do

@@ -1,0 +1,1 @@
+"""Adapters that say which replicas a backend has."""

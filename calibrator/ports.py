@@ -1,0 +1,270 @@
+"""All contracts between layers on one page, in domain words. Adapters implement them; `service` awaits them.
+
+House rules: a port is small; nothing here knows a vendor, HTTP, SQL or a file; an adapter translates foreign errors
+into `errors`, except a probe's failure, which is data (`core.sample.Failure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from calibrator.core.measurement import Bounds
+from calibrator.core.objective import Objective
+from calibrator.core.recommendation import PublishPolicy
+from calibrator.core.sample import Flight, Label, ProbeRequest, Sample
+from calibrator.core.schedule import Schedule
+from calibrator.core.server_load import ServerLoad
+from calibrator.core.snapshot import Progress, Recommendation, Snapshot
+from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.workload import TokenScale, Workload
+
+
+class Clock(Protocol):
+    """Time as a port: durations from `monotonic`, wall time only for schedules, records and display."""
+
+    def monotonic(self) -> float: ...
+    def wall(self) -> float: ...
+    async def sleep(self, seconds: float) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------ what is measured
+class Connection(Protocol):
+    """One virtual user's way to the backend: at most one request at a time, kept alive between requests."""
+
+    async def send(self, request: ProbeRequest, on_start: Callable[[Flight], None]) -> Sample:
+        """Send and follow to the end. Never raises for the backend's failures: they are in the Sample.
+
+        `on_start` is called once, when the bytes were handed to the open connection, with the Flight that is stamped
+        live from then on. A request that never got that far (connect failed) still calls it, with the moment of
+        failure. Cancelling the task closes the connection and raises CancelledError; use `abort` to get a Sample.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Close the connection now; a `send` under way returns a Sample with `cancelled=True`."""
+        ...
+
+
+class Backend(Protocol):
+    """A replica under measurement."""
+
+    def connect(self) -> Connection:
+        """A new, lazy connection: it opens with its first request."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFacts:
+    """What a first, polite look at a backend found."""
+
+    model: str
+    token_scale: TokenScale
+    forces_length: bool  # output length can be forced (ignore_eos or the like)
+    max_context_tokens: int | None = None
+    engine: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Inspector(Protocol):
+    """Looks at a backend before a sweep: credentials, model, context, tokenizer scale, length forcing."""
+
+    async def inspect(self, workload: Workload) -> BackendFacts:
+        """Raises ConfigurationError or UnreachableError with cause and remedy."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------- load
+@dataclass(frozen=True, slots=True)
+class Started:
+    request_id: int
+    label: Label
+    started_s: float
+    stream: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One bit, decided. `violated` None: this request says nothing about this objective (cancelled in time)."""
+
+    request_id: int
+    objective: int  # index in the SLA
+    violated: bool | None
+    at_s: float  # client's monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What happened since the last poll, in order; plus the moment's counts and the generator's own error."""
+
+    started: Sequence[Started] = ()
+    decided: Sequence[Decided] = ()
+    ended: Sequence[Sample] = ()
+    in_flight: int = 0
+    users: int = 0
+    turned_over: int = 0  # users that ended at least one request since the last `aim`
+    all_started: bool = True  # every wanted user has been added
+    loop_lag_s: Sequence[float] = ()
+    cpu_ratio: float = 0.0
+
+
+class LoadGenerator(Protocol):
+    """Holds a number of requests in flight in closed loop: each virtual user sends its next when the last ended."""
+
+    async def start(self) -> None: ...
+
+    def aim(self, users: int, label: Label, stagger_s: float) -> None:
+        """Hold `users` from now on. Users are added spread over `stagger_s`; surplus users leave as they end.
+
+        Requests that start from now on carry `label`.
+        """
+        ...
+
+    async def poll(self) -> Batch:
+        """Events since the last poll; does not wait. Raises GeneratorError if a worker died."""
+        ...
+
+    async def stop(self) -> None:
+        """Cancel every request and close every connection, within one second."""
+        ...
+
+
+class PromptSource(Protocol):
+    """Next request of the workload: stratified classes, unique nonce."""
+
+    def next_request(self, label: Label, *, residual: bool) -> ProbeRequest:
+        """`residual`: the first request of a user that joins a running level gets a residual output length."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------------- telemetry
+class Telemetry(Protocol):
+    """Reads a replica's own metrics."""
+
+    async def scrape(self) -> ServerLoad | None:
+        """None: the engine has no metrics, or they are out of reach. Never raises."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Discovery(Protocol):
+    """The replicas of a backend, as base URLs."""
+
+    async def replicas(self) -> Sequence[str]: ...
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How to reach one replica. Picklable: it travels to the sweep's process. Secrets never appear in `repr`."""
+
+    url: str  # base, ending in /v1
+    model: str
+    api: str = "chat"  # chat | completions
+    api_key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+    metrics_url: str | None = None  # None: derived from url
+    simulated: str | None = None  # a parameter set of the embedded engine, in-process; for demo and tests
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOrder:
+    """Everything one sweep needs. Picklable."""
+
+    sweep_id: str
+    backend: str
+    target: Target
+    objectives: tuple[Objective, ...]
+    workload: Workload
+    bounds: Bounds
+    seed: int
+    levels: tuple[int, ...] = ()  # not empty: measure exactly these, no search
+    requests_per_level: int = 0  # with `levels`
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackendPlan:
+    """One configured backend, as the supervisor needs it."""
+
+    name: str
+    engine_group: str  # backends of one group share their engine: one sweep at a time
+    target: Target
+    objectives: tuple[Objective, ...]
+    workload: Workload
+    bounds: Bounds
+    schedule: Schedule
+    policy: PublishPolicy
+
+
+class SweepListener(Protocol):
+    """Hears a sweep while it runs."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def partial(self, record: SweepRecord) -> None:
+        """After each visit: the record so far (outcome None), so that a killed sweep leaves its evidence."""
+        ...
+
+
+class SweepRunner(Protocol):
+    """Runs a sweep, in a process of its own or in this one."""
+
+    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+        """The ended record, outcome `error` included. Cancelling ends all probes within a second, then re-raises."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------- state
+class Store(Protocol):
+    """Remembers. Every method raises StoreError when the database fails."""
+
+    async def open(self) -> None:
+        """Migrate and take the single-instance lock. Raises StoreLockedError if another instance has it."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def add_recommendation(self, recommendation: Recommendation) -> None:
+        """Append; a (backend, version) that exists already is refused with StoreError."""
+        ...
+
+    async def latest_recommendations(self) -> Sequence[Recommendation]:
+        """The newest of each backend."""
+        ...
+
+    async def save_sweep(self, record: SweepRecord) -> None:
+        """Insert, or replace the same sweep_id."""
+        ...
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        """Newest first."""
+        ...
+
+    async def interrupt_running_sweeps(self, now: float) -> int:
+        """Mark sweeps without outcome as interrupted (after a kill); returns how many."""
+        ...
+
+
+class Operator(Protocol):
+    """What a person or a gateway may ask of the running service; the web layer's only way in."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    async def request_sweep(self, backend: str, reason: str) -> str:
+        """Queue a sweep; returns its id. Raises ConfigurationError if one runs or is queued already."""
+        ...
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]: ...
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    def count_poll(self, backend: str) -> None: ...

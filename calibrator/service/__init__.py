@@ -1,0 +1,1 @@
+"""Orchestration: awaits what `core` decided, through the contracts in `ports`."""

@@ -1,0 +1,1 @@
+"""Adapters that read an engine's own metrics."""

@@ -1,0 +1,1 @@
+"""HTTP projections of the snapshot: what gateways poll, what Prometheus scrapes, what people read."""
