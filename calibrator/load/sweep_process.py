@@ -1,0 +1,154 @@
+"""A sweep in a process of its own, so that serving polls and measuring latencies do not disturb each other.
+
+The child is spawned (no inherited sockets, locks or threads) and gets a picklable order and the picklable coroutine
+function that carries it out; it sends its progress, partial records and the final record through a pipe. The pipe is
+also the leash: when its other end closes, because the service ended in whatever way, the child cancels its probes and
+leaves. So a killed service never leaves load behind.
+
+    parent                              child
+    run(order) ── spawn(entry, order) ─▶ entry(order, listener)
+               ◀─ Progress, SweepRecord (partial), _Ended ──
+    cancel     ── SIGTERM ─▶ cancels the coroutine; SIGKILL after `CANCEL_GRACE_S`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
+
+import uvloop
+
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import SweepRecord
+from calibrator.errors import CalibratorError, GeneratorError
+from calibrator.ports import SweepListener, SweepOrder
+
+CANCEL_GRACE_S = 1.5  # DESIGN: a level is cancelled within one second; then the process is killed
+
+SweepEntry = Callable[[SweepOrder, SweepListener], Awaitable[SweepRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    record: SweepRecord | None
+    error: CalibratorError | None
+
+
+class ProcessSweepRunner:
+    """Port `SweepRunner`: each sweep in a fresh process."""
+
+    def __init__(self, entry: SweepEntry) -> None:
+        self._entry = entry  # a module-level coroutine function: it is pickled by name
+
+    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=True)
+        process = context.Process(
+            target=_child_main, args=(self._entry, order, theirs), name=f"sweep-{order.backend}", daemon=True
+        )
+        await asyncio.get_running_loop().run_in_executor(None, process.start)
+        theirs.close()
+        try:
+            return await _follow(ours, listener)
+        finally:
+            # Shielded: a second cancellation must not leave the child behind.
+            await asyncio.shield(_end_process(process, ours))
+
+
+async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
+    """Forward what the child sends until it has ended. Raises GeneratorError if it dies without a word."""
+    loop = asyncio.get_running_loop()
+    messages: asyncio.Queue[Any] = asyncio.Queue()
+
+    def read() -> None:
+        try:
+            while pipe.poll():
+                messages.put_nowait(pipe.recv())
+        except (EOFError, OSError):
+            loop.remove_reader(pipe.fileno())
+            messages.put_nowait(None)
+
+    loop.add_reader(pipe.fileno(), read)
+    try:
+        while True:
+            message = await messages.get()
+            if isinstance(message, Progress):
+                listener.progress(message)
+            elif isinstance(message, SweepRecord):
+                listener.partial(message)
+            elif isinstance(message, _Ended):
+                if message.record is not None:
+                    return message.record
+                raise message.error or GeneratorError("The sweep ended without a record.", "")
+            else:
+                raise GeneratorError(
+                    "The process that ran the sweep died.",
+                    "Look for an out-of-memory kill, and for its traceback in the log; the next sweep starts afresh.",
+                )
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            loop.remove_reader(pipe.fileno())
+
+
+async def _end_process(process: multiprocessing.process.BaseProcess, pipe: Pipe) -> None:
+    def end() -> None:
+        if process.is_alive():
+            process.terminate()
+            process.join(CANCEL_GRACE_S)
+        if process.is_alive():
+            process.kill()
+        process.join()
+        process.close()
+        pipe.close()
+
+    await asyncio.get_running_loop().run_in_executor(None, end)
+
+
+class _PipeListener:
+    """What the child tells its parent; a parent that is gone ends the sweep through the leash, not here."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def send(self, message: Progress | SweepRecord | _Ended) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send(message)
+
+    def progress(self, progress: Progress) -> None:
+        self.send(progress)
+
+    def partial(self, record: SweepRecord) -> None:
+        self.send(record)
+
+
+def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    gc.freeze()  # what was imported stays: later collections scan only what the sweep makes
+    listener = _PipeListener(pipe)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            record = runner.run(_leashed(entry, order, listener, pipe))
+        listener.send(_Ended(record, None))
+    except CalibratorError as error:
+        listener.send(_Ended(None, error))
+    except asyncio.CancelledError:
+        pass  # the parent asked, or is gone
+
+
+async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener, pipe: Pipe) -> SweepRecord:
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(entry(order, listener))
+    loop.add_signal_handler(signal.SIGTERM, work.cancel)
+    loop.add_reader(pipe.fileno(), work.cancel)  # the parent never writes: readable means that it is gone
+    try:
+        return await work
+    finally:
+        loop.remove_reader(pipe.fileno())
+        loop.remove_signal_handler(signal.SIGTERM)

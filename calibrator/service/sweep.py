@@ -1,0 +1,275 @@
+"""A sweep: ask the policy, hold the level, add the visit to the history, ask again.
+
+    inspect ─▶ next_step(history) ─▶ Measure ─▶ hold ─▶ Visit ─▶ history ─┐
+                    ▲  └▶ Conclusion ─▶ record                           │
+                    └──────────────────────────────────────────────────────┘
+
+With `order.levels` there is no policy: exactly those levels are measured, each judged on its own requests.
+
+Failures of the backend are data until they say that load is not the matter (credentials, model, nobody listening): then
+the sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from calibrator import __version__
+from calibrator.core.level_fold import LevelFold, outcome_of
+from calibrator.core.measurement import History, Visit
+from calibrator.core.sample import RequestOutcome
+from calibrator.core.search import next_step, overload_s
+from calibrator.core.search_steps import Conclusion, Measure, Step, Test
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.verdict import is_settled, level_verdict
+from calibrator.errors import CalibratorError, ExitCode
+from calibrator.ports import (
+    BackendFacts,
+    Batch,
+    Clock,
+    Inspector,
+    LoadGenerator,
+    SweepListener,
+    SweepOrder,
+    Telemetry,
+)
+from calibrator.service.visit import Holder, ServerWatch
+
+SCRAPE_S = 1.0
+PROGRESS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SweepParts:
+    """What wiring gives to a sweep."""
+
+    inspector: Inspector
+    telemetry: Telemetry
+    load: Callable[[BackendFacts], LoadGenerator]
+    clock: Clock
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Books of the whole sweep."""
+
+    outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    completed: int = 0
+    commonest_failure: Counter[str] = field(default_factory=Counter)
+
+
+async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
+    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes ended."""
+    sweep = _Sweep(order, parts, listener)
+    try:
+        conclusion = await sweep.run()
+    except CalibratorError as error:
+        return sweep.record(
+            Conclusion(SweepOutcome.ERROR, None, None, error.cause),
+            remedy=error.remedy,
+            error_exit_code=error.exit_code,
+        )
+    return sweep.record(conclusion)
+
+
+class _Sweep:
+    def __init__(self, order: SweepOrder, parts: SweepParts, listener: SweepListener) -> None:
+        self._order = order
+        self._parts = parts
+        self._listener = listener
+        self._history = History(order.objectives)
+        self._folds: dict[int, LevelFold] = {}
+        self._tally = _Tally()
+        self._facts: BackendFacts | None = None
+        self._origin_s = 0.0
+        self._shown_at_s = -PROGRESS_S
+        self._server = ServerWatch()
+        self._holder: Holder | None = None
+
+    async def run(self) -> Conclusion:
+        clock = self._parts.clock
+        self._origin_s = clock.monotonic()
+        self._show_preflight()
+        self._facts = await self._parts.inspector.inspect(self._order.workload)
+        self._origin_s = clock.monotonic()
+        load = self._parts.load(self._facts)
+        self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._book)
+        watcher = asyncio.create_task(self._watch_server())
+        try:
+            await load.start()
+            return await self._measure_all(self._holder)
+        finally:
+            watcher.cancel()
+            await load.stop()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _measure_all(self, holder: Holder) -> Conclusion:
+        while True:
+            step = self._next()
+            if isinstance(step, Conclusion):
+                return step
+            fold = self._folds.setdefault(step.level, LevelFold(step.level, self._order.objectives))
+            measure = step
+
+            def should_leave(running: Visit, measure: Measure = measure, fold: LevelFold = fold) -> bool:
+                return self._should_leave(running, measure, fold)
+
+            visit = await holder.hold(measure, fold, should_leave)
+            self._history = replace(self._history, visits=(*self._history.visits, visit))
+            self._listener.partial(self.record(None))
+
+    # --------------------------------------------------------------------------------------------- decisions
+    def _next(self) -> Step:
+        order = self._order
+        if not order.levels:
+            step = next_step(self._history, order.bounds)
+            if isinstance(step, Conclusion) and step.outcome is not SweepOutcome.ERROR:
+                return self._nothing_worked() or step
+            return step
+        done = len(self._history.visits)
+        if done < len(order.levels) and self._history.elapsed_s < order.bounds.duration_s:
+            return Measure(order.levels[done], Test.FIXED, order.requests_per_level, "asked for")
+        if done < len(order.levels):
+            return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, "the time budget ended before the last level")
+        return self._nothing_worked() or Conclusion(SweepOutcome.CALIBRATED, None, None, "all levels were measured")
+
+    def _nothing_worked(self) -> Conclusion | None:
+        """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
+        if self._tally.completed or not self._tally.commonest_failure:
+            return None
+        (kind, count), *_ = self._tally.commonest_failure.most_common(1)
+        return Conclusion(SweepOutcome.ERROR, None, None, f"every request failed, {count} of them with: {kind}")
+
+    def _should_leave(self, running: Visit, measure: Measure, fold: LevelFold) -> bool:
+        now_s = running.ended_at_s
+        history = replace(self._history, visits=(*self._history.visits, running))
+        self._show(running, measure, history, now_s)
+        bounds = self._order.bounds
+        if now_s >= bounds.duration_s:
+            return True
+        if measure.test is Test.FIXED:
+            enough = min(part.n for part in running.evidence) >= measure.max_samples
+            return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
+        budget = bounds.requests + bounds.requests_per_level * running.level
+        if history.requests >= budget or overload_s(history) >= bounds.overload_s:
+            return True
+        return running.ramp_failed or is_settled(history, measure)
+
+    # -------------------------------------------------------------------------------------------- observation
+    def _book(self, batch: Batch) -> None:
+        tally = self._tally
+        for sample in batch.ended:
+            tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
+            tally.prompt_tokens += sample.prompt_tokens or 0
+            tally.output_tokens += sample.completion_tokens or 0
+            tally.completed += sample.completed
+            if sample.failure is not None:
+                tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
+
+    async def _watch_server(self) -> None:
+        while True:
+            load = await self._parts.telemetry.scrape()
+            if load is not None:
+                self._server.add(load)
+            await self._parts.clock.sleep(SCRAPE_S)
+
+    def _show_preflight(self) -> None:
+        self._listener.progress(self._progress(0, "preflight", 0, 0, "", None, None, 0.0))
+
+    def _show(self, running: Visit, measure: Measure, history: History, now_s: float) -> None:
+        if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
+            return
+        self._shown_at_s = now_s
+        metric = self._order.objectives[0].metric
+        fold = self._folds[running.level]
+        verdict = level_verdict(history, running.level)
+        phase = "ramp" if self._holder.phase == "ramp" else measure.test.value
+        n = min(part.n for part in running.evidence)
+        exceedances = max(part.exceedances for part in running.evidence)
+        p50_s, p99_s = fold.quick_quantile(metric, 0.5), fold.quick_quantile(metric, 0.99)
+        self._listener.progress(
+            self._progress(running.level, phase, n, exceedances, verdict.kind, p50_s, p99_s, now_s, history.requests)
+        )
+
+    def _progress(
+        self, level: int, phase: str, n: int, exceedances: int, verdict: str, p50_s: float | None, p99_s: float | None,
+        elapsed_s: float, requests: int = 0,
+    ) -> Progress:  # fmt: skip
+        order = self._order
+        fixed = len(order.levels) * order.requests_per_level
+        return Progress(
+            sweep_id=order.sweep_id,
+            level=level,
+            phase=phase,
+            n=n,
+            exceedances=exceedances,
+            verdict=verdict,
+            p50_s=p50_s,
+            p99_s=p99_s,
+            requests=requests,
+            requests_budget=fixed or order.bounds.requests + order.bounds.requests_per_level * level,
+            elapsed_s=elapsed_s,
+            duration_budget_s=order.bounds.duration_s,
+            in_flight=self._holder.in_flight if self._holder is not None else 0,
+        )
+
+    # ------------------------------------------------------------------------------------------------ record
+    def record(
+        self, conclusion: Conclusion | None, *, remedy: str = "", error_exit_code: int = ExitCode.UNEXPECTED
+    ) -> SweepRecord:
+        """The sweep so far; `conclusion` None while it runs."""
+        order, tally, facts = self._order, self._tally, self._facts
+        elapsed_s = self._parts.clock.monotonic() - self._origin_s
+        return SweepRecord(
+            sweep_id=order.sweep_id,
+            backend=order.backend,
+            mode="levels" if order.levels else "search",
+            started_at=order.started_at,
+            ended_at=None if conclusion is None else self._parts.clock.wall(),
+            outcome=None if conclusion is None else conclusion.outcome,
+            grade=None if conclusion is None else conclusion.grade,
+            capacity=None if conclusion is None else conclusion.capacity,
+            reason="" if conclusion is None else conclusion.reason,
+            requests=self._history.requests,
+            duration_s=elapsed_s,
+            overload_s=overload_s(self._history),
+            prompt_tokens=tally.prompt_tokens,
+            output_tokens=tally.output_tokens,
+            levels=self._levels(),
+            warnings=() if facts is None else facts.warnings,
+            provenance=Provenance(
+                backend=order.backend,
+                url=order.target.url,
+                model=order.target.model,
+                engine=self._server.engine or (None if facts is None else facts.engine),
+                objectives=tuple(str(objective) for objective in order.objectives),
+                workload=str(order.workload),
+                prompt_tokens_achieved=tally.prompt_tokens / tally.completed if tally.completed else None,
+                output_tokens_achieved=tally.output_tokens / tally.completed if tally.completed else None,
+                seed=order.seed,
+                software=__version__,
+            ),
+            history=self._history,
+            remedy=remedy,
+            error_exit_code=int(error_exit_code),
+            outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
+        )
+
+    def _levels(self) -> tuple[LevelReport, ...]:
+        return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))
+
+    def _level_report(self, level: int) -> LevelReport:
+        visits = self._history.at_level(level)
+        alone = replace(self._history, visits=visits)
+        verdict = level_verdict(alone if self._order.levels else self._history, level)
+        n = sum(min(part.n for part in visit.evidence) for visit in visits)
+        exceedances = max(
+            sum(visit.evidence[index].exceedances for visit in visits) for index in range(len(self._order.objectives))
+        )
+        return self._folds[level].report(verdict, (n, exceedances), visits[-1].audit, visits[-1].server)

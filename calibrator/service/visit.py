@@ -1,0 +1,228 @@
+"""One visit: hold a level, warm it up under watch, count until the test is settled.
+
+    aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Visit
+
+The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
+long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
+events folded, and the running visit judged by pure functions; all this file adds is the waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from calibrator.core.level_fold import LevelFold
+from calibrator.core.measurement import Audit, Visit
+from calibrator.core.objective import Objective
+from calibrator.core.sample import FailureKind, Label, Phase, Sample
+from calibrator.core.search_steps import Measure, Test
+from calibrator.core.server_load import ServerLoad, ServerLoadPeak
+from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
+from calibrator.ports import Batch, Clock, LoadGenerator
+
+POLL_S = 0.05
+WARM_UP_RESIDENCES = 3.0  # DESIGN section 2
+DEAD_AFTER_REQUESTS = 12  # this many connection failures in a row, and nothing else: the backend is gone
+LAG_ALLOWED_S = 0.005  # below this, lag is never material
+LAG_ALLOWED_RATIO = 0.1  # of the tightest limit
+HELD_RATIO = 0.9  # of the wanted concurrency
+REFUSAL_RATIO = 0.05  # above this share of failures the backend, not the generator, keeps the level down
+MIN_POLLS_TO_JUDGE_HOLD = 10
+
+
+@dataclass(slots=True)
+class ServerWatch:
+    """Peaks of the engine's own gauges since `reset`; fed by whoever scrapes."""
+
+    peak: ServerLoadPeak = field(default_factory=ServerLoadPeak)
+    engine: str | None = None
+    _preemptions_at_start: float | None = None
+
+    def reset(self) -> None:
+        self.peak, self._preemptions_at_start = ServerLoadPeak(), None
+
+    def add(self, load: ServerLoad) -> None:
+        self.engine = load.engine
+        if self._preemptions_at_start is None:
+            self._preemptions_at_start = load.preemptions_total
+        grown = (
+            None
+            if load.preemptions_total is None or self._preemptions_at_start is None
+            else max(0.0, load.preemptions_total - self._preemptions_at_start)
+        )
+        self.peak = ServerLoadPeak(
+            scrapes=self.peak.scrapes + 1,
+            running_requests=_larger(self.peak.running_requests, load.running_requests),
+            waiting_requests=_larger(self.peak.waiting_requests, load.waiting_requests),
+            kv_usage_ratio=_larger(self.peak.kv_usage_ratio, load.kv_usage_ratio),
+            preemptions=_larger(self.peak.preemptions, grown),
+        )
+
+
+def _larger(known: float | None, seen: float | None) -> float | None:
+    return known if seen is None else seen if known is None else max(known, seen)
+
+
+@dataclass(slots=True)
+class _SelfWatch:
+    """The generator's own error during one visit."""
+
+    lags_s: list[float] = field(default_factory=list)
+    send_delays_s: list[float] = field(default_factory=list)
+    cpu_ratio: float = 0.0
+    in_flight: list[int] = field(default_factory=list)
+    ended: int = 0
+    failed: int = 0
+
+    def add(self, batch: Batch, *, counted: bool) -> None:
+        self.lags_s.extend(batch.loop_lag_s)
+        self.cpu_ratio = max(self.cpu_ratio, batch.cpu_ratio)
+        self.send_delays_s.extend(sample.send_delay_s for sample in batch.ended)
+        self.ended += len(batch.ended)
+        self.failed += sum(sample.failure is not None for sample in batch.ended)
+        if counted:
+            self.in_flight.append(batch.in_flight)
+
+    def audit(self, level: int, objectives: Sequence[Objective], *, has_exceedances: bool) -> Audit:
+        """Lag can only add latency: it spoils exceedances, never a pass. A level not held spoils both."""
+        lag_s = float(np.quantile(self.lags_s, 0.99)) if self.lags_s else 0.0
+        held = float(np.mean(self.in_flight)) if self.in_flight else 0.0
+        tightest_s = min(objective.limit_s for objective in objectives)
+        reasons = []
+        if has_exceedances and lag_s > max(LAG_ALLOWED_S, LAG_ALLOWED_RATIO * tightest_s):
+            reasons.append(
+                f"generator saturated: its event loop was {lag_s * 1e3:.0f} ms late (P99), "
+                f"the tightest limit is {tightest_s * 1e3:.0f} ms"
+            )
+        refused = self.failed > REFUSAL_RATIO * max(1, self.ended)
+        short = held < HELD_RATIO * level - 0.5
+        if len(self.in_flight) >= MIN_POLLS_TO_JUDGE_HOLD and short and not refused:
+            reasons.append(f"generator saturated: it held {held:.1f} of {level} requests in flight")
+        return Audit(
+            loop_lag_p99_s=lag_s,
+            send_delay_p99_s=float(np.quantile(self.send_delays_s, 0.99)) if self.send_delays_s else 0.0,
+            cpu_ratio=self.cpu_ratio,
+            wanted_concurrency=float(level),
+            achieved_concurrency=held,
+            reasons=tuple(reasons),
+        )
+
+
+@dataclass(slots=True)
+class Holder:
+    """Runs visits one after the other on one generator; remembers where it stands."""
+
+    load: LoadGenerator
+    clock: Clock
+    objectives: tuple[Objective, ...]
+    origin_s: float
+    server: ServerWatch
+    on_batch: Callable[[Batch], None]
+    level: int = 0
+    visit: int = 0
+    phase: Phase = Phase.RAMP
+    in_flight: int = 0
+    residence_s: float = 0.0
+    residence_p90_s: float = 0.0
+    _dead_streak: int = 0
+
+    async def hold(self, measure: Measure, fold: LevelFold, should_leave: Callable[[Visit], bool]) -> Visit:
+        """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
+        started_at_s = self._now_s()
+        if measure.level != self.level:
+            self.visit += 1
+            fold.begin(self.visit)
+            self.phase = Phase.RAMP
+            self.load.aim(measure.level, Label(self.visit, Phase.RAMP), self.residence_s)
+            self.level = measure.level
+        self.server.reset()
+        watch = _SelfWatch()
+        ramp_done_at_s: float | None = None
+        last_s = self._now_s()
+        while True:
+            await self.clock.sleep(POLL_S)
+            batch = await self.load.poll()
+            now_s = self._now_s()
+            self._absorb(fold, batch, now_s - last_s, watch)
+            last_s = now_s
+            if self.phase is Phase.RAMP and batch.all_started:
+                if ramp_done_at_s is None:
+                    ramp_done_at_s = now_s
+                    fold.ramp_complete(self.clock.monotonic())
+                if self._is_warm(batch, now_s - ramp_done_at_s):
+                    self.phase = Phase.COUNTED
+                    self.load.aim(self.level, Label(self.visit, Phase.COUNTED), 0.0)
+            running = self._value(measure, fold, started_at_s, now_s)
+            if should_leave(running):
+                break
+        has_exceedances = running.ramp_failed or any(part.exceedances for part in running.evidence)
+        visit = replace(
+            running,
+            tail_ratio=fold.tail_ratio(),
+            audit=watch.audit(self.level, self.objectives, has_exceedances=has_exceedances),
+        )
+        self.residence_s = visit.residence_s or self.residence_s
+        self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
+        fold.cut()
+        return visit
+
+    def _is_warm(self, batch: Batch, since_last_start_s: float) -> bool:
+        longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
+        return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
+
+    def _absorb(self, fold: LevelFold, batch: Batch, seconds: float, watch: _SelfWatch) -> None:
+        for start in batch.started:
+            fold.started(start.request_id, start.label, start.started_s)
+        for bit in batch.decided:
+            fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
+        for sample in batch.ended:
+            fold.ended(sample)
+            self._check(sample)
+        counted = self.phase is Phase.COUNTED
+        if counted:
+            fold.held(seconds, batch.in_flight, batch.ended)
+        watch.add(batch, counted=counted)
+        self.in_flight = batch.in_flight
+        self.on_batch(batch)
+
+    def _check(self, sample: Sample) -> None:
+        failure = sample.failure
+        if failure is not None and failure.is_our_mistake:
+            raise _mistake(failure.status or 0, failure.detail)
+        gone = failure is not None and failure.kind in (FailureKind.CONNECT, FailureKind.TLS)
+        self._dead_streak = self._dead_streak + 1 if gone else 0
+        if self._dead_streak >= DEAD_AFTER_REQUESTS and failure is not None:
+            raise UnreachableError(
+                f"The backend stopped accepting connections at concurrency {self.level}: {failure.detail}.",
+                "Check that it still runs; the last good cap stays published.",
+            )
+
+    def _value(self, measure: Measure, fold: LevelFold, started_at_s: float, now_s: float) -> Visit:
+        limit = measure.max_samples if measure.test is Test.FIXED else None
+        fold.ended_in_order(limit)
+        return Visit(
+            level=self.level,
+            started_at_s=started_at_s,
+            ended_at_s=now_s,
+            residence_s=fold.residence_s(),
+            evidence=fold.evidence(self.origin_s, limit),
+            ramp=fold.ramp(),
+            ramp_failed=fold.ramp_failed(),
+            requests=fold.visit_requests,
+            server=self.server.peak,
+        )
+
+    def _now_s(self) -> float:
+        return self.clock.monotonic() - self.origin_s
+
+
+def _mistake(status: int, detail: str) -> CalibratorError:
+    if status in (401, 403):
+        return UnreachableError(f"The backend refused our credentials ({status}): {detail}.", "Give a valid API key.")
+    return ConfigurationError(
+        f"The backend rejected a probe request ({status}): {detail}.",
+        "Check the model name, the API kind, and that the longest prompt plus output fits the context.",
+    )

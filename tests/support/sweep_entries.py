@@ -1,0 +1,76 @@
+"""Entries for sweeps in child processes; the child imports this module by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from calibrator.core.measurement import Bounds, History
+from calibrator.core.objective import parse_objective
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
+from calibrator.core.workload import Workload
+from calibrator.errors import ConfigurationError
+from calibrator.ports import SweepListener, SweepOrder, Target
+
+
+def order(note: str = "", sweep_id: str = "s1") -> SweepOrder:
+    """`note` travels as the model name."""
+    objectives = (parse_objective("ttft p99 <= 200ms"),)
+    return SweepOrder(sweep_id, "chat", Target("http://x/v1", note), objectives, Workload(), Bounds(), seed=1)
+
+
+def record_of(order: SweepOrder, outcome: SweepOutcome | None, reason: str = "") -> SweepRecord:
+    return SweepRecord(
+        sweep_id=order.sweep_id, backend=order.backend, mode="search", started_at=0.0, ended_at=1.0, outcome=outcome,
+        grade=None, capacity=None, reason=reason, requests=1, duration_s=1.0, overload_s=0.0, prompt_tokens=0,
+        output_tokens=0, levels=(), warnings=(),
+        provenance=Provenance("chat", "http://x/v1", "m", None, (), "", None, None, 1, "0"),
+        history=History(order.objectives),
+    )  # fmt: skip
+
+
+def progress_of(order: SweepOrder, level: int) -> Progress:
+    return Progress(order.sweep_id, level, "ramp", 0, 0, "", None, None, 0, 100, 0.0, 60.0, level)
+
+
+async def succeeds(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    for level in (2, 4):
+        listener.progress(progress_of(order, level))
+        listener.partial(record_of(order, None, f"pid {os.getpid()}"))
+    return record_of(order, SweepOutcome.CALIBRATED, f"pid {os.getpid()}")
+
+
+async def is_misconfigured(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    raise ConfigurationError("The cause.", "The remedy.")
+
+
+async def dies(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    listener.progress(progress_of(order, 2))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return record_of(order, None)
+
+
+async def runs_until_cancelled(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    """Writes "started PID", then "cancelled", to the file named by the order's model."""
+    marker = Path(order.target.model)
+    marker.write_text(f"started {os.getpid()}")
+    listener.progress(progress_of(order, 2))
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        marker.write_text(f"cancelled {os.getpid()}")
+        raise
+    return record_of(order, None)
+
+
+async def ignores_cancellation(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    Path(order.target.model).write_text(f"started {os.getpid()}")
+    listener.progress(progress_of(order, 2))
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue
