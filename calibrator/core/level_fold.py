@@ -28,7 +28,7 @@ from calibrator.core.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.sweep_record import LatencySummary, LevelReport, Verdict
 
-RAMP_FAIL_COUNT = 4  # facts/search: a watched warm-up aborts at >= 4 violations and >= 25 %
+RAMP_FAIL_COUNT = 4  # a watched warm-up aborts at >= 4 violations and >= 25 %
 RAMP_FAIL_RATIO = 0.25
 METRICS = ("ttft", "ttfc", "itl", "tpot", "e2e")
 
@@ -221,9 +221,7 @@ class LevelFold:
     def achieved_concurrency(self) -> float:
         return self._totals.in_flight_s / self._totals.held_s if self._totals.held_s > 0 else 0.0
 
-    def report(
-        self, verdict: Verdict, counts: tuple[int, int], audit: Audit, server: ServerLoadPeak
-    ) -> LevelReport:
+    def report(self, verdict: Verdict, counts: tuple[int, int], audit: Audit, server: ServerLoadPeak) -> LevelReport:
         """`counts`: (n, exceedances) of the level as its verdict saw them."""
         totals, held_s = self._totals, self._totals.held_s
 
@@ -269,11 +267,11 @@ def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcom
 
 
 def _upper_quantile(values: Sequence[float], limit_s: float) -> float | None:
-    """Cheap tail / limit, to aim the next step: P99 of many, else P95 stretched by the P95/P75 spread (facts/search)."""
+    """Cheap tail / limit, to aim the next step: P99 of many, else P95 stretched by the P95/P75 spread."""
     finite = np.minimum(np.asarray(values, dtype=float), 10.0 * limit_s)
     if finite.size < 8:
         return None
     if finite.size >= 300:
         return float(np.quantile(finite, 0.99)) / limit_s
     q75, q95 = (float(q) for q in np.quantile(finite, [0.75, 0.95]))
-    return q95 * (q95 / max(q75, 1e-9)) ** 0.7 / limit_s
+    return float(q95 * (q95 / max(q75, 1e-9)) ** 0.7 / limit_s)

@@ -141,3 +141,5 @@ class SweepRecord:
     provenance: Provenance
     history: History
     remedy: str = ""  # for outcome `error`: what to do
+    error_exit_code: int = 1  # for outcome `error`: `errors.ExitCode` of its cause
+    outcomes: tuple[tuple[str, int], ...] = ()  # probe requests by RequestOutcome

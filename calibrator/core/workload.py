@@ -12,24 +12,31 @@ measurement of the model into one of the cache (facts: engines.md section 3).
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
 from calibrator.core.sample import Label, ProbeRequest
 from calibrator.errors import ConfigurationError
 
+TAIL_CUT_SIGMAS = 3.0  # lognormal prompts are cut here, so that the longest one is known before the sweep
+
 # Short, common, lower-case words: one or two tokens each in every tokenizer we know; the scale is fitted anyway.
-_WORDS = (
+_WORDS = (  # noqa: SIM905 - eighty quoted words are harder to read
     "time year people way day man thing woman life child world school state family student group country problem hand "
     "part place case week company system program question work number night point home water room mother area money "
     "story fact month lot right study book eye job word business issue side kind head house service friend father "
     "power hour game line end member law car city community name president team minute idea body information back"
-).split()  # noqa: SIM905 - eighty quoted words are harder to read than four lines
+).split()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadClass:
-    """One kind of request. Token counts are fixed, or spread uniformly by +- `spread_ratio` around the value."""
+    """One kind of request. Token counts are fixed, or spread uniformly by +- `spread_ratio` around the value.
+
+    `prompt_sigma` above 0: prompt lengths have a heavy tail instead, lognormal around the median `prompt_tokens`, cut at
+    three sigma. Real prompts do; their tail is what the P99 of the time to first token is made of.
+    """
 
     name: str = "default"
     share: float = 1.0
@@ -37,11 +44,19 @@ class WorkloadClass:
     output_tokens: int = 64
     stream: bool = True
     spread_ratio: float = 0.0
+    prompt_sigma: float = 0.0  # of the prompt length's logarithm
 
     def __str__(self) -> str:
         mode = "" if self.stream else ", not streamed"
         spread = f" +-{self.spread_ratio:.0%}" if self.spread_ratio else ""
-        return f"{self.prompt_tokens}+{self.output_tokens} tokens{spread}{mode}"
+        tail = f", prompts lognormal (sigma {self.prompt_sigma:g})" if self.prompt_sigma else ""
+        return f"{self.prompt_tokens}+{self.output_tokens} tokens{spread}{tail}{mode}"
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        if self.prompt_sigma:
+            return round(self.prompt_tokens * math.exp(TAIL_CUT_SIGMAS * self.prompt_sigma))
+        return round(self.prompt_tokens * (1 + self.spread_ratio))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +69,11 @@ class Workload:
         if not self.classes:
             raise ConfigurationError("The workload has no class.", "Give at least one with prompt and output tokens.")
         for cls in self.classes:
-            if cls.share <= 0 or cls.prompt_tokens < 1 or cls.output_tokens < 1 or not 0 <= cls.spread_ratio < 1:
+            counts = cls.prompt_tokens >= 1 and cls.output_tokens >= 1
+            if not (cls.share > 0 and counts and 0 <= cls.spread_ratio < 1 and 0 <= cls.prompt_sigma <= 2):
                 raise ConfigurationError(
                     f"Workload class '{cls.name}' is impossible ({cls}, share {cls.share:g}).",
-                    "Shares must be above 0, token counts at least 1, spread within 0..1.",
+                    "Shares must be above 0, token counts at least 1, spread within 0..1, prompt sigma within 0..2.",
                 )
 
     def __str__(self) -> str:
@@ -66,7 +82,7 @@ class Workload:
 
     @property
     def longest(self) -> WorkloadClass:
-        return max(self.classes, key=lambda cls: cls.prompt_tokens * (1 + cls.spread_ratio) + cls.output_tokens)
+        return max(self.classes, key=lambda cls: cls.longest_prompt_tokens + cls.output_tokens * (1 + cls.spread_ratio))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +131,16 @@ class PromptFactory:
         self._debt = [0.0] * len(self.workload.classes)
         self._next_id = self.first_id
 
-    def next_request(self, label: Label, *, residual: bool) -> ProbeRequest:
+    def next_size(self, *, residual: bool = False) -> tuple[WorkloadClass, int, int]:
+        """Class, prompt and output tokens of the next request, without its text."""
         cls = self._deal()
         output_tokens = self._spread(cls.output_tokens, cls)
         if residual:  # users that join a running level are met in mid-answer, so that long outputs do not start in step
             output_tokens = max(1, round(output_tokens * self._rng.random()))
-        prompt_tokens = self._spread(cls.prompt_tokens, cls)
+        return cls, self._prompt_tokens(cls), output_tokens
+
+    def next_request(self, label: Label, *, residual: bool) -> ProbeRequest:
+        cls, prompt_tokens, output_tokens = self.next_size(residual=residual)
         request = ProbeRequest(
             request_id=self._next_id,
             label=label,
@@ -142,6 +162,12 @@ class PromptFactory:
         chosen = max(range(len(classes)), key=lambda index: self._debt[index])
         self._debt[chosen] -= 1.0
         return classes[chosen]
+
+    def _prompt_tokens(self, cls: WorkloadClass) -> int:
+        if not cls.prompt_sigma:
+            return self._spread(cls.prompt_tokens, cls)
+        deviation = max(-TAIL_CUT_SIGMAS, min(TAIL_CUT_SIGMAS, self._rng.gauss(0.0, 1.0)))
+        return max(1, round(cls.prompt_tokens * math.exp(cls.prompt_sigma * deviation)))
 
     def _spread(self, tokens: int, cls: WorkloadClass) -> int:
         if not cls.spread_ratio:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from calibrator import __version__
 from calibrator.core.level_fold import LevelFold, outcome_of
 from calibrator.core.measurement import History, Visit
-from calibrator.core.sample import RequestOutcome
+from calibrator.core.sample import Phase, RequestOutcome
 from calibrator.core.search import next_step, overload_s
 from calibrator.core.search_steps import Conclusion, Measure, Step, Test
 from calibrator.core.snapshot import Progress
@@ -95,7 +95,7 @@ class _Sweep:
     async def run(self) -> Conclusion:
         clock = self._parts.clock
         self._origin_s = clock.monotonic()
-        self._show_preflight()
+        self._listener.progress(self._progress(self._order.bounds.min_level))
         self._facts = await self._parts.inspector.inspect(self._order.workload)
         self._origin_s = clock.monotonic()
         load = self._parts.load(self._facts)
@@ -179,44 +179,43 @@ class _Sweep:
                 self._server.add(load)
             await self._parts.clock.sleep(SCRAPE_S)
 
-    def _show_preflight(self) -> None:
-        self._listener.progress(self._progress(0, "preflight", 0, 0, "", None, None, 0.0))
-
     def _show(self, running: Visit, measure: Measure, history: History, now_s: float) -> None:
         if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
             return
         self._shown_at_s = now_s
-        metric = self._order.objectives[0].metric
-        fold = self._folds[running.level]
-        verdict = level_verdict(history, running.level)
-        phase = "ramp" if self._holder.phase == "ramp" else measure.test.value
-        n = min(part.n for part in running.evidence)
-        exceedances = max(part.exceedances for part in running.evidence)
-        p50_s, p99_s = fold.quick_quantile(metric, 0.5), fold.quick_quantile(metric, 0.99)
-        self._listener.progress(
-            self._progress(running.level, phase, n, exceedances, verdict.kind, p50_s, p99_s, now_s, history.requests)
+        metric, fold = self._order.objectives[0].metric, self._folds[running.level]
+        progress = replace(
+            self._progress(running.level),
+            phase="ramp" if self._holder.phase is Phase.RAMP else measure.test.value,
+            n=min(part.n for part in running.evidence),
+            exceedances=max(part.exceedances for part in running.evidence),
+            verdict=level_verdict(history, running.level).kind.value,
+            p50_s=fold.quick_quantile(metric, 0.5),
+            p99_s=fold.quick_quantile(metric, 0.99),
+            requests=history.requests,
+            elapsed_s=now_s,
+            in_flight=self._holder.in_flight,
         )
+        self._listener.progress(progress)
 
-    def _progress(
-        self, level: int, phase: str, n: int, exceedances: int, verdict: str, p50_s: float | None, p99_s: float | None,
-        elapsed_s: float, requests: int = 0,
-    ) -> Progress:  # fmt: skip
+    def _progress(self, level: int) -> Progress:
+        """A blank one, with the budgets."""
         order = self._order
         fixed = len(order.levels) * order.requests_per_level
         return Progress(
             sweep_id=order.sweep_id,
             level=level,
-            phase=phase,
-            n=n,
-            exceedances=exceedances,
-            verdict=verdict,
-            p50_s=p50_s,
-            p99_s=p99_s,
-            requests=requests,
+            phase="preflight",
+            n=0,
+            exceedances=0,
+            verdict="",
+            p50_s=None,
+            p99_s=None,
+            requests=0,
             requests_budget=fixed or order.bounds.requests + order.bounds.requests_per_level * level,
-            elapsed_s=elapsed_s,
+            elapsed_s=0.0,
             duration_budget_s=order.bounds.duration_s,
-            in_flight=self._holder.in_flight if self._holder is not None else 0,
+            in_flight=0,
         )
 
     # ------------------------------------------------------------------------------------------------ record

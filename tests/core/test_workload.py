@@ -57,7 +57,8 @@ def test_a_server_whose_count_does_not_grow_gives_the_default_scale() -> None:
 def test_spread_stays_within_its_bounds_and_residual_answers_are_shorter() -> None:
     prompts = factory(Workload((WorkloadClass(prompt_tokens=100, output_tokens=200, spread_ratio=0.5),)))
     sizes = [prompts.next_request(LABEL, residual=False) for _ in range(300)]
-    assert 50 <= min(r.prompt_tokens for r in sizes) < 60 < 140 < max(r.prompt_tokens for r in sizes) <= 150
+    assert 50 <= min(r.prompt_tokens for r in sizes) < 60
+    assert 140 < max(r.prompt_tokens for r in sizes) <= 150
     residual = [prompts.next_request(LABEL, residual=True).output_tokens for _ in range(300)]
     assert min(residual) >= 1
     assert sum(residual) / 300 < 0.65 * sum(r.output_tokens for r in sizes) / 300

@@ -63,7 +63,7 @@ class Listener:
 
 def knee(slots: int) -> Callable[[ProbeRequest, int], Answer]:
     """Up to `slots` in flight all is well; above, every request waits."""
-    return lambda request, in_flight: Answer(0.05, 1.0) if in_flight <= slots else Answer(0.6, 1.6)
+    return lambda _, in_flight: Answer(0.05, 1.0) if in_flight <= slots else Answer(0.6, 1.6)
 
 
 def parts_for(backend: ScriptedBackend, clock: LoopClock, order: SweepOrder, inspector: Inspector) -> SweepParts:

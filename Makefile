@@ -1,0 +1,96 @@
+# One command each; every environment is made on the way, from hash-locked requirements.
+#
+#   make demo    .venv: the locked run-time packages and calibrator; ARGS="--once" goes to the command
+#   make test    .venv-test: the locked development packages and the built wheel; lint first, then every test
+#   make lint    the static half of `make test`
+#   make bench   measurements of the program itself; numbers, not verdicts
+#   make setup   .venv for development: calibrator in editable form and all tools
+#   make lock    resolve requirements/ anew
+#
+# Stamp files inside the environments make a second run instant. pip is told -qq: it still prints its errors.
+
+.SHELLFLAGS := -euc
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo setup test lint bench lock clean
+
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for p in $(CANDIDATES); do if $$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+LOCKED := $(PIP_INSTALL) --require-hashes
+SOURCES := $(shell find calibrator -not -path '*/__pycache__*' 2>/dev/null) # folders too: a deleted file changes its folder
+BUILD_INPUTS := pyproject.toml README.md LICENSE
+ARGS ?=
+
+help:
+	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
+
+demo: .venv/.runtime
+	@exec .venv/bin/calibrator demo $(ARGS)
+
+setup: .venv/.runtime .venv/.dev
+
+test: lint .venv-test/.wheel
+	CALIBRATOR_TEST_WHEEL=1 CALIBRATOR_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
+	  .venv-test/bin/python -m pytest --durations=15 $(ARGS)
+
+lint: .venv-test/.dev
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	MYPYPATH=tests .venv-test/bin/mypy -p calibrator -p support
+	.venv-test/bin/lint-imports
+
+bench: .venv-test/.wheel
+	PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' -s $(ARGS)
+
+# uv resolves for every platform at once, which pip cannot; it lives in an environment that is thrown away.
+# No index address may get into the files: the locks work with whatever index a machine is set up for.
+COMPILE := uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+lock:
+	scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(PYTHON) -m venv "$$scratch/venv"; "$$scratch/venv/bin/python" $(PIP_INSTALL) uv; \
+	PATH="$$scratch/venv/bin:$$PATH"; \
+	$(COMPILE) --group build --output-file requirements/build.txt; \
+	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt; \
+	$(COMPILE) pyproject.toml --group dev --constraint requirements/runtime.txt --constraint requirements/build.txt \
+	  --output-file requirements/dev.txt
+
+clean:
+	rm -rf .venv .venv-test build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# ------------------------------------------------------------------------------------------------------ environments
+
+%/.python:
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "calibrator needs Python 3.11 or newer; none of $(CANDIDATES) is." >&2; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@if ! $(PYTHON) -c '$(IS_NEW_ENOUGH)'; then \
+	  echo "$(PYTHON) is older than Python 3.11 or does not run. Name another: PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$(PYTHON) cannot make virtual environments." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv; elsewhere install Python with ensurepip." >&2; exit 2; fi
+	@echo "Making $(@D) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(@D)
+	@touch $@
+
+.venv/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml | .venv/.python
+	@echo "Installing the locked run-time packages (once) ..."
+	@.venv/bin/python $(LOCKED) -r requirements/runtime.txt -r requirements/build.txt
+	@.venv/bin/python $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev .venv-test/.dev: %/.dev: requirements/dev.txt | %/.python
+	@echo "Installing the locked development packages (once) ..."
+	@$(@D)/bin/python $(LOCKED) -r requirements/dev.txt
+	@touch $@
+
+# The source archive is built first and the wheel from it: what the archive lacks, the tests miss.
+.venv-test/.wheel: $(SOURCES) $(BUILD_INPUTS) | .venv-test/.dev
+	@echo "Building and installing the wheel ..."
+	@rm -rf dist
+	@.venv-test/bin/python -m build --no-isolation --outdir dist . > .venv-test/build.log 2>&1 \
+	  || { cat .venv-test/build.log >&2; exit 1; }
+	@.venv-test/bin/python $(PIP_INSTALL) --no-deps --no-index --force-reinstall dist/*.whl
+	@touch $@

@@ -1,0 +1,72 @@
+"""`calibrator serve` and `calibrator check`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import structlog
+import yaml
+from rich.console import Console
+
+from calibrator.core.cost import sweep_cost
+from calibrator.core.objective import format_duration
+from calibrator.settings import Settings, backend_plans, load_settings, redacted
+from calibrator.wiring.service import running_service, until_told_to_stop
+
+
+async def serve(config: Path) -> int:
+    """Run until SIGTERM or SIGINT; then end probes, save, answer what is open, exit 0."""
+    settings = load_settings(config, os.environ)
+    configure_logging(settings.log.level, settings.log.format)
+    log = structlog.get_logger()
+    async with running_service(settings, os.environ) as service:
+        log.info("serving", url=service.url, backends=sorted(settings.backends))
+        await until_told_to_stop()
+        log.info("stopping")
+    return 0
+
+
+def configure_logging(level: str, form: str) -> None:
+    """structlog for us, the standard library's loggers through the same stream; nothing on stdout."""
+    numeric = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(numeric, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(message)s")
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def check(config: Path) -> None:
+    """Print what is in force and what it will cost. Raises ConfigurationError with every problem found."""
+    settings = load_settings(config, os.environ)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("# The configuration in force (secrets redacted)")
+    console.print(yaml.safe_dump(redacted(settings), sort_keys=False), markup=False)
+    console.print("# What a sweep will cost")
+    for line in cost_lines(settings):
+        console.print(line, markup=False)
+    console.print(f"{config} is valid.")
+
+
+def cost_lines(settings: Settings) -> list[str]:
+    lines = []
+    for plan in backend_plans(settings, os.environ):
+        cost = sweep_cost(plan.bounds, plan.objectives, plan.workload)
+        lines.append(
+            f"{plan.name}: about {cost.requests_expected} requests, at most {cost.requests_bound}; "
+            f"at most {cost.prompt_tokens_bound} prompt and {cost.output_tokens_bound} output tokens; "
+            f"at most {format_duration(plan.bounds.duration_s)} every {format_duration(plan.schedule.every_s)}"
+        )
+    return lines

@@ -1,0 +1,242 @@
+"""`calibrator sweep`: one sweep against any OpenAI-compatible server, no configuration file.
+
+stdout carries the result and nothing else; progress goes to stderr, and only when that is a terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+
+from calibrator.cli import display
+from calibrator.core.cost import can_certify
+from calibrator.core.measurement import Bounds
+from calibrator.core.objective import Metric, Objective, parse_duration_s, parse_objective
+from calibrator.core.recommendation import replica_cap
+from calibrator.core.render import level_document, sweep_document
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.errors import ConfigurationError, ExitCode
+from calibrator.ports import SweepOrder, Target
+from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
+
+DEFAULT_REQUESTS_PER_LEVEL = 200
+OUTPUTS = ("table", "json", "jsonl")
+_EXIT = {
+    SweepOutcome.CALIBRATED: ExitCode.CALIBRATED,
+    SweepOutcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+    SweepOutcome.INFEASIBLE: ExitCode.INFEASIBLE,
+    SweepOutcome.INTERRUPTED: ExitCode.INTERRUPTED,
+    SweepOutcome.CANCELLED: ExitCode.INTERRUPTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions:
+    """The command line as it was typed."""
+
+    url: str
+    model: str
+    objectives: tuple[str, ...]
+    levels: str | None
+    requests: int | None
+    prompt_tokens: int
+    output_tokens: int
+    spread_ratio: float
+    api: str
+    stream: bool
+    min_level: int
+    max_level: int
+    duration: str
+    overload: str
+    safety_margin_ratio: float
+    api_key_env: str | None
+    api_key_file: Path | None
+    ca_file: Path | None
+    client_cert_file: Path | None
+    client_key_file: Path | None
+    metrics_url: str | None
+    seed: int
+    output: str
+
+
+def exit_code(record: SweepRecord) -> int:
+    """Exit code of an ended sweep (README, "Exit codes")."""
+    if record.outcome is None or record.outcome is SweepOutcome.ERROR:
+        return record.error_exit_code
+    return int(_EXIT[record.outcome])
+
+
+async def sweep(options: SweepOptions) -> int:
+    order = order_from(options)
+    if options.output not in OUTPUTS:
+        raise ConfigurationError(f"'{options.output}' is not an output format.", f"Use one of {', '.join(OUTPUTS)}.")
+    watcher = _Watcher(Console(stderr=True), tuple(str(objective) for objective in order.objectives))
+    try:
+        with watcher:
+            record = await sweep_runner().run(order, watcher)
+    except asyncio.CancelledError:
+        partial = watcher.interrupted()
+        if partial is None:
+            raise
+        record = partial
+    _print(record, options)
+    return exit_code(record)
+
+
+def order_from(options: SweepOptions) -> SweepOrder:
+    """Raises ConfigurationError, with the option to change, for everything that can be known before a request."""
+    objectives = tuple(parse_objective(text) for text in options.objectives)
+    levels = _levels(options.levels)
+    bounds = Bounds(
+        min_level=options.min_level,
+        max_level=options.max_level,
+        requests=Bounds().requests if options.requests is None or levels else options.requests,
+        duration_s=parse_duration_s(options.duration),
+        overload_s=parse_duration_s(options.overload),
+    )
+    _check(options, objectives, bounds, searching=not levels)
+    stamp = time.time()
+    return SweepOrder(
+        sweep_id=new_sweep_id(),
+        backend="command-line",
+        target=Target(
+            url=options.url.rstrip("/"),
+            model=options.model,
+            api=options.api,
+            api_key=_api_key(options),
+            ca_file=_text(options.ca_file),
+            client_cert_file=_text(options.client_cert_file),
+            client_key_file=_text(options.client_key_file),
+            metrics_url=options.metrics_url,
+        ),
+        objectives=objectives,
+        workload=Workload(
+            (
+                WorkloadClass(
+                    prompt_tokens=options.prompt_tokens,
+                    output_tokens=options.output_tokens,
+                    stream=options.stream,
+                    spread_ratio=options.spread_ratio,
+                ),
+            )
+        ),
+        bounds=bounds,
+        seed=options.seed,
+        levels=levels,
+        requests_per_level=(options.requests or DEFAULT_REQUESTS_PER_LEVEL) if levels else 0,
+        started_at=stamp,
+    )
+
+
+def _check(options: SweepOptions, objectives: tuple[Objective, ...], bounds: Bounds, *, searching: bool) -> None:
+    if not options.url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"'{options.url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
+    if options.api not in ("chat", "completions"):
+        raise ConfigurationError(f"'{options.api}' is not an API kind.", "Use --api chat or --api completions.")
+    if not 1 <= bounds.min_level <= bounds.max_level:
+        raise ConfigurationError(
+            f"The bounds {bounds.min_level}..{bounds.max_level} are impossible.", "Give 1 <= --min <= --max."
+        )
+    if not 0 <= options.safety_margin_ratio < 1:
+        raise ConfigurationError("The safety margin is a ratio.", "Give --safety-margin at least 0 and below 1.")
+    if options.requests is not None and options.requests < 1:
+        raise ConfigurationError(f"--requests {options.requests} is impossible.", "Give at least 1.")
+    unseen = [str(o) for o in objectives if not options.stream and o.metric is not Metric.E2E]
+    if unseen:
+        raise ConfigurationError(f"'{unseen[0]}' cannot be seen without streaming.", "Use e2e, or drop --no-stream.")
+    if searching and (refusal := can_certify(bounds, objectives)) is not None:
+        raise ConfigurationError(refusal)
+
+
+def _levels(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        levels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"'{text}' is not a list of levels.", "Write it like --levels 8,32,64.") from None
+    if not levels or min(levels) < 1:
+        raise ConfigurationError(f"Levels start at 1, not {min(levels)}.", "Write it like --levels 8,32,64.")
+    if len(set(levels)) != len(levels):
+        raise ConfigurationError(f"'{text}' names a level twice.", "Name each level once.")
+    return levels
+
+
+def _api_key(options: SweepOptions) -> str | None:
+    if options.api_key_file is not None:
+        try:
+            return options.api_key_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(f"The API key file cannot be read: {error}.", "Check --api-key-file.") from None
+    if options.api_key_env is not None:
+        key = os.environ.get(options.api_key_env)
+        if not key:
+            raise ConfigurationError(f"The variable {options.api_key_env} is not set.", "Set it, or change the option.")
+        return key
+    return None
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _print(record: SweepRecord, options: SweepOptions) -> None:
+    cap = None if record.capacity is None else replica_cap(record.capacity.estimate, options.safety_margin_ratio)
+    if options.output == "table":
+        display.result(Console(), record, cap)
+        return
+    if options.output == "json":
+        print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this verb's output
+        return
+    for level in record.levels:
+        print(json.dumps({"type": "level", **level_document(level)}))  # noqa: T201 - likewise
+    result = {key: value for key, value in sweep_document(record, cap=cap).items() if key != "levels"}
+    print(json.dumps({"type": "result", **result}))  # noqa: T201 - likewise
+
+
+class _Watcher:
+    """Live table on a terminal, silence elsewhere; remembers the last partial record."""
+
+    def __init__(self, console: Console, objectives: tuple[str, ...]) -> None:
+        self._objectives = objectives
+        self._record: SweepRecord | None = None
+        self._progress: Progress | None = None
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+        self._show()
+
+    def partial(self, record: SweepRecord) -> None:
+        self._record = record
+        self._show()
+
+    def _show(self) -> None:
+        if self._live is not None:
+            levels = self._record.levels if self._record is not None else ()
+            self._live.update(display.running(self._progress, levels, self._objectives))
+
+    def interrupted(self) -> SweepRecord | None:
+        """What had been measured when Ctrl-C came."""
+        if self._record is None:
+            return None
+        return replace(self._record, outcome=SweepOutcome.INTERRUPTED, ended_at=time.time(), reason="interrupted")

@@ -1,0 +1,67 @@
+"""Correlated violations: one stall hits several requests, which are then not several pieces of evidence.
+
+Clump: violations that follow each other in time (first token, or failure) within `gap`; never longer than one
+residence, because what lasts longer is overload and not a stall.
+
+    gap = residence * max(2 / N, min(1/6, 32 / N))
+
+A level N turns over N requests per residence, so the gap is a sixth of a residence, but never fewer than 2 and never
+more than 32 requests' worth: at high levels independent violations would otherwise be chained by chance. Overlapping
+lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
+
+Design effect: the variance of a compound-Poisson count against that of independent violations, d = E[s^2] / E[s] over
+clump sizes s. Few violations are ever seen, so it is shrunk toward 2 with the weight of 3 violations, and kept within
+1..8. Log-likelihood ratios are divided by d. Visits at or above 20 % exceedance teach nothing about clumps. A stall
+catches at most the N requests in flight; if it catches 1..N of them alike, d = (2N + 1) / 3, which bounds d at low N.
+
+Source: runs declustering (extremal index); constants tuned by simulation, see `calibrator simulate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from calibrator.core.measurement import History
+
+PRIOR = 2.0
+PRIOR_WEIGHT = 3.0
+LARGEST = 8.0
+LEARN_BELOW_RATIO = 0.2
+
+
+def gap_s(level: int, residence_s: float) -> float:
+    """Longest pause between two violations of one stall."""
+    return residence_s * max(2.0 / level, min(1.0 / 6.0, 32.0 / level))
+
+
+def effect_at(level: int, effect: float) -> float:
+    """Design effect at one level."""
+    return min(effect, (2.0 * level + 1.0) / 3.0)
+
+
+def clumps(times_s: Sequence[float], gap: float, longest_s: float) -> Iterator[int]:
+    """Sizes of the clumps of `times_s` (any order)."""
+    size, first_s, last_s = 0, 0.0, 0.0
+    for at_s in sorted(times_s):
+        if size and at_s - last_s <= gap and at_s - first_s <= longest_s:
+            size += 1
+        else:
+            if size:
+                yield size
+            size, first_s = 1, at_s
+        last_s = at_s
+    if size:
+        yield size
+
+
+def design_effect(history: History, objective_index: int) -> float:
+    """How many violations of this objective count as one."""
+    squares, total = PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
+    for visit in history.visits:
+        evidence = visit.evidence[objective_index]
+        if visit.audit.reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
+            continue
+        for size in clumps(evidence.violation_at_s, gap_s(visit.level, visit.residence_s), visit.residence_s):
+            squares += size * size
+            total += size
+    return min(LARGEST, max(1.0, squares / total))

@@ -1,0 +1,134 @@
+"""A sweep as a JSON document: what `GET .../sweeps/{id}` serves and what `calibrator sweep --output json` prints.
+
+One projection for both, so that a script written against the command line works against the service. Keys carry their
+units, the order of keys is part of the document (people read it), and three rules hold for every value:
+
+- what is not known is null, never 0; a quantile that n cannot support is null;
+- a number is finite and has at most six significant digits: more are noise, and NaN is not JSON;
+- a time is RFC 3339 in UTC with milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from calibrator.core.measurement import Capacity
+from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate, SweepRecord
+
+Document = dict[str, object]
+
+LATENCIES = ("ttft", "ttfc", "itl", "tpot", "e2e")  # attributes of LevelReport, and names of Metric
+QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))  # attributes of LatencySummary
+
+
+def sweep_document(record: SweepRecord, *, cap: int | None) -> Document:
+    """A sweep and everything behind its number. `cap`: what is published because of it; None if nothing is."""
+    return {
+        **sweep_summary(record),
+        "cap": cap,
+        "prompt_tokens": record.prompt_tokens,
+        "output_tokens": record.output_tokens,
+        "provenance": {
+            **asdict(record.provenance),
+            "objectives": list(record.provenance.objectives),
+            "prompt_tokens_achieved": number(record.provenance.prompt_tokens_achieved),
+            "output_tokens_achieved": number(record.provenance.output_tokens_achieved),
+        },
+        "levels": [level_document(level) for level in record.levels],
+    }
+
+
+def sweep_summary(record: SweepRecord) -> Document:
+    """A sweep without its curve, as lists show it."""
+    return {
+        "sweep_id": record.sweep_id,
+        "backend": record.backend,
+        "mode": record.mode,
+        "outcome": None if record.outcome is None else record.outcome.value,
+        "grade": None if record.grade is None else record.grade.value,
+        "capacity": capacity_document(record.capacity),
+        "requests": record.requests,
+        "duration_s": number(record.duration_s),
+        "overload_s": number(record.overload_s),
+        "reason": record.reason,
+        "remedy": record.remedy,
+        "warnings": list(record.warnings),
+        "started_at": timestamp(record.started_at),
+        "ended_at": timestamp(record.ended_at),
+    }
+
+
+def level_document(level: LevelReport) -> Document:
+    """One point of the curve."""
+    return {
+        "concurrency": level.concurrency,
+        "achieved_concurrency": number(level.achieved_concurrency),
+        "n": level.n,
+        "exceedances": level.exceedances,
+        "verdict": level.verdict.kind.value,
+        "reasons": list(level.verdict.reasons),
+        **{f"{name}_s": latency_document(getattr(level, name)) for name in LATENCIES},
+        "requests_per_second": number(level.requests_per_second),
+        "prompt_tokens_per_second": number(level.prompt_tokens_per_second),
+        "output_tokens_per_second": number(level.output_tokens_per_second),
+        "goodput_per_second": number(level.goodput_per_second),
+        "errors": dict(level.errors),
+        "requests": level.requests,
+        "objectives": [
+            {
+                "objective": verdict.objective,
+                "verdict": verdict.kind.value,
+                "n": verdict.n,
+                "effective_n": number(verdict.effective_n),
+                "exceedances": verdict.exceedances,
+                "exceedance_ratio_interval": [number(verdict.ratio_low), number(verdict.ratio_high)],
+                "reason": verdict.reason,
+            }
+            for verdict in level.verdict.objectives
+        ],
+        "audit": {
+            "loop_lag_p99_s": number(level.audit.loop_lag_p99_s),
+            "send_delay_p99_s": number(level.audit.send_delay_p99_s),
+            "cpu_ratio": number(level.audit.cpu_ratio),
+            "reasons": list(level.audit.reasons),
+        },
+        "server": {
+            "running_requests": number(level.server.running_requests),
+            "waiting_requests": number(level.server.waiting_requests),
+            "kv_usage_ratio": number(level.server.kv_usage_ratio),
+            "preemptions": number(level.server.preemptions),
+        },
+    }
+
+
+def latency_document(summary: LatencySummary) -> Document:
+    """`{p50, p90, p99}` in seconds, each followed by its 95 % interval `[low, high]`; an unbounded high is null."""
+    document: Document = {}
+    for name, _ in QUANTILES:
+        estimate: QuantileEstimate | None = getattr(summary, name)
+        document[name] = None if estimate is None else number(estimate.value_s)
+    for name, _ in QUANTILES:
+        estimate = getattr(summary, name)
+        interval = None if estimate is None else [number(estimate.low_s), number(estimate.high_s)]
+        document[f"{name}_interval"] = interval
+    return document
+
+
+def capacity_document(capacity: Capacity | None) -> Document | None:
+    return None if capacity is None else asdict(capacity)
+
+
+def number(value: float | None) -> float | None:
+    """Six significant digits; None for what is not a finite number."""
+    if value is None or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def timestamp(unix_s: float | None) -> str | None:
+    """`2027-01-15T08:00:00.000Z`."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

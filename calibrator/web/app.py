@@ -1,0 +1,125 @@
+"""The ASGI application: projections of `operator.snapshot()` over HTTP (DESIGN section 6).
+
+Wiring hands in the operator, the clock, the tokens and the lifespan. Whether a write route exists is decided here,
+once: without an operator token at this moment there is none, also after a later reload. Tokens themselves are read
+again with each request.
+
+Long polls would hold up the server's shutdown: wiring's signal handler makes `is_stopping` true before it asks the
+server to stop, and every poll that waits is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.resources import files
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from calibrator.errors import StoreError
+from calibrator.ports import Clock, Operator
+from calibrator.web import problems
+from calibrator.web.api import RETRY_AFTER_S, Api
+from calibrator.web.auth import Access, Gatekeeper, Tokens
+from calibrator.web.metrics import SnapshotCollector, metrics_response, registry
+from calibrator.web.openapi import Json, openapi_document
+from calibrator.web.operation import Answer, Operation, routes
+from calibrator.web.page import CSS_PATH, HEADERS, page
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    operator: Operator,
+    *,
+    clock: Clock,
+    operator_tokens: Tokens,
+    read_tokens: Tokens,
+    software_version: str,
+    lifespan: Lifespan | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Starlette:
+    collector = SnapshotCollector(operator.snapshot, clock, software_version)
+    site = _Site(operator, clock, software_version, registry(collector))
+    api = Api(operator, clock, is_stopping)
+    operations = [*api.operations(writable=any(operator_tokens())), *site.operations()]
+    operations.append(_describe(operations, software_version))
+    app = Starlette(
+        routes=routes(operations, Gatekeeper(operator_tokens, read_tokens)),
+        lifespan=lifespan,
+        exception_handlers={
+            problems.Problem: problems.on_problem,
+            HTTPException: problems.on_http_exception,
+            StoreError: problems.on_store_error,
+            Exception: problems.on_crash,
+        },
+    )
+    app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Everything that is not `/v1`: for Prometheus, for kubelets, for people."""
+
+    operator: Operator
+    clock: Clock
+    software_version: str
+    registry: CollectorRegistry
+
+    async def metrics(self, request: Request) -> Response:
+        return metrics_response(self.registry, request)
+
+    async def live(self, _request: Request) -> Response:
+        """This process answers. Nothing else may decide over a restart."""
+        return PlainTextResponse("ok\n", headers=problems.SAFE_HEADERS)
+
+    async def ready(self, _request: Request) -> Response:
+        """This process has loaded its state; never a matter of backends, or pollers lose the cap when it matters."""
+        if not self.operator.snapshot().ready:
+            raise problems.Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "The service has not loaded its state yet.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+        return PlainTextResponse("ok\n", headers=problems.SAFE_HEADERS)
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(page(self.operator.snapshot(), self.clock.wall(), self.software_version), headers=HEADERS)
+
+    async def css(self, _request: Request) -> Response:
+        text = files("calibrator.web").joinpath("static", "page.css").read_bytes()
+        headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
+        return Response(text, headers=headers, media_type="text/css")
+
+    def operations(self) -> tuple[Operation, ...]:
+        def text(description: str, media_type: str = "text/plain") -> tuple[Answer, ...]:
+            return (Answer(200, description, media_type=media_type),)
+
+        return (
+            Operation("GET", "/metrics", "getMetrics", "Prometheus metrics", self.metrics, text("Text or OpenMetrics")),
+            Operation("GET", "/livez", "getLive", "Liveness: this process answers", self.live, text("Alive")),
+            Operation(
+                "GET", "/readyz", "getReady", "Readiness: state is loaded", self.ready, text("Ready"), problems=(503,)
+            ),
+            Operation("GET", "/", "getPage", "The page", self.page, text("The page", "text/html"), access=Access.PAGE),
+            Operation("GET", CSS_PATH, "getCss", "Its style sheet", self.css, text("CSS", "text/css")),
+        )
+
+
+def _describe(operations: Sequence[Operation], software_version: str) -> Operation:
+    """`/openapi.json` describes itself too, so it is made last and reads its document when asked."""
+
+    async def serve(_request: Request) -> Response:
+        return JSONResponse(document, headers=problems.SAFE_HEADERS)
+
+    answers = (Answer(200, "This document"),)
+    own = Operation("GET", "/openapi.json", "getOpenapi", "This API as OpenAPI 3.1", serve, answers)
+    document: Json = openapi_document([*operations, own], software_version)
+    return own

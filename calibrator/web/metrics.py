@@ -1,0 +1,207 @@
+"""`/metrics`: the snapshot as Prometheus families, projected at scrape time.
+
+`METRICS` is the whole contract: names, types, labels, help. What is not in it cannot be exported, and the reference in
+the README is printed from it. Rules:
+
+- what is not known has no sample, never 0;
+- of an enumeration every value is present, so that rates and sums miss no series;
+- label values come from the configuration and from enumerations; the curve's `concurrency` is the exception, bounded
+  by one sweep and replaced by the next;
+- moments are exported rather than ages, and both parts of a ratio.
+
+Families come from a custom Collector rather than from Counter and Gauge objects: those would be a second state beside
+the snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.render import LATENCIES, QUANTILES
+from calibrator.core.snapshot import BackendView, Health, Snapshot, State
+from calibrator.core.sweep_record import Grade, LevelReport
+from calibrator.ports import Clock
+
+PREFIX = "calibrator_"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`name` without the prefix. Counters carry their `_total`, as in the text format."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    labels: tuple[str, ...]
+    help: str
+
+
+_B = ("backend",)
+METRICS: tuple[Metric, ...] = (
+    Metric("recommended_concurrency", "gauge", _B, "Published cap: in-flight requests of the whole backend."),
+    Metric("recommended_replica_concurrency", "gauge", _B, "Published cap of one replica."),
+    Metric("recommended_requests_per_second", "gauge", _B, "Request rate that the cap means at the measured mix."),
+    Metric("recommended_tokens_per_minute", "gauge", (*_B, "kind"), "Token rate that the cap means, prompt or output."),
+    Metric("recommendation_state", "gauge", (*_B, "state"), "1 for the state of the published cap, else 0."),
+    Metric("recommendation_grade", "gauge", (*_B, "grade"), "1 for the grade of the measurement; all 0: none yet."),
+    Metric("recommendation_timestamp_seconds", "gauge", _B, "When the cap was published."),
+    Metric("recommendation_valid_until_timestamp_seconds", "gauge", _B, "When the cap becomes stale."),
+    Metric("capacity", "gauge", (*_B, "bound"), "Measured capacity of one replica: estimate, low and high (95 %)."),
+    Metric("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, and our own probes."),
+    Metric("headroom", "gauge", _B, "Cap minus organic requests in flight."),
+    Metric("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
+    Metric("ready_replicas", "gauge", _B, "Replicas of the backend that are ready."),
+    Metric(
+        "curve_latency_seconds",
+        "gauge",
+        (*_B, "metric", "quantile", "concurrency"),
+        "Latency by concurrency, from the last sweep's own schedule and not from this scrape.",
+    ),
+    Metric("sweeps_total", "counter", (*_B, "outcome"), "Sweeps ended since the start of this process."),
+    Metric("sweep_duration_seconds", "gauge", _B, "Duration of the last ended sweep."),
+    Metric("sweep_active", "gauge", _B, "1 while a sweep puts load on the backend: autoscalers may look away."),
+    Metric("last_sweep_timestamp_seconds", "gauge", (*_B, "outcome"), "End of the last sweep with this outcome."),
+    Metric("probe_requests_total", "counter", (*_B, "outcome"), "Probe requests ended."),
+    Metric("probe_tokens_total", "counter", (*_B, "kind"), "Tokens that probes cost, prompt or output."),
+    Metric("probe_overload_seconds_total", "counter", _B, "Seconds in which probes pushed the backend over its SLA."),
+    Metric("backend_up", "gauge", _B, "1 if the engine answers, 0 if not; absent before it was asked."),
+    Metric("backend_health", "gauge", (*_B, "health"), "1 for the health of measuring this backend, else 0."),
+    Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
+    Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
+    Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
+    Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
+)
+
+Point = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
+
+
+def reference_markdown() -> str:
+    """The metric table of the README."""
+    rows = [
+        f"| `{PREFIX}{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} "
+        f"| {metric.help} |"
+        for metric in METRICS
+    ]
+    return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows]) + "\n"
+
+
+class SnapshotCollector(Collector):
+    """One scrape = one snapshot."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], clock: Clock, software_version: str) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._version = software_version
+
+    def describe(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        families = {metric.name: _family(metric) for metric in METRICS}
+        snapshot, now = self._snapshot(), self._clock.wall()
+        for name, labels, value in self._points(snapshot, now):
+            if value is not None:
+                families[name].add_metric(labels, value)
+        yield from (family for family in families.values() if family.samples)
+
+    def _points(self, snapshot: Snapshot, now: float) -> Iterator[Point]:
+        yield "config_reload_success", (), snapshot.config_reload_success
+        yield "generator_lag_seconds", (), snapshot.generator_lag_s
+        yield "build_info", (self._version,), 1.0
+        for view in snapshot.backends.values():
+            for points in (_published(view, now), _live(view), _measured(view), _counted(view)):
+                for name, labels, value in points:
+                    yield name, (view.name, *labels), value
+
+
+def _published(view: BackendView, now: float) -> Iterator[Point]:
+    published = view.recommendation
+    yield "recommended_concurrency", (), published.cap
+    yield "recommended_replica_concurrency", (), published.replica_cap
+    if published.rates is not None:
+        yield "recommended_requests_per_second", (), published.rates.requests_per_second
+        yield "recommended_tokens_per_minute", ("prompt",), published.rates.prompt_tokens_per_minute
+        yield "recommended_tokens_per_minute", ("output",), published.rates.output_tokens_per_minute
+    yield from _one_hot("recommendation_state", State, view.state_at(now))
+    yield from _one_hot("recommendation_grade", Grade, published.grade)
+    yield "recommendation_timestamp_seconds", (), published.published_at
+    yield "recommendation_valid_until_timestamp_seconds", (), published.valid_until
+    if published.capacity is not None:
+        yield "capacity", ("estimate",), published.capacity.estimate
+        yield "capacity", ("low",), published.capacity.low
+        yield "capacity", ("high",), published.capacity.high
+
+
+def _live(view: BackendView) -> Iterator[Point]:
+    yield "in_flight_requests", ("organic",), view.organic_in_flight
+    yield "in_flight_requests", ("probe",), view.probe_in_flight
+    if view.headroom is not None:
+        yield "headroom", (), view.headroom
+        yield "headroom_ratio", (), view.headroom / view.recommendation.cap
+    yield "ready_replicas", (), view.ready_replicas
+    yield "backend_up", (), view.up
+    yield from _one_hot("backend_health", Health, view.health)
+    yield "sweep_active", (), view.progress is not None
+
+
+def _measured(view: BackendView) -> Iterator[Point]:
+    if view.last_sweep is not None:
+        yield "sweep_duration_seconds", (), view.last_sweep.duration_s
+        for level in view.last_sweep.levels:
+            yield from _curve(level)
+    for outcome, ended_at in view.last_sweep_at.items():
+        yield "last_sweep_timestamp_seconds", (outcome,), ended_at
+
+
+def _curve(level: LevelReport) -> Iterator[Point]:
+    for metric in LATENCIES:
+        summary = getattr(level, metric)
+        for name, quantile in QUANTILES:
+            estimate = getattr(summary, name)
+            if estimate is not None:
+                labels = (metric, str(quantile), str(level.concurrency))
+                yield "curve_latency_seconds", labels, estimate.value_s
+
+
+def _counted(view: BackendView) -> Iterator[Point]:
+    counters = view.counters
+    for outcome, count in counters.sweeps.items():
+        yield "sweeps_total", (outcome,), count
+    for outcome, count in counters.probe_requests.items():
+        yield "probe_requests_total", (outcome,), count
+    for kind, count in counters.probe_tokens.items():
+        yield "probe_tokens_total", (kind,), count
+    yield "probe_overload_seconds_total", (), counters.probe_overload_s
+    yield "gateway_polls_total", (), counters.gateway_polls
+
+
+def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[Point]:
+    for value in values:
+        yield name, (value.value,), value is current
+
+
+def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily:
+    family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return family(PREFIX + metric.name, metric.help, labels=metric.labels)
+
+
+def registry(collector: SnapshotCollector) -> CollectorRegistry:
+    """A registry of its own: the library's global one collects whatever else lives in the process."""
+    own = CollectorRegistry(auto_describe=False)
+    own.register(collector)
+    return own
+
+
+def metrics_response(source: CollectorRegistry, request: Request) -> Response:
+    """Text or OpenMetrics, as the scraper asks."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(source), headers={"Content-Type": content_type, "Cache-Control": "no-store"})

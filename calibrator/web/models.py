@@ -1,0 +1,298 @@
+"""Everything that goes over the wire, as pydantic models: they validate requests, serialise answers and make OpenAPI.
+
+A key that may be unknown is nullable and always present, with one exception: in the cap document, which gateways
+read, a limit that is not known is left out, because programs take null or 0 for "no limit" or "block all".
+Documents of sweeps are projected in `core.render`, which the command line shares; here they get their schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibrator.core.snapshot import Health, State
+from calibrator.core.sweep_record import Grade, SweepOutcome, VerdictKind
+
+MAX_WAIT_S = 60.0
+MAX_COUNT = 1_000_000_000
+CLIENT_PATTERN = r"^[A-Za-z0-9._:@/-]{1,128}$"
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="RFC 3339, UTC")]
+Interval = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[low, high], 95 %")]
+
+
+class Wire(BaseModel):
+    """What we send: exact, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# --------------------------------------------------------------------------------------------------------- requests
+class CapQuery(BaseModel):
+    """How a gateway asks. Unknown parameters are ignored."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    client: str | None = Field(default=None, pattern=CLIENT_PATTERN, description="who polls, unique per process")
+    in_flight: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="requests it has in flight now")
+    rejected: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="requests it refused since its start")
+    wait: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=MAX_WAIT_S,
+        description="with If-None-Match: seconds to wait for a change before answering 304",
+    )
+
+
+class SweepsQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    limit: int = Field(default=20, ge=1, le=200, description="how many, newest first")
+
+
+class SweepRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str = Field(default="asked for over HTTP", min_length=1, max_length=200)
+
+
+# -------------------------------------------------------------------------------------------------------------- caps
+class TokensPerMinute(Wire):
+    prompt: float = Field(gt=0)
+    output: float = Field(gt=0)
+
+
+class CapDocument(Wire):
+    """What gateways poll. `share` is what the asking gateway may have in flight."""
+
+    backend: str
+    cap: int = Field(ge=1, description="in-flight requests of the whole backend")
+    replica_cap: int = Field(ge=1, description="in-flight requests of one replica, for per-server gateways")
+    share: int = Field(ge=1, description="in-flight requests of this client; the cap while caps are not divided")
+    max_queue_wait_s: float | None = Field(
+        default=None, ge=0, exclude_if=_is_none, description="how long a gateway may queue above the cap; or absent"
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, exclude_if=_is_none, description="what the cap means at the measured mix; or absent"
+    )
+    tokens_per_minute: TokensPerMinute | None = Field(default=None, exclude_if=_is_none)
+    state: State
+    grade: Grade | None
+    version: int = Field(ge=0, description="grows with each change of the recommendation")
+    measured_at: Time | None
+    valid_until: Time | None
+
+
+# ---------------------------------------------------------------------------------------------------------- backends
+class CapacityDocument(Wire):
+    """Of one replica."""
+
+    estimate: int = Field(ge=0)
+    low: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+
+class InFlight(Wire):
+    organic: float | None
+    probe: int
+
+
+class RatesDocument(Wire):
+    requests_per_second: float
+    prompt_tokens_per_minute: float
+    output_tokens_per_minute: float
+
+
+class LastSweep(Wire):
+    sweep_id: str
+    outcome: SweepOutcome
+    grade: Grade | None
+    capacity: CapacityDocument | None
+    requests: int
+    duration_s: float
+    reason: str
+    started_at: Time
+    ended_at: Time
+
+
+class ProgressDocument(Wire):
+    """A sweep that runs now."""
+
+    sweep_id: str
+    phase: str
+    level: int
+    n: int
+    exceedances: int
+    verdict: str
+    p50_s: float | None
+    p99_s: float | None
+    requests: int
+    requests_budget: int
+    elapsed_s: float
+    duration_budget_s: float
+    in_flight: int
+
+
+class BackendDocument(Wire):
+    name: str
+    model: str
+    engine: str | None
+    objectives: list[str]
+    health: Health
+    health_reason: str
+    up: bool | None
+    state: State
+    grade: Grade | None
+    cap: int = Field(ge=1)
+    replica_cap: int = Field(ge=1)
+    fallback_cap: int = Field(ge=1)
+    capacity: CapacityDocument | None
+    version: int
+    reason: str
+    published_at: Time
+    measured_at: Time | None
+    valid_until: Time | None
+    rates: RatesDocument | None
+    max_queue_wait_s: float | None
+    ready_replicas: int | None
+    in_flight: InFlight
+    headroom: float | None
+    headroom_ratio: float | None
+    progress: ProgressDocument | None
+    last_sweep: LastSweep | None
+    next_sweep_at: Time | None
+
+
+class BackendList(Wire):
+    backends: list[BackendDocument]
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+class SweepSummaryDocument(Wire):
+    sweep_id: str
+    backend: str
+    mode: Literal["search", "levels"]
+    outcome: SweepOutcome | None = Field(description="null while it runs")
+    grade: Grade | None
+    capacity: CapacityDocument | None
+    requests: int
+    duration_s: float
+    overload_s: float
+    reason: str
+    remedy: str
+    warnings: list[str]
+    started_at: Time
+    ended_at: Time | None
+
+
+class LatencyDocument(Wire):
+    """Seconds; null where n cannot support the quantile."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    p50_interval: Interval | None
+    p90_interval: Interval | None
+    p99_interval: Interval | None
+
+
+class ObjectiveVerdictDocument(Wire):
+    objective: str
+    verdict: VerdictKind
+    n: int
+    effective_n: float | None
+    exceedances: int
+    exceedance_ratio_interval: Interval
+    reason: str
+
+
+class AuditDocument(Wire):
+    """The generator's own error; reasons not empty = the level was not judged."""
+
+    loop_lag_p99_s: float | None
+    send_delay_p99_s: float | None
+    cpu_ratio: float | None
+    reasons: list[str]
+
+
+class ServerPeakDocument(Wire):
+    """Worst of the engine's own figures during the level."""
+
+    running_requests: float | None
+    waiting_requests: float | None
+    kv_usage_ratio: float | None
+    preemptions: float | None
+
+
+class LevelDocument(Wire):
+    concurrency: int
+    achieved_concurrency: float | None
+    n: int
+    exceedances: int
+    verdict: VerdictKind
+    reasons: list[str]
+    ttft_s: LatencyDocument
+    ttfc_s: LatencyDocument
+    itl_s: LatencyDocument
+    tpot_s: LatencyDocument
+    e2e_s: LatencyDocument
+    requests_per_second: float | None
+    prompt_tokens_per_second: float | None
+    output_tokens_per_second: float | None
+    goodput_per_second: float | None
+    errors: dict[str, int] = Field(description="failed requests by kind")
+    requests: int
+    objectives: list[ObjectiveVerdictDocument]
+    audit: AuditDocument
+    server: ServerPeakDocument
+
+
+class ProvenanceDocument(Wire):
+    backend: str
+    url: str
+    model: str
+    engine: str | None
+    objectives: list[str]
+    workload: str
+    prompt_tokens_achieved: float | None
+    output_tokens_achieved: float | None
+    seed: int
+    software: str
+
+
+class SweepDocument(SweepSummaryDocument):
+    cap: int | None = Field(ge=1, description="the published cap, if it comes from this sweep")
+    prompt_tokens: int
+    output_tokens: int
+    provenance: ProvenanceDocument
+    levels: list[LevelDocument]
+
+
+class SweepList(Wire):
+    sweeps: list[SweepSummaryDocument]
+
+
+class SweepAccepted(Wire):
+    sweep_id: str
+    backend: str
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+class ParameterError(Wire):
+    parameter: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457; `type` is absent, which means about:blank."""
+
+    title: str
+    status: int
+    detail: str
+    backends: list[str] | None = Field(default=None, description="404 of an unknown backend: the names there are")
+    errors: list[ParameterError] | None = Field(default=None, description="400: what is wrong where")

@@ -1,0 +1,60 @@
+"""One row per method and path: the same table makes the routes and the OpenAPI document, so they cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from calibrator.web.auth import Access, Gatekeeper
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A documented answer. `model` None: the body is no JSON of ours, or there is none (`media_type` None)."""
+
+    status: int
+    description: str
+    model: type[BaseModel] | None = None
+    media_type: str | None = "application/json"
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`problems`: the error statuses that this operation may answer, besides those of `access`."""
+
+    method: str
+    path: str
+    operation_id: str
+    summary: str
+    handler: Handler
+    answers: tuple[Answer, ...]
+    access: Access = Access.OPEN
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    request_headers: tuple[tuple[str, str], ...] = ()  # (name, what it does)
+    problems: tuple[int, ...] = ()
+
+
+def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper) -> list[Route]:
+    """One route a path, so that 405 names every method there is; credentials are checked before anything else."""
+    paths = dict.fromkeys(operation.path for operation in operations)
+    return [_route(path, [row for row in operations if row.path == path], gatekeeper) for path in paths]
+
+
+def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper) -> Route:
+    by_method = {operation.method: operation for operation in operations}
+
+    async def endpoint(request: Request) -> Response:
+        operation = by_method["GET" if request.method == "HEAD" else request.method]
+        gatekeeper.check(request, operation.access)
+        return await operation.handler(request)
+
+    return Route(path, endpoint, methods=list(by_method), name=operations[0].operation_id)

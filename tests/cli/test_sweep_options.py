@@ -1,0 +1,80 @@
+"""What can be known to be wrong before a request is sent is refused before a request is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calibrator.cli.sweep import SweepOptions, exit_code, order_from
+from calibrator.core.sweep_record import SweepOutcome
+from calibrator.errors import ConfigurationError, ExitCode
+
+GOOD = SweepOptions(
+    url="http://127.0.0.1:8000/v1/", model="m", objectives=("ttft p99 <= 500ms",), levels=None, requests=None,
+    prompt_tokens=256, output_tokens=64, spread_ratio=0.0, api="chat", stream=True, min_level=1, max_level=512,
+    duration="20m", overload="120s", safety_margin_ratio=0.1, api_key_env=None, api_key_file=None, ca_file=None,
+    client_cert_file=None, client_key_file=None, metrics_url=None, seed=1, output="table",
+)  # fmt: skip
+
+
+def test_the_defaults_are_those_of_the_service() -> None:
+    order = order_from(GOOD)
+    assert order.target.url == "http://127.0.0.1:8000/v1"
+    assert (order.bounds.requests, order.bounds.duration_s, order.bounds.overload_s) == (1500, 1200.0, 120.0)
+    assert order.levels == ()
+
+
+def test_levels_are_measured_with_two_hundred_requests_unless_told() -> None:
+    order = order_from(replace(GOOD, levels="8, 32,64"))
+    assert (order.levels, order.requests_per_level) == ((8, 32, 64), 200)
+    assert order_from(replace(GOOD, levels="8", requests=50)).requests_per_level == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"url": "localhost:8000"}, "not an HTTP URL"),
+        ({"objectives": ("ttft p99 500",)}, "not an objective"),
+        ({"api": "responses"}, "not an API kind"),
+        ({"min_level": 0}, "impossible"),
+        ({"min_level": 9, "max_level": 8}, "impossible"),
+        ({"levels": "8,x"}, "not a list of levels"),
+        ({"levels": "0,8"}, "start at 1"),
+        ({"levels": "8,8"}, "twice"),
+        ({"requests": 0}, "impossible"),
+        ({"requests": 20}, "certif"),  # a budget that can never certify a P99
+        ({"duration": "soon"}, "not a duration"),
+        ({"safety_margin_ratio": 1.0}, "ratio"),
+        ({"stream": False}, "without streaming"),
+        ({"api_key_env": "NO_SUCH_VARIABLE"}, "not set"),
+        ({"api_key_file": Path("/no/such/file")}, "cannot be read"),
+        ({"output_tokens": 0}, "impossible"),
+    ],
+)
+def test_impossible_options_are_refused(change: dict[str, object], cause: str) -> None:
+    with pytest.raises(ConfigurationError, match=cause) as caught:
+        order_from(replace(GOOD, **change))  # type: ignore[arg-type] # a table of keyword arguments
+    assert caught.value.remedy or "." in caught.value.cause
+
+
+def test_the_api_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("from-file\n")
+    monkeypatch.setenv("KEY", "from-environment")
+    assert order_from(replace(GOOD, api_key_file=tmp_path / "key")).target.api_key == "from-file"
+    order = order_from(replace(GOOD, api_key_env="KEY"))
+    assert order.target.api_key == "from-environment"
+    assert "from-environment" not in repr(order)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [(SweepOutcome.CALIBRATED, 0), (SweepOutcome.INCONCLUSIVE, 4), (SweepOutcome.INFEASIBLE, 5),
+     (SweepOutcome.INTERRUPTED, 130), (SweepOutcome.CANCELLED, 130), (SweepOutcome.ERROR, 3)],
+)  # fmt: skip
+def test_exit_codes(outcome: SweepOutcome, code: int) -> None:
+    from support.sweep_entries import order, record_of
+
+    record = replace(record_of(order(), outcome), error_exit_code=int(ExitCode.UNREACHABLE))
+    assert exit_code(record) == code

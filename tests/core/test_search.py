@@ -1,0 +1,247 @@
+"""The search ends, is safe, and says what it knows, whatever the backend does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.synthetic import P99, Player, Synthetic, cliff, logistic, run_sweep
+
+from calibrator.core.measurement import Bounds, History, Visit
+from calibrator.core.objective import parse_objective
+from calibrator.core.search import next_step, overload_s
+from calibrator.core.search_steps import Conclusion, Measure, Test
+from calibrator.core.server_load import ServerLoadPeak
+from calibrator.core.sweep_record import Grade, SweepOutcome
+from calibrator.errors import ConfigurationError
+
+LONG = Bounds(duration_s=1e9, overload_s=1e9)
+
+
+def synthetic(ratio: object, seed: int = 1, **options: object) -> Player:
+    return Player(Synthetic(ratio, np.random.default_rng(seed), **options))  # type: ignore[arg-type]  # test shorthand
+
+
+@pytest.mark.parametrize("knee", [1, 2, 3, 7, 20, 64, 200])
+def test_a_clear_boundary_is_found(knee: int) -> None:
+    for seed in range(3):
+        conclusion, history = run_sweep(synthetic(cliff(knee), seed), LONG)
+        assert conclusion.outcome is SweepOutcome.CALIBRATED
+        assert conclusion.capacity is not None
+        assert 0.85 * knee - 1e-9 <= conclusion.capacity.estimate <= knee
+        assert conclusion.capacity.low <= knee <= conclusion.capacity.high
+        assert history.requests <= 1500 + 4 * knee + 512
+
+
+@pytest.mark.parametrize(("knee", "slope"), [(5, 8.0), (30, 8.0), (100, 12.0)])
+def test_a_smooth_boundary_is_found_within_a_quarter(knee: int, slope: float) -> None:
+    for seed in range(3):
+        conclusion, _ = run_sweep(synthetic(logistic(knee, slope), seed), LONG)
+        assert conclusion.capacity is not None
+        assert 0.7 * knee - 1 <= conclusion.capacity.estimate <= 1.25 * knee
+
+
+def test_level_one_fails() -> None:
+    conclusion, history = run_sweep(synthetic(lambda _: 0.3))
+    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+    assert conclusion.grade is Grade.INFEASIBLE
+    assert conclusion.capacity is not None
+    assert conclusion.capacity.estimate == 0
+    assert history.requests < 100
+
+
+def test_a_dead_backend_is_infeasible_after_few_requests() -> None:
+    conclusion, history = run_sweep(synthetic(lambda _: 1.0))
+    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+    assert history.requests <= 16
+
+
+def test_it_never_fails_up_to_the_maximum() -> None:
+    conclusion, history = run_sweep(synthetic(lambda _: 0.0), Bounds(max_level=40))
+    assert conclusion.grade is Grade.AT_MAX
+    assert conclusion.capacity is not None
+    assert conclusion.capacity.estimate == 40
+    assert max(visit.level for visit in history.visits) == 40
+    assert sum(visit.evidence[0].n for visit in history.at_level(40)) >= 300  # a full verdict, not a screen
+
+
+@pytest.mark.parametrize("bounds", [Bounds(min_level=1, max_level=1), Bounds(min_level=6, max_level=6)])
+def test_a_single_level_is_simply_judged(bounds: Bounds) -> None:
+    good, history = run_sweep(synthetic(lambda _: 0.0), bounds)
+    assert good.grade is Grade.AT_MAX
+    assert {visit.level for visit in history.visits} == {bounds.min_level}
+    bad, _ = run_sweep(synthetic(lambda _: 0.3), bounds)
+    assert bad.outcome is SweepOutcome.INFEASIBLE
+
+
+def test_levels_below_the_minimum_are_never_measured() -> None:
+    conclusion, history = run_sweep(synthetic(cliff(3)), Bounds(min_level=8, max_level=64))
+    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+    assert min(visit.level for visit in history.visits) == 8
+    assert conclusion.capacity is not None
+    assert conclusion.capacity.high == 7
+
+
+def test_nothing_above_a_hole_is_published_once_it_is_seen() -> None:
+    """Levels 10..14 are bad, 15..60 are good: a search that lands in the hole stays below it."""
+
+    def ratio(level: int) -> float:
+        return 0.4 if 10 <= level <= 14 or level > 60 else 0.0
+
+    landed = 0
+    for seed in range(6):
+        conclusion, history = run_sweep(synthetic(ratio, seed, tail=lambda level: 0.1 if level < 8 else 0.6), LONG)
+        assert conclusion.capacity is not None
+        if any(10 <= visit.level <= 14 for visit in history.visits):
+            landed += 1
+            assert conclusion.capacity.estimate <= 9
+        else:
+            assert conclusion.capacity.estimate <= 60
+    assert landed
+
+
+# -------------------------------------------------------------------------------------------------------------- budgets
+@pytest.mark.parametrize(
+    ("bounds", "word"),
+    [
+        (Bounds(requests=300, requests_per_level=0), "request budget"),
+        (Bounds(duration_s=60.0), "time budget"),
+        (Bounds(overload_s=0.0), "overload budget"),
+    ],
+)
+def test_budgets_end_the_sweep(bounds: Bounds, word: str) -> None:
+    conclusion, history = run_sweep(synthetic(logistic(30.0)), bounds)
+    assert word in conclusion.reason
+    assert conclusion.outcome is SweepOutcome.CALIBRATED
+    assert conclusion.grade in (Grade.PROVISIONAL, Grade.CERTIFIED)
+    assert history.requests <= 1300
+
+
+def test_without_any_good_level_a_spent_budget_is_inconclusive() -> None:
+    conclusion, _ = run_sweep(synthetic(lambda _: 0.0), Bounds(requests=1, requests_per_level=0, min_level=2))
+    assert conclusion.outcome in (SweepOutcome.INCONCLUSIVE, SweepOutcome.CALIBRATED)
+    assert conclusion.grade is not Grade.CERTIFIED
+
+
+def test_overload_counts_only_visits_above_the_zone() -> None:
+    _, history = run_sweep(synthetic(cliff(10)), LONG)
+    above = sum(visit.duration_s for visit in history.visits if visit.level > 10)
+    assert 0.0 < overload_s(history) <= above
+
+
+# ----------------------------------------------------------------------------------------------------------------- ramp
+def with_visit(
+    history: History, level: int, tail: float | None, *, bits: str = "0" * 24, waiting: float = 0.0
+) -> History:
+    template, _ = Player(Synthetic(lambda _: 0.0, np.random.default_rng(0))), None
+    measured = template.visit(History((P99,)), Measure(level, Test.SCREEN, 96, ""))
+    evidence = replace(measured.evidence[0], bits=bits, violation_at_s=tuple(float(i) for i in range(bits.count("1"))))
+    visit: Visit = replace(
+        measured, evidence=(evidence,), tail_ratio=(tail,), server=ServerLoadPeak(waiting_requests=waiting)
+    )
+    return replace(history, visits=(*history.visits, visit))
+
+
+@pytest.mark.parametrize(
+    ("tails", "bits", "waiting", "factor"),
+    [
+        ((0.1, 0.1), "0" * 24, 0.0, 2.0),  # far from the limit: doubles
+        ((None, None), "0" * 24, 0.0, 2.0),  # nothing known about the tail
+        ((0.4, 0.7), "0" * 24, 0.0, 1.4),  # aimed at 0.9: smaller step, never below the least
+        ((0.1, 0.1), "0" * 60 + "1", 0.0, 1.5),  # a violation was seen
+        ((0.1, 0.1), "0" * 24, 3.0, 1.4),  # the engine queues
+        ((0.4, 0.9), "0" * 24, 3.0, 1.15),  # the engine queues and the tail is near the limit
+    ],
+)
+def test_the_brake_of_the_ramp(
+    tails: tuple[float | None, float | None], bits: str, waiting: float, factor: float
+) -> None:
+    history = with_visit(with_visit(History((P99,)), 20, tails[0]), 40, tails[1], bits=bits, waiting=waiting)
+    step = next_step(history, Bounds())
+    assert isinstance(step, Measure)
+    assert step.test is Test.SCREEN
+    assert step.level == int(40 * factor + 1e-9)
+
+
+def test_the_ramp_at_most_doubles_and_never_leaves_the_bounds() -> None:
+    player = synthetic(cliff(300))
+    _, history = run_sweep(player, Bounds(max_level=400, duration_s=1e9, overload_s=1e9))
+    highest = 1
+    for visit in history.visits:
+        assert visit.level <= min(400, 2 * highest)
+        highest = max(highest, visit.level)
+
+
+# ------------------------------------------------------------------------------------------------- several objectives
+def test_the_smallest_capacity_of_several_objectives_counts() -> None:
+    objectives = (P99, parse_objective("e2e p95 <= 1.5s"))
+
+    class Two(Synthetic):
+        def sample(self, level: int, n: int) -> np.ndarray:
+            return np.where(self.rng.random(n) < (0.3 if level > 24 else 0.0), 2.0, 0.5)
+
+    conclusion, _ = run_sweep(Player(Two(lambda _: 0.0, np.random.default_rng(3)), objectives), LONG)
+    assert conclusion.capacity is not None
+    assert 20 <= conclusion.capacity.estimate <= 24
+
+
+@pytest.mark.parametrize(("text", "allowance"), [("ttft p95 <= 1s", 0.05), ("ttft p90 <= 1s", 0.1)])
+def test_lower_quantiles_need_fewer_requests(text: str, allowance: float) -> None:
+    objective = parse_objective(text)
+    player = Player(Synthetic(logistic(30.0, 8.0, allowance), np.random.default_rng(5)), (objective,))
+    conclusion, history = run_sweep(player, LONG)
+    assert conclusion.capacity is not None
+    assert 20 <= conclusion.capacity.estimate <= 36
+    assert history.requests < 1300
+
+
+# ------------------------------------------------------------------------------------------------ replay, bad input
+def test_replaying_any_prefix_gives_the_same_steps() -> None:
+    player = synthetic(logistic(40.0))
+    _, history = run_sweep(player)
+    for index, step in enumerate(player.steps):
+        prefix = History(history.objectives, history.visits[:index])
+        assert next_step(prefix, Bounds()) == step
+
+
+def test_a_history_of_another_version_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="version 99"):
+        History((P99,), (), version=99)
+
+
+def test_a_spoilt_visit_is_repeated_once() -> None:
+    player = synthetic(logistic(40.0))
+    spoilt_once: list[int] = []
+
+    def spoil(level: int) -> tuple[str, ...]:
+        if level >= 8 and not spoilt_once:
+            spoilt_once.append(level)
+            return ("generator saturated: late",)
+        return ()
+
+    player.spoil = spoil
+    conclusion, history = run_sweep(player, LONG)
+    index = next(index for index, visit in enumerate(history.visits) if visit.audit.reasons)
+    assert history.visits[index + 1].level == history.visits[index].level
+    assert conclusion.outcome is SweepOutcome.CALIBRATED
+
+
+def test_a_saturated_generator_ends_the_sweep_below_itself() -> None:
+    player = synthetic(lambda _: 0.0)
+    player.spoil = lambda level: ("generator saturated: late",) if level >= 16 else ()
+    conclusion, history = run_sweep(player, LONG)
+    assert "generator saturated" in conclusion.reason
+    assert conclusion.capacity is not None
+    assert conclusion.capacity.estimate < 16
+    assert conclusion.grade is not Grade.CERTIFIED or conclusion.capacity.estimate <= 8
+    assert len(history.visits) < 12
+
+
+def test_a_generator_that_is_always_saturated_is_inconclusive() -> None:
+    player = synthetic(lambda _: 0.0)
+    player.spoil = lambda _: ("generator saturated: late",)
+    conclusion, history = run_sweep(player)
+    assert conclusion == Conclusion(SweepOutcome.INCONCLUSIVE, None, None, conclusion.reason)
+    assert "generator saturated" in conclusion.reason
+    assert len(history.visits) == 2

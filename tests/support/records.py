@@ -1,0 +1,122 @@
+"""Values that are full on purpose: every optional field of a stored document is set somewhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from calibrator.core.measurement import Audit, Capacity, Evidence, History, RampCount, Visit
+from calibrator.core.objective import parse_objective
+from calibrator.core.server_load import ServerLoadPeak
+from calibrator.core.snapshot import Rates, Recommendation, State
+from calibrator.core.sweep_record import (
+    Grade,
+    LatencySummary,
+    LevelReport,
+    ObjectiveVerdict,
+    Provenance,
+    QuantileEstimate,
+    SweepOutcome,
+    SweepRecord,
+    Verdict,
+    VerdictKind,
+)
+
+OBJECTIVE = parse_objective("ttft p99 <= 500ms for prompts <= 1024 tokens")
+
+
+def recommendation(backend: str = "chat", version: int = 1, cap: int = 32) -> Recommendation:
+    return Recommendation(
+        backend=backend,
+        version=version,
+        cap=cap,
+        replica_cap=cap,
+        state=State.CALIBRATED,
+        grade=Grade.CERTIFIED,
+        capacity=Capacity(36, 33, 41),
+        reason="certified at 36",
+        published_at=1000.0 + version,
+        measured_at=999.5,
+        valid_until=5000.0,
+        sweep_id="s1",
+        rates=Rates(12.5, 3000.0, 800.0),
+        max_queue_wait_s=0.1,
+    )
+
+
+def sweep(
+    sweep_id: str = "s1",
+    backend: str = "chat",
+    started_at: float = 100.0,
+    outcome: SweepOutcome | None = SweepOutcome.CALIBRATED,
+) -> SweepRecord:
+    ended = None if outcome is None else started_at + 60.0
+    return SweepRecord(
+        sweep_id=sweep_id,
+        backend=backend,
+        mode="search",
+        started_at=started_at,
+        ended_at=ended,
+        outcome=outcome,
+        grade=Grade.CERTIFIED,
+        capacity=Capacity(36, 33, 41),
+        reason="next level is refuted",
+        requests=1500,
+        duration_s=60.0,
+        overload_s=1.25,
+        prompt_tokens=384_000,
+        output_tokens=96_000,
+        levels=(_level(),),
+        warnings=("suspect_stub",),
+        provenance=Provenance(
+            backend, "http://h/v1", "m", "vllm", (str(OBJECTIVE),), "100% 256+64 tokens", 257.5, None, 7, "0.1.0"
+        ),
+        history=History((OBJECTIVE,), (_visit(),)),
+        remedy="",
+        outcomes=(("ok", 1490), ("violation", 10)),
+    )
+
+
+def running(sweep_id: str, backend: str = "chat", started_at: float = 100.0) -> SweepRecord:
+    """As `SweepListener.partial` hands it over."""
+    return replace(sweep(sweep_id, backend, started_at, None), grade=None, capacity=None)
+
+
+def _visit() -> Visit:
+    return Visit(
+        level=32,
+        started_at_s=1.5,
+        ended_at_s=9.25,
+        residence_s=0.75,
+        evidence=(Evidence("0010", (3.125,)),),
+        ramp=(RampCount(12, 1),),
+        ramp_failed=False,
+        requests=60,
+        tail_ratio=(None,),
+        audit=Audit(0.001, 0.002, 0.5, 32.0, 31.9, ("generator saturated",)),
+        server=ServerLoadPeak(3, 32.0, 1.0, 0.5, 2.0),
+    )
+
+
+def _level() -> LevelReport:
+    quantile = QuantileEstimate(0.1 + 0.2, 0.29, math.inf)  # a sum that does not round, and an infinity
+    summary = LatencySummary(4, quantile, quantile, None)
+    verdict = ObjectiveVerdict(str(OBJECTIVE), VerdictKind.WITHIN, 4, 2.0, 1, 0.0, 0.6, "LLR")
+    return LevelReport(
+        concurrency=32,
+        achieved_concurrency=31.9,
+        n=4,
+        exceedances=1,
+        requests=60,
+        verdict=Verdict(VerdictKind.WITHIN, ("LLR",), (verdict,)),
+        ttft=summary,
+        ttfc=summary,
+        itl=summary,
+        tpot=summary,
+        e2e=summary,
+        requests_per_second=8.0,
+        prompt_tokens_per_second=2048.0,
+        output_tokens_per_second=512.0,
+        goodput_per_second=7.5,
+        errors=(("status", 2),),
+    )

@@ -1,0 +1,249 @@
+"""An operator that shows whatever snapshot a test puts into it, and snapshots to show."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+
+from calibrator.clock import LoopClock
+from calibrator.core.measurement import Audit, Capacity, History
+from calibrator.core.objective import parse_objective
+from calibrator.core.sample import RequestOutcome
+from calibrator.core.server_load import ServerLoadPeak
+from calibrator.core.snapshot import (
+    BackendView,
+    Counters,
+    Health,
+    Progress,
+    Rates,
+    Recommendation,
+    Snapshot,
+    State,
+    SweepSummary,
+)
+from calibrator.core.sweep_record import (
+    Grade,
+    LatencySummary,
+    LevelReport,
+    ObjectiveVerdict,
+    Provenance,
+    QuantileEstimate,
+    SweepOutcome,
+    SweepRecord,
+    Verdict,
+    VerdictKind,
+)
+from calibrator.errors import ConfigurationError
+from calibrator.web.app import create_app
+
+EPOCH_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z, where LoopClock's wall time begins
+OBJECTIVE = "ttft p99 <= 500ms"
+
+
+@dataclass
+class FakeOperator:
+    """Port `Operator` over plain attributes."""
+
+    current: Snapshot
+    records: tuple[SweepRecord, ...] = ()
+    polls: dict[str, int] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    busy: bool = False
+    failure: Exception | None = None
+
+    def snapshot(self) -> Snapshot:
+        return self.current
+
+    async def request_sweep(self, backend: str, reason: str) -> str:
+        if self.busy:
+            raise ConfigurationError("A sweep of this backend runs already.", "Wait for its end.")
+        self.asked.append((backend, reason))
+        return "sweep-7"
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        if self.failure is not None:
+            raise self.failure
+        return [record for record in self.records if record.backend == backend][:limit]
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None:
+        return next((record for record in self.records if record.sweep_id == sweep_id), None)
+
+    def count_poll(self, backend: str) -> None:
+        self.polls[backend] = self.polls.get(backend, 0) + 1
+
+    def put(self, view: BackendView) -> None:
+        self.current = replace(self.current, backends={**self.current.backends, view.name: view})
+
+
+def counters() -> Counters:
+    return Counters(
+        sweeps={outcome.value: 0 for outcome in SweepOutcome} | {"calibrated": 3},
+        probe_requests={outcome.value: 0 for outcome in RequestOutcome} | {"ok": 900, "violation": 7},
+        probe_tokens={"prompt": 90_000, "output": 45_000},
+        probe_overload_s=12.5,
+        gateway_polls=41,
+    )
+
+
+def latency(scale_s: float = 0.1) -> LatencySummary:
+    """P99 unknown on purpose: n cannot support it."""
+    return LatencySummary(
+        n=120,
+        p50=QuantileEstimate(scale_s, scale_s * 0.9, scale_s * 1.1),
+        p90=QuantileEstimate(scale_s * 2, scale_s * 1.8, None),
+        p99=None,
+    )
+
+
+def level(concurrency: int, kind: VerdictKind = VerdictKind.WITHIN) -> LevelReport:
+    verdict = ObjectiveVerdict(OBJECTIVE, kind, 120, 80.5, 1, 0.001, 0.02, "enough passes")
+    return LevelReport(
+        concurrency=concurrency,
+        achieved_concurrency=concurrency - 0.123456789,
+        n=120,
+        exceedances=1,
+        requests=180,
+        verdict=Verdict(kind, ("enough passes",), (verdict,)),
+        ttft=latency(),
+        ttfc=latency(0.11),
+        itl=latency(0.01),
+        tpot=latency(0.012),
+        e2e=latency(1.0),
+        requests_per_second=31.4159265,
+        prompt_tokens_per_second=3000.0,
+        output_tokens_per_second=1500.0,
+        goodput_per_second=31.0,
+        errors=(("reset", 2),),
+        audit=Audit(loop_lag_p99_s=0.001),
+        server=ServerLoadPeak(scrapes=9, running_requests=float(concurrency)),
+    )
+
+
+def record(sweep_id: str = "sweep-6", backend: str = "chat", **changes: Any) -> SweepRecord:
+    base = SweepRecord(
+        sweep_id=sweep_id,
+        backend=backend,
+        mode="search",
+        started_at=EPOCH_S - 4000.0,
+        ended_at=EPOCH_S - 3700.5,
+        outcome=SweepOutcome.CALIBRATED,
+        grade=Grade.CERTIFIED,
+        capacity=Capacity(41, 38, 44),
+        reason="certified at 41, refuted at 44",
+        requests=907,
+        duration_s=299.5,
+        overload_s=12.5,
+        prompt_tokens=90_000,
+        output_tokens=45_000,
+        levels=(level(32), level(44, VerdictKind.EXCEEDED)),
+        warnings=("no server metrics",),
+        provenance=Provenance(
+            "chat", "http://engine/v1", "m", None, (OBJECTIVE,), "one class", 100.0, None, 1, "0.1.0"
+        ),
+        history=History((parse_objective(OBJECTIVE),)),
+    )
+    return replace(base, **changes)
+
+
+def calibrated(name: str = "chat", **changes: Any) -> BackendView:
+    done = record(backend=name)
+    published = Recommendation(
+        backend=name,
+        version=12,
+        cap=37,
+        replica_cap=37,
+        state=State.CALIBRATED,
+        grade=Grade.CERTIFIED,
+        capacity=done.capacity,
+        reason="90 % of the capacity",
+        published_at=EPOCH_S - 3700.0,
+        measured_at=EPOCH_S - 3700.5,
+        valid_until=EPOCH_S + 100.0,
+        sweep_id=done.sweep_id,
+        rates=Rates(30.0, 180_000.0, 90_000.0),
+        max_queue_wait_s=0.12,
+    )
+    view = BackendView(
+        name=name,
+        model="m",
+        objectives=(OBJECTIVE,),
+        recommendation=published,
+        health=Health.OK,
+        health_reason="",
+        counters=counters(),
+        fallback_cap=8,
+        up=True,
+        engine="vllm",
+        ready_replicas=1,
+        organic_in_flight=12.0,
+        last_sweep=SweepSummary(
+            done.sweep_id,
+            SweepOutcome.CALIBRATED,
+            done.grade,
+            done.capacity,
+            done.started_at,
+            EPOCH_S - 3700.5,
+            done.duration_s,
+            done.requests,
+            done.reason,
+            done.levels,
+        ),
+        last_sweep_at={"calibrated": EPOCH_S - 3700.5},
+        next_sweep_at=EPOCH_S + 3600.0,
+    )
+    return replace(view, **changes)
+
+
+def fallback(name: str = "fresh", **changes: Any) -> BackendView:
+    """Nothing measured, nothing asked yet."""
+    published = Recommendation(
+        backend=name,
+        version=1,
+        cap=8,
+        replica_cap=8,
+        state=State.FALLBACK,
+        grade=None,
+        capacity=None,
+        reason="nothing measured yet",
+        published_at=EPOCH_S,
+    )
+    view = BackendView(name, "m", (OBJECTIVE,), published, Health.OK, "", counters(), fallback_cap=8)
+    return replace(view, **changes)
+
+
+def running() -> Progress:
+    return Progress("sweep-7", 64, "screen", 50, 2, "inconclusive", 0.25, None, 300, 1756, 31.5, 1200.0, 64)
+
+
+def snapshot(*views: BackendView, **changes: Any) -> Snapshot:
+    shown = views or (calibrated(), fallback())
+    return replace(Snapshot(EPOCH_S, EPOCH_S - 10.0, {view.name: view for view in shown}), **changes)
+
+
+def app_of(
+    operator: FakeOperator,
+    *,
+    operator_tokens: Sequence[str] = (),
+    read_tokens: Sequence[str] = (),
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Starlette:
+    return create_app(
+        operator,
+        clock=LoopClock(EPOCH_S),
+        operator_tokens=lambda: operator_tokens,
+        read_tokens=lambda: read_tokens,
+        software_version="9.9.9",
+        is_stopping=is_stopping,
+    )
+
+
+@asynccontextmanager
+async def client_of(app: Starlette, *, raises: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=raises)
+    async with httpx.AsyncClient(transport=transport, base_url="http://calibrator") as client:
+        yield client

@@ -1,0 +1,244 @@
+"""The polling contract, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.virtual_time import run_virtual
+from support.web_fakes import EPOCH_S, FakeOperator, app_of, calibrated, client_of, fallback, snapshot
+
+from calibrator.core.snapshot import Rates, State
+from calibrator.web.polling import WATCH_S, matches
+
+CAP = "/v1/backends/chat/cap"
+
+
+def get(
+    operator: FakeOperator, url: str = CAP, *, at_s: float = 0.0, method: str = "GET", **headers: str
+) -> httpx.Response:
+    async def scenario() -> httpx.Response:
+        await asyncio.sleep(at_s)
+        async with client_of(app_of(operator)) as client:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            return await client.request(method, url, headers=sent)
+
+    return run_virtual(scenario())
+
+
+def test_the_cap_and_its_headers_exactly() -> None:
+    response = get(FakeOperator(snapshot()))
+    assert response.status_code == 200
+    assert response.content == (
+        b'{"backend":"chat","cap":37,"replica_cap":37,"share":37,"max_queue_wait_s":0.12,"requests_per_second":30.0,'
+        b'"tokens_per_minute":{"prompt":180000.0,"output":90000.0},"state":"calibrated","grade":"certified",'
+        b'"version":12,"measured_at":"2027-01-15T06:58:19.500Z","valid_until":"2027-01-15T08:01:40.000Z"}'
+    )
+    assert dict(response.headers) == {
+        "etag": '"37-12-calibrated"',
+        "cache-control": "max-age=5, stale-if-error=86400",
+        "ratelimit-policy": '"llm";q=37;qu="concurrent-requests"',
+        "x-content-type-options": "nosniff",
+        "content-type": "application/json",
+        "content-length": str(len(response.content)),
+    }
+
+
+def test_a_fallback_is_a_usable_cap_and_unknown_limits_are_left_out() -> None:
+    response = get(FakeOperator(snapshot()), "/v1/backends/fresh/cap")
+    assert response.content == (
+        b'{"backend":"fresh","cap":8,"replica_cap":8,"share":8,"state":"fallback","grade":null,"version":1,'
+        b'"measured_at":null,"valid_until":null}'
+    )
+
+
+def test_rates_of_zero_are_left_out_because_gateways_would_block_everything() -> None:
+    view = calibrated()
+    view = replace(view, recommendation=replace(view.recommendation, rates=Rates(0.0, 100.0, 0.0)))
+    document = get(FakeOperator(snapshot(view))).json()
+    assert "requests_per_second" not in document
+    assert "tokens_per_minute" not in document
+
+
+def test_bytes_are_stable_while_nothing_changed() -> None:
+    operator = FakeOperator(snapshot())
+    first = get(operator)
+    operator.current = replace(operator.current, taken_at=EPOCH_S + 50.0)
+    operator.put(calibrated(organic_in_flight=30.0, up=False))
+    later = get(operator, at_s=50.0)
+    assert (later.content, later.headers["etag"]) == (first.content, first.headers["etag"])
+
+
+def test_a_cap_past_its_validity_is_still_answered_marked_stale_under_another_etag() -> None:
+    operator = FakeOperator(snapshot())
+    response = get(operator, at_s=100.5, If_None_Match='"37-12-calibrated"')
+    assert response.status_code == 200
+    assert response.headers["etag"] == '"37-12-stale"'
+    assert response.json()["state"] == "stale"
+    assert response.json()["version"] == 12
+
+
+@pytest.mark.parametrize(
+    "if_none_match",
+    ['"37-12-calibrated"', 'W/"37-12-calibrated"', '"a", "37-12-calibrated"', "*", ' , "x,y" ,W/"37-12-calibrated",'],
+)
+def test_a_known_etag_answers_304_without_body(if_none_match: str) -> None:
+    response = get(FakeOperator(snapshot()), If_None_Match=if_none_match)
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["etag"] == '"37-12-calibrated"'
+    assert response.headers["cache-control"] == "max-age=5, stale-if-error=86400"
+    assert "content-length" not in response.headers
+    assert "content-type" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "if_none_match",
+    ['"36-12-calibrated"', "37-12-calibrated", '"37-12-calibrated', '"a" "37-12-calibrated"', '*, "a"', "", '"*"'],
+)
+def test_everything_else_answers_with_the_cap(if_none_match: str) -> None:
+    assert get(FakeOperator(snapshot()), If_None_Match=if_none_match).status_code == 200
+
+
+OPAQUE = st.text(st.sampled_from("abc,*/W -37!#~\x80ÿ".replace(" ", "")), max_size=12)
+
+
+@given(st.lists(st.tuples(st.booleans(), OPAQUE), min_size=1, max_size=6), OPAQUE, st.sampled_from([",", ", ", " ,, "]))
+def test_a_list_matches_exactly_when_one_opaque_tag_is_equal(
+    tags: list[tuple[bool, str]], current: str, comma: str
+) -> None:
+    field = comma.join(("W/" if weak else "") + f'"{tag}"' for weak, tag in tags)
+    assert matches(field, f'"{current}"') == (current in [tag for _, tag in tags])
+
+
+@given(st.text(max_size=200))
+def test_no_field_value_breaks_the_parser(field: str) -> None:
+    assert matches(field, '"37-12-calibrated"') in (True, False)
+
+
+@pytest.mark.timeout(10)
+def test_a_hostile_field_costs_no_backtracking() -> None:
+    """The server's own header limit is 64 KB: a quadratic parser would take minutes."""
+    for field in ('"a",' * 16_000, ", " * 32_000, '"a"' + " " * 64_000, '"a" ' + "," * 64_000, '"' * 64_000):
+        assert not matches(field + "x", '"b"')
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("client=a%20b", "client"),
+        ("client=", "client"),
+        ("client=" + "x" * 129, "client"),
+        ("in_flight=-1", "in_flight"),
+        ("in_flight=many", "in_flight"),
+        ("in_flight=1e99", "in_flight"),
+        ("rejected=-3", "rejected"),
+        ("rejected=1.5", "rejected"),
+        ("wait=61", "wait"),
+        ("wait=-1", "wait"),
+        ("wait=nan", "wait"),
+        ("wait=30s", "wait"),
+    ],
+)
+def test_a_bad_parameter_is_named_and_not_counted(query: str, parameter: str) -> None:
+    operator = FakeOperator(snapshot())
+    response = get(operator, f"{CAP}?{query}")
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/problem+json"
+    assert [found["parameter"] for found in response.json()["errors"]] == [parameter]
+    assert operator.polls == {}
+
+
+def test_good_parameters_are_accepted_and_each_poll_is_counted() -> None:
+    operator = FakeOperator(snapshot())
+    assert get(operator, f"{CAP}?client=envoy-1.zone/a:9901&in_flight=12&rejected=0&unknown=x").status_code == 200
+    assert get(operator, CAP, If_None_Match="*").status_code == 304
+    assert operator.polls == {"chat": 2}
+
+
+def test_before_the_state_is_loaded_there_is_503_with_retry_after() -> None:
+    response = get(FakeOperator(snapshot(ready=False)))
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "2"
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_head_answers_with_the_headers_of_get() -> None:
+    operator = FakeOperator(snapshot())
+    assert dict(get(operator, method="HEAD").headers) == dict(get(operator).headers)
+
+
+# ---------------------------------------------------------------------------------------------------------- long poll
+def test_a_long_poll_hears_of_a_change_and_otherwise_ends_in_304() -> None:
+    async def scenario() -> None:
+        operator = FakeOperator(snapshot(calibrated(), fallback()))
+        known = {"If-None-Match": '"8-1-fallback"'}
+        url = "/v1/backends/fresh/cap?wait=30"
+        now = asyncio.get_running_loop().time
+        async with client_of(app_of(operator)) as client:
+            response = await client.get(url, headers=known)
+            assert (response.status_code, now()) == (304, pytest.approx(30.0))
+
+            waiting = asyncio.create_task(client.get(url, headers=known))
+            await asyncio.sleep(10.0)
+            operator.put(calibrated("fresh"))
+            response = await waiting
+            assert now() <= 40.0 + WATCH_S + 1e-9
+            assert (response.status_code, response.json()["cap"]) == (200, 37)
+
+            response = await client.get(url, headers=known)  # differs already: no waiting
+            assert response.status_code == 200
+            assert now() <= 40.0 + WATCH_S + 1e-9
+
+    run_virtual(scenario())
+
+
+def test_going_stale_ends_a_long_poll() -> None:
+    async def scenario() -> None:
+        async with client_of(app_of(FakeOperator(snapshot()))) as client:
+            await asyncio.sleep(90.0)
+            response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-12-calibrated"'})
+            assert response.json()["state"] == State.STALE
+            assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=2 * WATCH_S)
+
+    run_virtual(scenario())
+
+
+def test_without_if_none_match_there_is_nothing_to_wait_for() -> None:
+    async def scenario() -> None:
+        async with client_of(app_of(FakeOperator(snapshot()))) as client:
+            assert (await client.get(f"{CAP}?wait=60")).status_code == 200
+            assert asyncio.get_running_loop().time() == 0.0
+
+    run_virtual(scenario())
+
+
+def test_a_shutdown_answers_every_long_poll_at_once() -> None:
+    async def scenario() -> None:
+        stopping = asyncio.Event()
+        async with client_of(app_of(FakeOperator(snapshot()), is_stopping=stopping.is_set)) as client:
+            polls = [
+                asyncio.create_task(client.get(f"{CAP}?wait=60", headers={"If-None-Match": "*"})) for _ in range(20)
+            ]
+            await asyncio.sleep(5.0)
+            stopping.set()
+            responses = await asyncio.gather(*polls)
+            assert {response.status_code for response in responses} == {304}
+            assert asyncio.get_running_loop().time() <= 5.0 + 2 * WATCH_S
+
+    run_virtual(scenario())
+
+
+def test_a_backend_removed_while_a_poll_waits_is_a_404() -> None:
+    async def scenario() -> None:
+        operator = FakeOperator(snapshot())
+        async with client_of(app_of(operator)) as client:
+            waiting = asyncio.create_task(client.get(f"{CAP}?wait=60", headers={"If-None-Match": "*"}))
+            await asyncio.sleep(1.0)
+            operator.current = snapshot(fallback())
+            assert (await waiting).status_code == 404
+
+    run_virtual(scenario())
