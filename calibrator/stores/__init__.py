@@ -1,1 +1,1 @@
-"""Adapters that remember recommendations and sweeps."""
+"""What the service remembers over restarts: sweeps and recommendations."""

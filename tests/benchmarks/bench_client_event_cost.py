@@ -1,6 +1,6 @@
 """CPU of the timed client per stream event, in memory: what is left is ours (parser, decoder, stamps).
 
-    python tests/benchmarks/bench_client_event_cost.py [events]
+python tests/benchmarks/bench_client_event_cost.py [events]
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ async def cost_us(events: list[bytes]) -> float:
 
 
 async def main(count: int) -> None:
-    spaced = b"data: " + json.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}).encode() + b"\n\n"
+    spaced = (
+        b"data: " + json.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}).encode() + b"\n\n"
+    )
     shapes = {
         "content": [chunk({"content": f" word{index}"}) for index in range(count)],
         "content, blanks in the JSON": [spaced] * count,

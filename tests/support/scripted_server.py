@@ -41,7 +41,7 @@ class ScriptedServer:
         self.all_closed.clear()
         try:
             if await self._play(self.on_connect, reader, writer):
-                while (request := await _read_request(reader)) is not None:
+                while (request := await read_request(reader)) is not None:
                     self.requests.append(request)
                     self.asked.set()
                     steps = self.replies[min(len(self.requests), len(self.replies)) - 1]
@@ -77,7 +77,7 @@ class ScriptedServer:
         return True
 
 
-async def _read_request(reader: asyncio.StreamReader) -> bytes | None:
+async def read_request(reader: asyncio.StreamReader) -> bytes | None:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:

@@ -1,0 +1,115 @@
+"""From a file and an environment to `Settings`; every problem of both is reported at once.
+
+Environment: `CALIBRATOR_LISTEN__PORT=8301` is `listen.port`; it wins over the file. In a backend's name `-` is written
+`_` (`CALIBRATOR_BACKENDS__CHAT_EU__URL` is `backends.chat-eu.url`). A value that starts with `[` or `{` is YAML,
+anything else is text. Kubernetes sets variables of its own for a Service called "calibrator"
+(`CALIBRATOR_PORT=tcp://...`): those are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from calibrator.errors import ConfigurationError
+from calibrator.settings.problems import Problem, configuration_error, explain
+from calibrator.settings.tree import Settings
+from calibrator.settings.yaml_text import read_yaml
+
+PREFIX = "CALIBRATOR_"
+_KUBERNETES = re.compile(  # name=value; a plain PORT is theirs only with their value: ..._LISTEN_PORT=1 is a typo
+    r"CALIBRATOR_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)=.*"
+    r"|CALIBRATOR_(?:[A-Z0-9]+_)*PORT=(?:tcp|udp|sctp)://.*"
+)
+
+
+class _Given(PydanticBaseSettingsSource):
+    """Values that were read already; pydantic-settings merges the sources key by key."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._values = values
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - abstract
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Raises ConfigurationError that names every problem by its key."""
+    from_file = {} if path is None else _read_file(path)
+    from_environment = _read_environment(environ)
+    names = [str(path)] * (path is not None) + ["the environment"] * (path is None or bool(from_environment))
+    return _settings(" with ".join(names), from_environment, from_file)
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """From values made by a program (the demo), under the rules of the file. Raises ConfigurationError."""
+    return _settings("the configuration", values)
+
+
+def _settings(name: str, *layers: dict[str, Any]) -> Settings:
+    """The first layer wins, key by key."""
+    sources = tuple(_Given(Settings, values) for values in layers)
+    try:
+        return Settings(_build_sources=(sources, {}))  # type: ignore[call-arg]  # mypy sees the fields only
+    except ValidationError as error:
+        raise configuration_error(name, explain(Settings, error)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8.", "Write the file as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"{path}: cannot be read ({reason}).", "Give the path of a YAML file.") from None
+    values = read_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: is not a mapping.", "Start it with keys such as 'backends:'.")
+    return values
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    problems = []
+    for variable, value in sorted(environ.items()):
+        if not variable.startswith(PREFIX) or _KUBERNETES.fullmatch(f"{variable}={value}"):
+            continue
+        if not _put(tree, _keys(variable), read_yaml(value, variable) if value.startswith(("[", "{")) else value):
+            problems.append(Problem(variable, "another variable sets the whole of it.", "Unset one of them."))
+    if problems:
+        raise configuration_error("the environment", problems)
+    return tree
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
+    """False: another variable holds a place on the way."""
+    *parents, last = keys
+    node: Any = tree
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            return False
+    if last in node:
+        return False
+    node[last] = value
+    return True
+
+
+def _keys(variable: str) -> list[str]:
+    keys = variable.removeprefix(PREFIX).lower().split("__")
+    if keys[0] == "backends" and len(keys) > 1:
+        keys[1] = keys[1].replace("_", "-")
+    return keys

@@ -1,0 +1,131 @@
+"""From settings to the frozen values that the inner layers know. Secrets are read here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrator.core.recommendation import PublishPolicy
+from calibrator.core.schedule import Schedule, Window
+from calibrator.ports import BackendPlan, Target
+from calibrator.settings.problems import Problem, configuration_error
+from calibrator.settings.tree import DAYS, BackendSettings, Settings
+from calibrator.settings.values import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Bearer tokens in force."""
+
+    operator: tuple[str, ...] = field(default=(), repr=False)
+    read: tuple[str, ...] = field(default=(), repr=False)
+
+
+class _Reader:
+    """Reads secrets and looks for files, collecting what is wrong instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._problems: list[Problem] = []
+
+    def secret(self, key: str, reference: Secret | None) -> str | None:
+        if reference is None:
+            return None
+        text = self._environment(key, reference.env) if reference.env is not None else self._file(key, reference.file)
+        if text is not None and not (text.isascii() and text.isprintable() and text.strip() == text != ""):
+            self._complain(
+                key, "refers to a secret that is empty or cannot stand in a header.", "Give one line of ASCII."
+            )
+        return text
+
+    def existing(self, key: str, path: Path | None) -> str | None:
+        if path is None:
+            return None
+        self._file(key, path)
+        return str(path)
+
+    def finish(self) -> None:
+        if self._problems:
+            raise configuration_error("the configuration", self._problems)
+
+    def _environment(self, key: str, name: str) -> str | None:
+        if name not in self._environ:
+            self._complain(key, f"the environment variable {name} is not set.", "Set it, or refer to another.")
+        return self._environ.get(name)
+
+    def _file(self, key: str, path: Path | None) -> str | None:
+        try:
+            return Path(path or "").read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            self._complain(key, f"the file {path} cannot be read ({reason}).", "Put it there, readable for this user.")
+            return None
+
+    def _complain(self, key: str, cause: str, remedy: str) -> None:
+        self._problems.append(Problem(key, cause, remedy))
+
+
+def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendPlan, ...]:
+    """In the order of the file. Raises ConfigurationError for every secret or certificate that is not there."""
+    reader = _Reader(environ)
+    plans = tuple(_plan(name, backend, reader) for name, backend in settings.backends.items())
+    reader.finish()
+    return plans
+
+
+def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
+    """Read anew at each call, so that a rotated file is followed. Raises ConfigurationError."""
+    reader = _Reader(environ)
+    found = Tokens(
+        operator=_secrets(reader, "auth.operator_tokens", settings.auth.operator_tokens),
+        read=_secrets(reader, "auth.read_tokens", settings.auth.read_tokens),
+    )
+    reader.finish()
+    return found
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """What is in force, as it would be written in a file: secrets are references, so nothing secret is in it."""
+    return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _secrets(reader: _Reader, key: str, references: Iterable[Secret]) -> tuple[str, ...]:
+    texts = (reader.secret(f"{key}[{index}]", reference) for index, reference in enumerate(references))
+    return tuple(text for text in texts if text is not None)
+
+
+def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:
+    key = f"backends.{name}"
+    return BackendPlan(
+        name=name,
+        engine_group=backend.engine_group or name,
+        target=Target(
+            url=backend.url,
+            model=backend.model,
+            api=backend.api,
+            api_key=reader.secret(f"{key}.api_key", backend.api_key),
+            ca_file=reader.existing(f"{key}.ca_file", backend.ca_file),
+            client_cert_file=reader.existing(f"{key}.client_cert_file", backend.client_cert_file),
+            client_key_file=reader.existing(f"{key}.client_key_file", backend.client_key_file),
+            metrics_url=backend.metrics_url,
+        ),
+        objectives=backend.objectives,
+        workload=backend.workload.value(),
+        bounds=backend.limits(),
+        schedule=Schedule(backend.every_s, backend.jitter_ratio, tuple(_window(window) for window in backend.windows)),
+        policy=PublishPolicy(
+            fallback_cap=backend.fallback_cap,
+            min_cap=backend.cap.min,
+            max_cap=backend.cap.max,
+            safety_margin_ratio=backend.safety_margin_ratio,
+            max_increase_ratio=backend.max_increase_ratio,
+            valid_for_s=backend.validity_s,
+        ),
+    )
+
+
+def _window(window: Any) -> Window:
+    weekdays = tuple(sorted({DAYS.index(day) for day in window.days}))
+    return Window(weekdays, window.from_minute, window.to_minute, window.time_zone)

@@ -1,0 +1,284 @@
+"""The configuration file as a tree. A field's description states unit and reason: README and messages are made from it.
+
+Attribute names carry units (`every_s`), keys of the file do not: their values do (`6h`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from calibrator.core.cost import can_certify, judged_share
+from calibrator.core.measurement import Bounds
+from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.settings.problems import Problem, refuse
+from calibrator.settings.values import (
+    ApiUrl,
+    DurationS,
+    File,
+    Frozen,
+    HttpUrl,
+    MinuteOfDay,
+    Name,
+    ObjectiveText,
+    Secret,
+    TimeZone,
+)
+
+Text = Annotated[str, Field(min_length=1)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+VALID_FOR_SWEEPS = 3  # two sweeps in a row may fail before a recommendation counts as stale
+
+
+def _refuse_disorder(low: int, high: int) -> None:
+    if low > high:
+        refuse(Problem("min", f"{low} is above max {high}.", "Give min <= max."))
+
+
+class ListenSettings(Frozen):
+    """Where the service answers."""
+
+    host: Text = Field(
+        default="127.0.0.1", description="address to bind; 0.0.0.0 answers everybody, hence not the default"
+    )
+    port: int = Field(default=8300, ge=0, le=65535, description="TCP port; 0 takes a free one")
+
+
+class StoreSettings(Frozen):
+    """What survives a restart."""
+
+    path: File = Field(default=Path("calibrator.db"), description="SQLite file; one running service per file")
+    keep_sweeps: int = Field(
+        default=200, ge=1, le=100_000, description="calibrated sweeps kept per backend; failed ones: twice as many"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sqlite_only(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "url" in value:
+            refuse(Problem("url", "PostgreSQL comes in a later release.", "Give path, a file for SQLite."))
+        return value
+
+
+class AuthSettings(Frozen):
+    """Bearer tokens. Without an operator token there is no route that writes."""
+
+    operator_tokens: tuple[Secret, ...] = Field(
+        default=(), description="may start sweeps; several, so that one can be rotated"
+    )
+    read_tokens: tuple[Secret, ...] = Field(default=(), description="may read; none: reading is open")
+
+
+class SweepsSettings(Frozen):
+    """Limits over all backends."""
+
+    max_parallel: int = Field(
+        default=1, ge=1, le=64, description="sweeps at a time, one per engine group; each is a process of its own"
+    )
+
+
+class LogSettings(Frozen):
+    """Lines on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe level written"
+    )
+    format: Literal["json", "console"] = Field(default="json", description="json for machines, console for people")
+
+
+class WindowSettings(Frozen):
+    """A weekly time window."""
+
+    days: tuple[Day, ...] = Field(default=DAYS, min_length=1, description="days on which the window starts")
+    from_minute: MinuteOfDay = Field(alias="from", description='start, local time, as "22:00"')
+    to_minute: MinuteOfDay = Field(alias="to", description='end, as "06:00"; not after the start: on the next day')
+    time_zone: TimeZone = Field(default="UTC", description="IANA time zone; summer time is followed")
+
+
+class BoundsSettings(Frozen):
+    """In-flight levels that a sweep may hold on one replica."""
+
+    min: int = Field(default=1, ge=1, le=100_000, description="lowest level, requests in flight")
+    max: int = Field(
+        default=512, ge=1, le=100_000, description="highest level; never exceeded, whatever the search would like"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _refuse_disorder(self.min, self.max)
+        return self
+
+
+class BudgetSettings(Frozen):
+    """Where a sweep stops, finished or not."""
+
+    requests: int = Field(default=1500, ge=1, description="requests, whatever the level")
+    requests_per_level: int = Field(default=4, ge=0, description="further requests per unit of the highest level tried")
+    duration_s: DurationS = Field(default=1200.0, alias="duration", description="wall time")
+    overload_s: DurationS = Field(
+        default=120.0, alias="overload", description="time with the objectives broken by our probes"
+    )
+
+
+class CapSettings(Frozen):
+    """Range of what is published; the last word after margin and replicas."""
+
+    min: int = Field(default=1, ge=1, le=1_000_000, description="lowest cap; 0 would mean 'block all' to some gateways")
+    max: int = Field(default=1_000_000, ge=1, le=1_000_000, description="highest cap")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _refuse_disorder(self.min, self.max)
+        return self
+
+
+class ClassSettings(Frozen):
+    """One kind of probe request."""
+
+    name: Text = Field(default="default", description="name in reports")
+    share: float = Field(default=1.0, gt=0.0, description="weight in the mix, relative to the other classes")
+    prompt_tokens: int = Field(default=256, ge=1, le=10_000_000, description="prompt length in tokens")
+    output_tokens: int = Field(default=64, ge=1, le=10_000_000, description="answer length in tokens")
+    stream: bool = Field(default=True, description="streamed; without, only e2e can be measured")
+    spread_ratio: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="lengths vary uniformly by this ratio, up and down"
+    )
+
+
+class WorkloadSettings(Frozen):
+    """The probe traffic; a cap holds for traffic like it."""
+
+    classes: tuple[ClassSettings, ...] = Field(
+        default=(ClassSettings(),), min_length=1, description="the mix of requests"
+    )
+
+    def value(self) -> Workload:
+        return Workload(tuple(WorkloadClass(**dict(one)) for one in self.classes))
+
+
+class BackendSettings(Frozen):
+    """One model behind one name."""
+
+    url: ApiUrl = Field(description="base of the OpenAI-compatible API, usually ending in /v1; one engine, no balancer")
+    model: Text = Field(description="model name sent with each request")
+    objectives: tuple[ObjectiveText, ...] = Field(
+        min_length=1, description="the SLA, for example ['ttft p99 <= 500ms']; all must hold"
+    )
+    fallback_cap: int = Field(
+        ge=1, le=1_000_000, description="cap published until a sweep has measured one, and when none is safe"
+    )
+    engine_group: Name | None = Field(
+        default=None, description="backends that share an engine, swept one at a time; default: own name"
+    )
+    api: Literal["chat", "completions"] = Field(default="chat", description="operation that the probes use")
+    api_key: Secret | None = Field(default=None, description="bearer token for the engine")
+    ca_file: File | None = Field(default=None, description="certificate authorities for TLS; default: the system's")
+    client_cert_file: File | None = Field(default=None, description="client certificate for mutual TLS")
+    client_key_file: File | None = Field(
+        default=None, description="its private key; default: in the certificate's file"
+    )
+    metrics_url: HttpUrl | None = Field(
+        default=None, description="the engine's own metrics; default: /metrics next to the API"
+    )
+    every_s: DurationS = Field(default=21_600.0, alias="every", description="time between sweeps")
+    jitter_ratio: float = Field(
+        default=0.1, ge=0.0, le=0.5, description="sweeps move by this share, so that fleets spread out"
+    )
+    windows: tuple[WindowSettings, ...] = Field(default=(), description="when sweeps may start; none: always")
+    bounds: BoundsSettings = Field(default=BoundsSettings(), description="levels to search")
+    budget: BudgetSettings = Field(default=BudgetSettings(), description="hard limits of one sweep")
+    cap: CapSettings = Field(default=CapSettings(), description="range of the published cap")
+    workload: WorkloadSettings = Field(default=WorkloadSettings(), description="what the probes look like")
+    safety_margin_ratio: float = Field(
+        default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"
+    )
+    max_increase_ratio: float = Field(
+        default=1.5, ge=1.0, le=100.0, description="one sweep raises a cap at most by this factor"
+    )
+    valid_for_s: DurationS | None = Field(
+        default=None, alias="valid_for", description="age at which a recommendation counts as stale; default: 3 x every"
+    )
+
+    @property
+    def validity_s(self) -> float:
+        return VALID_FOR_SWEEPS * self.every_s if self.valid_for_s is None else self.valid_for_s
+
+    def limits(self) -> Bounds:
+        return Bounds(
+            self.bounds.min,
+            self.bounds.max,
+            self.budget.requests,
+            self.budget.requests_per_level,
+            self.budget.duration_s,
+            self.budget.overload_s,
+        )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if problems := tuple(self._problems()):
+            refuse(*problems)
+        return self
+
+    def _problems(self) -> Iterator[Problem]:
+        workload = self.workload.value()
+        blind = [one for one in self.objectives if judged_share(one, workload) == 0.0]
+        if len(set(self.objectives)) < len(self.objectives):
+            yield Problem("objectives", "names one objective twice.", "Name each once.")
+        for one in blind:
+            yield Problem(
+                "objectives",
+                f"no class of the workload says anything about '{one}'.",
+                "Give a class that streams, or an e2e objective, and prompts within the objective's length.",
+            )
+        if not blind and (refusal := can_certify(self.limits(), self.objectives, workload)):
+            yield Problem("budget.requests", refusal, "")
+        if not self.cap.min <= self.fallback_cap <= self.cap.max:
+            yield Problem(
+                "fallback_cap",
+                f"{self.fallback_cap} lies outside cap {self.cap.min}..{self.cap.max}.",
+                "Move one of them.",
+            )
+        if self.validity_s < self.every_s * (1.0 + self.jitter_ratio):
+            yield Problem("valid_for", "ends before the next sweep is due.", "Give more than every plus its jitter.")
+        if self.client_key_file is not None and self.client_cert_file is None:
+            yield Problem("client_key_file", "has no certificate.", "Give client_cert_file too.")
+
+
+class Settings(BaseSettings):
+    """The whole configuration; made by `load_settings` only."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    listen: ListenSettings = Field(default=ListenSettings(), description="where the service answers")
+    store: StoreSettings = Field(default=StoreSettings(), description="what survives a restart")
+    auth: AuthSettings = Field(default=AuthSettings(), description="who may read and write")
+    sweeps: SweepsSettings = Field(default=SweepsSettings(), description="limits over all backends")
+    log: LogSettings = Field(default=LogSettings(), description="what is written to stderr")
+    backends: dict[Name, BackendSettings] = Field(
+        min_length=1, description="what is measured, each under the name that gateways ask for"
+    )
+
+    @model_validator(mode="after")
+    def _engines_are_swept_one_at_a_time(self) -> Self:
+        """Two backends at one address are one engine; two sweeps at once would measure each other."""
+        group_of: dict[str, tuple[str, str]] = {}
+        problems = []
+        for name, backend in self.backends.items():
+            group = backend.engine_group or name
+            other, known = group_of.setdefault(backend.url, (name, group))
+            if group != known:
+                problems.append(
+                    Problem(
+                        f"backends.{name}.engine_group",
+                        f"'{name}' and '{other}' have the same URL but are not in one engine group.",
+                        "Give both the same engine_group.",
+                    )
+                )
+        if problems:
+            refuse(*problems)
+        return self

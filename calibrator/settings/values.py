@@ -1,0 +1,163 @@
+"""Single values of the configuration, each with its text form: durations, objectives, secrets, URLs, times of day."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from calibrator.core.objective import Objective, format_duration, parse_duration_s, parse_objective
+from calibrator.errors import ConfigurationError
+from calibrator.settings.problems import Problem, refuse, refuse_value
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+_SECRET_REMEDY = "Write {file: /run/secrets/name} or {env: NAME}."  # noqa: S105 - it names the form, not a secret
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, numbers finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            refuse(Problem("", f"'{value}' is not a number.", "Write it in digits."))
+        return value
+
+
+def _duration_s(value: Any) -> float:
+    if not isinstance(value, str):
+        refuse(Problem("", "is not a duration with its unit.", "Write it like 500ms, 90s, 20m, 6h or 1h30m."))
+    try:
+        seconds = parse_duration_s(value)
+    except ConfigurationError as error:
+        refuse_value(error)
+    if not 0.0 < seconds <= 366 * 86_400.0:
+        refuse(Problem("", f"'{value}' is not a usable duration.", "Give more than nothing and at most a year."))
+    return seconds
+
+
+def _objective(value: Any) -> Objective:
+    if not isinstance(value, str):
+        refuse(Problem("", "is not an objective.", "Write it like 'ttft p99 <= 500ms', in quotes."))
+    try:
+        return parse_objective(value)
+    except ConfigurationError as error:
+        refuse_value(error)
+
+
+def _file(value: Path) -> Path:
+    if not value.name or "\0" in str(value):
+        refuse(Problem("", "is not the path of a file.", "Write it like /etc/calibrator/name."))
+    return value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        refuse(
+            Problem("", f"'{value[:80]}' is not a usable name.", "Use a-z, 0-9 and '-', at most 63, no '-' in front.")
+        )
+    return value
+
+
+def _minute_of_day(value: Any) -> int:
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        refuse(Problem("", "is not a time of day.", 'Write it like "22:00", in quotes, from "00:00" to "23:59".'))
+    return 60 * int(match[1]) + int(match[2])
+
+
+def _time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (OSError, ValueError, KeyError):  # a directory's name, an impossible name, an unknown one
+        refuse(Problem("", f"'{value[:80]}' is not a time zone known here.", "Use an IANA name such as Europe/Berlin."))
+    return value
+
+
+def _http_url(value: str) -> str:
+    """`scheme://host[:port]/path`; credentials in it would be an inline secret, so the value is never repeated."""
+    example = "Write it like http://host:8000/v1."
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or not value.isascii() or any(character <= " " for character in value):
+        refuse(Problem("", "is not an HTTP URL.", example))
+    if parts.username is not None or parts.password is not None:
+        refuse(Problem("", "holds credentials, which belong in api_key.", f"Take them out. {_SECRET_REMEDY}"))
+    if parts.query or parts.fragment:
+        refuse(Problem("", "holds a query or a fragment.", example))
+    return value.rstrip("/")
+
+
+def _api_url(value: str) -> str:
+    url = _http_url(value)
+    path = urlsplit(url).path
+    if not path:
+        refuse(Problem("", "ends before the API's base path.", f"Add it, usually /v1: {url}/v1."))
+    if path.endswith("/completions"):
+        refuse(Problem("", "names one operation of the API, not its base.", "Leave out everything after /v1."))
+    return url
+
+
+def _clock(minute: int) -> str:
+    return f"{minute // 60:02d}:{minute % 60:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a value is called in the reference."""
+
+    text: str
+
+
+DurationS = Annotated[float, PlainValidator(_duration_s), PlainSerializer(format_duration), Word("duration")]
+ObjectiveText = Annotated[Objective, PlainValidator(_objective), PlainSerializer(str), Word("objective")]
+MinuteOfDay = Annotated[int, PlainValidator(_minute_of_day), PlainSerializer(_clock), Word("time of day")]
+File = Annotated[Path, AfterValidator(_file)]
+Name = Annotated[str, AfterValidator(_name), Word("name")]
+TimeZone = Annotated[str, AfterValidator(_time_zone), Word("time zone")]
+HttpUrl = Annotated[str, AfterValidator(_http_url), Word("URL")]
+ApiUrl = Annotated[str, AfterValidator(_api_url), Word("URL")]
+
+
+class Secret(Frozen):
+    """Where a secret is. Its text never stands in the configuration, so that the file may be shared and versioned."""
+
+    file: File | None = Field(default=None, description="file whose content is the secret; the line end is dropped")
+    env: str | None = Field(default=None, description="environment variable that holds the secret")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_reference(cls, value: Any) -> Any:
+        if not isinstance(value, dict):  # never repeat what stands here
+            refuse(Problem("", "a secret may not stand in the configuration itself.", _SECRET_REMEDY))
+        if len(value) != 1 or not value.keys() <= {"file", "env"}:
+            refuse(Problem("", "is not a reference to one secret.", _SECRET_REMEDY))
+        (target,) = value.values()
+        if not isinstance(target, str) or not target or "\0" in target:
+            refuse(Problem("", "refers to nothing.", _SECRET_REMEDY))
+        if "env" in value and not _VARIABLE.fullmatch(target):
+            refuse(Problem("env", "is not the name of an environment variable.", _SECRET_REMEDY))
+        return value

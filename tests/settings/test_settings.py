@@ -1,0 +1,430 @@
+"""The configuration: what it means when it is right, and what it says when it is wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from calibrator.core.measurement import Bounds
+from calibrator.core.objective import Metric, Objective
+from calibrator.core.recommendation import PublishPolicy
+from calibrator.core.schedule import Schedule, Window
+from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.errors import ConfigurationError
+from calibrator.settings import (
+    Settings,
+    backend_plans,
+    load_settings,
+    parse_settings,
+    redacted,
+    reference_markdown,
+    tokens,
+)
+
+MINIMAL: dict[str, Any] = {
+    "backends": {
+        "chat": {"url": "http://host:8000/v1", "model": "m", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 8}
+    }
+}
+FULL = """
+listen: {host: 0.0.0.0, port: 0}
+store: {path: /var/lib/calibrator/state.db, keep_sweeps: 10}
+auth: {operator_tokens: [{file: %(folder)s/new}, {env: OLD}], read_tokens: [{env: READ}]}
+sweeps: {max_parallel: 2}
+log: {level: debug, format: console}
+backends:
+  chat:
+    url: https://host:8000/v1/
+    model: m
+    engine_group: gpu-1
+    api: completions
+    api_key: {env: KEY}
+    ca_file: %(folder)s/new
+    client_cert_file: %(folder)s/new
+    client_key_file: %(folder)s/new
+    metrics_url: http://host:8000/metrics
+    objectives: [ttft p99 <= 500ms, "e2e p90 <= 2s for prompts <= 300 tokens"]
+    fallback_cap: 8
+    every: 1h30m
+    jitter_ratio: 0.2
+    windows: [{days: [fri, mon], from: 22:00, to: "06:00", time_zone: Europe/Berlin}, {from: 12:00, to: 13:30}]
+    bounds: {min: 2, max: 64}
+    budget: {requests: 5000, requests_per_level: 0, duration: 20m, overload: 90s}
+    cap: {min: 4, max: 128}
+    workload:
+      classes: [{name: a, share: 3, prompt_tokens: 300, output_tokens: 10}, {stream: false, spread_ratio: 0.5}]
+    safety_margin_ratio: 0
+    max_increase_ratio: 2
+    valid_for: 1d
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "calibrator.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: Path, text: str, environ: Mapping[str, str] | None = None) -> Settings:
+    return load_settings(write(folder, text), environ or {})
+
+
+def refusal(folder: Path, text: str, environ: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder, text, environ)
+    return str(caught.value)
+
+
+def changed(*path_and_value: Any) -> str:
+    """The minimal file with one key set, `...` removes it."""
+    *path, last, value = path_and_value
+    tree = copy.deepcopy(MINIMAL)
+    node = tree
+    for key in path:
+        node = node.setdefault(key, {})
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return yaml.safe_dump(tree)
+
+
+# ------------------------------------------------------------------------------------------------------------- meaning
+def test_four_keys_are_enough_and_the_rest_is_by_design(tmp_path: Path) -> None:
+    settings = load(tmp_path, yaml.safe_dump(MINIMAL))
+    (plan,) = backend_plans(settings, {})
+    assert (settings.listen.host, settings.listen.port) == ("127.0.0.1", 8300)
+    assert (plan.name, plan.engine_group, plan.target.url, plan.target.api) == (
+        "chat",
+        "chat",
+        "http://host:8000/v1",
+        "chat",
+    )
+    assert plan.objectives == (Objective(Metric.TTFT, 0.99, 0.5),)
+    assert plan.workload == Workload()
+    assert plan.bounds == Bounds()
+    assert plan.schedule == Schedule(every_s=21_600.0, jitter_ratio=0.1)
+    assert plan.policy == PublishPolicy(
+        fallback_cap=8, safety_margin_ratio=0.1, max_increase_ratio=1.5, valid_for_s=64_800.0
+    )
+    assert tokens(settings, {}).operator == ()
+
+
+def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("fresh\n")
+    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1"}
+    settings = load(tmp_path, FULL % {"folder": tmp_path})
+    (plan,) = backend_plans(settings, environ)
+    found = tokens(settings, environ)
+    assert (found.operator, found.read) == (("fresh", "worn"), ("eyes",))
+    assert (settings.listen.host, settings.listen.port, settings.sweeps.max_parallel) == ("0.0.0.0", 0, 2)
+    assert (settings.store.path, settings.store.keep_sweeps) == (Path("/var/lib/calibrator/state.db"), 10)
+    assert (settings.log.level, settings.log.format) == ("debug", "console")
+    assert (plan.engine_group, plan.target.api, plan.target.api_key) == ("gpu-1", "completions", "sk-1")
+    assert plan.target.url == "https://host:8000/v1"
+    assert plan.target.metrics_url == "http://host:8000/metrics"
+    files = (plan.target.ca_file, plan.target.client_cert_file, plan.target.client_key_file)
+    assert files == (str(tmp_path / "new"),) * 3
+    assert plan.objectives[1] == Objective(Metric.E2E, 0.9, 2.0, 300)
+    assert plan.schedule == Schedule(
+        5400.0, 0.2, (Window((0, 4), 1320, 360, "Europe/Berlin"), Window((0, 1, 2, 3, 4, 5, 6), 720, 810))
+    )
+    assert plan.bounds == Bounds(2, 64, 5000, 0, 1200.0, 90.0)
+    assert plan.policy == PublishPolicy(8, 4, 128, 0.0, 2.0, 86_400.0)
+    assert plan.workload.classes == (
+        WorkloadClass("a", 3.0, 300, 10),
+        WorkloadClass(stream=False, spread_ratio=0.5),
+    )
+
+
+def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("fresh\n")
+    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1"}
+    settings = load(tmp_path, FULL % {"folder": tmp_path})
+    printed = yaml.safe_dump(redacted(settings))
+    assert load(tmp_path, printed) == settings
+    plans = backend_plans(settings, environ)
+    for secret in ("fresh", "worn", "eyes", "sk-1"):
+        assert secret not in printed
+        assert secret not in repr((settings, plans, tokens(settings, environ)))
+
+
+def test_values_made_by_a_program_follow_the_same_rules(tmp_path: Path) -> None:
+    assert parse_settings(MINIMAL) == load(tmp_path, yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigurationError, match=r"the configuration: backends: is missing"):
+        parse_settings({})
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    settings = load(tmp_path, yaml.safe_dump(MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.listen.port = 1  # type: ignore[misc]  # the point of the test
+
+
+# --------------------------------------------------------------------------------------------------------- environment
+def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path) -> None:
+    environ = {
+        "CALIBRATOR_LISTEN__PORT": "9000",
+        "CALIBRATOR_BACKENDS__CHAT__OBJECTIVES": "['e2e p90 <= 1s']",
+        "CALIBRATOR_BACKENDS__CHAT__API_KEY__ENV": "KEY",
+        "UNRELATED": "x",
+    }
+    settings = load(tmp_path, changed("listen", "host", "::1"), environ)
+    assert (settings.listen.host, settings.listen.port) == ("::1", 9000)
+    (plan,) = backend_plans(settings, {"KEY": "sk-1"})
+    assert (plan.objectives[0].metric, plan.target.model, plan.target.api_key) == (Metric.E2E, "m", "sk-1")
+
+
+def test_the_environment_alone_is_a_configuration() -> None:
+    backend = {"URL": "http://h/v1", "MODEL": "8", "OBJECTIVES": "[ttft p99 <= 1s]", "FALLBACK_CAP": "3"}
+    environ = {f"CALIBRATOR_BACKENDS__CHAT_EU__{key}": value for key, value in backend.items()}
+    (plan,) = backend_plans(load_settings(None, environ), {})
+    assert (plan.name, plan.target.model, plan.policy.fallback_cap) == ("chat-eu", "8", 3)
+
+
+def test_a_misspelt_variable_is_refused_like_a_misspelt_key(tmp_path: Path) -> None:
+    message = refusal(tmp_path, yaml.safe_dump(MINIMAL), {"CALIBRATOR_LISTEN__PROT": "1"})
+    assert "the environment: listen.prot: is not a key that exists here. Did you mean 'port'?" in message
+
+
+def test_one_underscore_too_few_is_not_silently_passed_over(tmp_path: Path) -> None:
+    message = refusal(tmp_path, yaml.safe_dump(MINIMAL), {"CALIBRATOR_LISTEN_PORT": "9000"})
+    assert "listen_port: is not a key that exists here." in message
+
+
+def test_variables_that_contradict_each_other_are_refused() -> None:
+    environ = {"CALIBRATOR_LISTEN": "{port: 1}", "CALIBRATOR_LISTEN__PORT__X": "2", "CALIBRATOR_STORE": "a"}
+    with pytest.raises(ConfigurationError, match=r"CALIBRATOR_LISTEN__PORT__X: another variable .* Unset one"):
+        load_settings(None, environ)
+
+
+def test_variables_that_kubernetes_sets_for_a_service_called_calibrator_are_passed_over(tmp_path: Path) -> None:
+    environ = {
+        "CALIBRATOR_SERVICE_HOST": "10.0.0.1",
+        "CALIBRATOR_SERVICE_PORT": "8300",
+        "CALIBRATOR_SERVICE_PORT_HTTP": "8300",
+        "CALIBRATOR_PORT": "tcp://10.0.0.1:8300",
+        "CALIBRATOR_PORT_8300_TCP": "tcp://10.0.0.1:8300",
+        "CALIBRATOR_PORT_8300_TCP_ADDR": "10.0.0.1",
+        "CALIBRATOR_EU_SERVICE_HOST": "10.0.0.2",
+    }
+    assert load(tmp_path, yaml.safe_dump(MINIMAL), environ) == load(tmp_path, yaml.safe_dump(MINIMAL))
+
+
+# ------------------------------------------------------------------------------------------------------- wrong values
+CHAT = ("backends", "chat")
+REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path of the key, remedy)
+    "unknown top-level key": (("backend", {}), "backend:", "Did you mean 'backends'?"),
+    "unknown key, near": (("listen", "prt", 1), "listen.prt:", "Did you mean 'port'?"),
+    "unknown key, far": (("log", "colour", 1), "log.colour:", "Valid here: format, level."),
+    "unknown key in a backend": ((*CHAT, "modle", "m"), "backends.chat.modle:", "Did you mean 'model'?"),
+    "unknown key in a list": (
+        (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "timezone": "UTC"}]),
+        "windows[0].timezone:",
+        "Did you mean 'time_zone'?",
+    ),
+    "no backends": (("backends", ...), "backends:", "Give it: what is measured"),
+    "empty backends": (("backends", {}), "backends:", "Give at least one."),
+    "backends is a list": (("backends", []), "backends:", "Write its keys below it"),
+    "backend is nothing": ((*CHAT, None), "backends.chat:", "Write its keys below it"),
+    "missing required key": ((*CHAT, "fallback_cap", ...), "backends.chat.fallback_cap:", "Give it: cap published"),
+    "backend name": (("backends", "Chat_1", MINIMAL["backends"]["chat"]), "backends.Chat_1:", "Use a-z, 0-9 and '-'"),
+    "no objectives": ((*CHAT, "objectives", []), "backends.chat.objectives:", "Give at least one."),
+    "objectives as text": (
+        (*CHAT, "objectives", "ttft p99 <= 1s"),
+        "backends.chat.objectives:",
+        "Write it as [one, two].",
+    ),
+    "not an objective": ((*CHAT, "objectives", ["fast"]), "objectives[0]:", "Write it like 'ttft p99 <= 500ms'"),
+    "an objective as number": ((*CHAT, "objectives", [5]), "objectives[0]:", "Write it like 'ttft p99 <= 500ms'"),
+    "objective without unit": ((*CHAT, "objectives", ["ttft p99 <= 5"]), "objectives[0]:", "Write 500ms or 0.5s."),
+    "objective twice": ((*CHAT, "objectives", ["ttft p99 <= 1s"] * 2), "backends.chat.objectives:", "Name each once."),
+    "cap of nothing": ((*CHAT, "fallback_cap", 0), "backends.chat.fallback_cap:", "Give a number of at least 1."),
+    "true is no number": ((*CHAT, "fallback_cap", True), "backends.chat.fallback_cap:", "Write it in digits."),
+    "half a request": ((*CHAT, "fallback_cap", 1.5), "backends.chat.fallback_cap:", "Write it like 8."),
+    "text for a number": ((*CHAT, "fallback_cap", "many"), "backends.chat.fallback_cap:", "Write it like 8."),
+    "fallback outside cap": ((*CHAT, "cap", {"max": 4}), "backends.chat.fallback_cap:", "Move one of them."),
+    "cap upside down": ((*CHAT, "cap", {"min": 9, "max": 8}), "backends.chat.cap.min:", "Give min <= max."),
+    "bounds upside down": ((*CHAT, "bounds", {"min": 9, "max": 8}), "backends.chat.bounds.min:", "Give min <= max."),
+    "bounds from zero": ((*CHAT, "bounds", {"min": 0}), "backends.chat.bounds.min:", "Give a number of at least 1."),
+    "margin of everything": ((*CHAT, "safety_margin_ratio", 1), "safety_margin_ratio:", "Give a number below 1."),
+    "negative margin": ((*CHAT, "safety_margin_ratio", -0.1), "safety_margin_ratio:", "Give a number of at least 0."),
+    "margin of infinity": ((*CHAT, "safety_margin_ratio", "inf"), "safety_margin_ratio:", "Write it like 0.1."),
+    "increase below one": ((*CHAT, "max_increase_ratio", 0.9), "max_increase_ratio:", "Give a number of at least 1."),
+    "duration without unit": ((*CHAT, "every", 6), "backends.chat.every:", "Write it like 500ms"),
+    "duration in prose": ((*CHAT, "every", "often"), "backends.chat.every:", "Write it like 500ms"),
+    "duration of nothing": ((*CHAT, "every", "0s"), "backends.chat.every:", "Give more than nothing"),
+    "duration of an age": ((*CHAT, "every", "9999999d"), "backends.chat.every:", "at most a year"),
+    "stale before it is renewed": ((*CHAT, "valid_for", "6h"), "backends.chat.valid_for:", "Give more than every plus"),
+    "budget too small": ((*CHAT, "budget", {"requests": 100}), "budget.requests:", "Allow 379 requests or more"),
+    "quantile too high": ((*CHAT, "objectives", ["ttft p99.9 <= 1s"]), "budget.requests:", "choose a lower quantile"),
+    "overload as number": ((*CHAT, "budget", {"overload": 120}), "budget.overload:", "Write it like 500ms"),
+    "nothing streams": (
+        (*CHAT, "workload", {"classes": [{"stream": False}]}),
+        "backends.chat.objectives:",
+        "Give a class that streams",
+    ),
+    "no class": ((*CHAT, "workload", {"classes": []}), "workload.classes:", "Give at least one."),
+    "no share": ((*CHAT, "workload", {"classes": [{"share": 0}]}), "classes[0].share:", "Give a number above 0."),
+    "spread of all": (
+        (*CHAT, "workload", {"classes": [{"spread_ratio": 1}]}),
+        "spread_ratio:",
+        "Give a number below 1.",
+    ),
+    "time zone": (
+        (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "time_zone": "Berlin"}]),
+        "windows[0].time_zone:",
+        "Use an IANA name",
+    ),
+    "time zone outside": (
+        (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "time_zone": "../../etc/passwd"}]),
+        "windows[0].time_zone:",
+        "Use an IANA name",
+    ),
+    "time of day": (
+        (*CHAT, "windows", [{"from": "24:00", "to": "01:00"}]),
+        "windows[0].from:",
+        'Write it like "22:00"',
+    ),
+    "weekday": ((*CHAT, "windows", [{"from": "22:00", "to": "23:00", "days": ["monday"]}]), "days[0]:", "Write 'mon'"),
+    "api": ((*CHAT, "api", "embeddings"), "backends.chat.api:", "Write 'chat' or 'completions'."),
+    "not a URL": ((*CHAT, "url", "host:8000"), "backends.chat.url:", "Write it like http://host:8000/v1."),
+    "port out of range": ((*CHAT, "url", "http://h:99999/v1"), "backends.chat.url:", "Write it like http://"),
+    "URL without a path": ((*CHAT, "url", "http://h:1"), "backends.chat.url:", "usually /v1: http://h:1/v1."),
+    "URL of one operation": (
+        (*CHAT, "url", "http://h/v1/chat/completions"),
+        "backends.chat.url:",
+        "Leave out everything",
+    ),
+    "URL with a query": ((*CHAT, "url", "http://h/v1?a=b"), "backends.chat.url:", "Write it like http://"),
+    "URL with a space": ((*CHAT, "url", "http://h/v 1"), "backends.chat.url:", "Write it like http://"),
+    "key without certificate": ((*CHAT, "client_key_file", "/k"), "client_key_file:", "Give client_cert_file too."),
+    "empty path": (("store", "path", ""), "store.path:", "Write it like /etc/"),
+    "path as number": (("store", "path", 5), "store.path:", "Put it in quotes."),
+    "PostgreSQL": (
+        ("store", "url", "postgresql://h/db"),
+        "store.url: PostgreSQL comes in a later release.",
+        "Give path",
+    ),
+    "port": (("listen", "port", 65536), "listen.port:", "Give a number of at most 65535."),
+    "log format": (("log", "format", "xml"), "log.format:", "Write 'json' or 'console'."),
+    "model as number": ((*CHAT, "model", 1.10), "backends.chat.model:", "Put it in quotes."),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_value_is_refused_with_its_key_and_the_remedy(case: str, tmp_path: Path) -> None:
+    change, key, remedy = REFUSED[case]
+    message = refusal(tmp_path, changed(*change))
+    assert key in message
+    assert remedy in message
+    assert "\n" not in message, "one mistake, one line"
+
+
+SECRET = "sk-very-secret"
+INLINE: dict[str, tuple[Any, ...]] = {
+    "a key as text": (*CHAT, "api_key", SECRET),
+    "a token as text": ("auth", "operator_tokens", [SECRET]),
+    "a token where a list belongs": ("auth", "read_tokens", SECRET),
+    "a key as an unknown reference": (*CHAT, "api_key", {"value": SECRET}),
+    "a forgotten keyword": (*CHAT, "api_key", {SECRET: None}),
+    "two references": (*CHAT, "api_key", {"env": "A", "file": SECRET}),
+    "a secret where a variable's name belongs": (*CHAT, "api_key", {"env": SECRET}),
+    "a list of secrets": (*CHAT, "api_key", [SECRET]),
+    "credentials in the URL": (*CHAT, "url", f"http://user:{SECRET}@h/v1"),
+    "a misspelt key": (*CHAT, "apikey", SECRET),
+}
+
+
+@pytest.mark.parametrize("case", INLINE)
+def test_a_secret_in_the_file_is_refused_and_not_repeated(case: str, tmp_path: Path) -> None:
+    *path, last, _value = INLINE[case]
+    message = refusal(tmp_path, changed(*INLINE[case]))
+    assert ".".join([*path, last]) in message
+    assert SECRET not in message
+
+
+def test_every_problem_is_reported_at_once_a_line_each(tmp_path: Path) -> None:
+    tree = copy.deepcopy(MINIMAL)
+    tree["listen"] = {"port": "x"}
+    tree["backends"]["chat"]["cap"] = {"max": 2}
+    tree["backends"]["chat"]["valid_for"] = "1h"
+    tree["backends"]["other"] = {"url": "http://h/v1", "model": "a\nb", "objectives": ["x"], "fallback_cap": 1}
+    message = refusal(tmp_path, yaml.safe_dump(tree))
+    head, *lines = message.split("\n")
+    assert head == f"{tmp_path / 'calibrator.yaml'} has 4 problems:"
+    keys = [line.split(": ")[0] for line in lines]
+    assert keys == [
+        "listen.port",
+        "backends.chat.fallback_cap",
+        "backends.chat.valid_for",
+        "backends.other.objectives[0]",
+    ]
+
+
+def test_backends_at_one_address_must_share_an_engine_group(tmp_path: Path) -> None:
+    tree = copy.deepcopy(MINIMAL)
+    tree["backends"]["lora"] = {**MINIMAL["backends"]["chat"], "model": "l"}
+    message = refusal(tmp_path, yaml.safe_dump(tree))
+    assert "backends.lora.engine_group: 'lora' and 'chat' have the same URL" in message
+    assert "Give both the same engine_group." in message
+    for backend in tree["backends"].values():
+        backend["engine_group"] = "gpu"
+    assert len(load(tmp_path, yaml.safe_dump(tree)).backends) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+def test_every_missing_secret_and_file_is_named_with_its_key(tmp_path: Path) -> None:
+    tree = copy.deepcopy(MINIMAL)
+    tree["backends"]["chat"] |= {"api_key": {"env": "NOT_THERE"}, "ca_file": str(tmp_path / "ca.pem")}
+    settings = load(tmp_path, yaml.safe_dump(tree))
+    with pytest.raises(ConfigurationError) as caught:
+        backend_plans(settings, {})
+    message = str(caught.value)
+    assert "backends.chat.api_key: the environment variable NOT_THERE is not set. Set it" in message
+    assert f"backends.chat.ca_file: the file {tmp_path / 'ca.pem'} cannot be read (No such file" in message
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two\nlines", "sp\u00e4t", " padded", "tab\there"])
+def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(content: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(content, encoding="utf-8")
+    settings = load(tmp_path, changed("auth", "operator_tokens", [{"file": str(tmp_path / "token")}]))
+    with pytest.raises(ConfigurationError, match=r"auth.operator_tokens\[0\]: .* Give one line of ASCII") as caught:
+        tokens(settings, {})
+    assert not content.strip() or content not in str(caught.value)
+
+
+def test_a_rotated_token_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one\r\n")
+    settings = load(tmp_path, changed("auth", "operator_tokens", [{"file": str(tmp_path / "token")}]))
+    assert tokens(settings, {}).operator == ("one",)
+    (tmp_path / "token").write_text("two")
+    assert tokens(settings, {}).operator == ("two",)
+
+
+# ----------------------------------------------------------------------------------------------------------- reference
+def test_the_reference_lists_every_key_with_type_default_and_meaning(tmp_path: Path) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reference_markdown().splitlines()]
+    assert all(len(row) == 4 and all(row[index] for index in (0, 1, 3)) for row in rows)
+    table = {row[0].strip("`"): row[1:] for row in rows[2:]}
+    assert table["backends.<name>.every"] == ["duration", "`6h`", "time between sweeps"]
+    assert table["backends.<name>.fallback_cap"][1] == "**required**"
+    assert table["backends.<name>.workload.classes[].stream"][:2] == ["true or false", "`true`"]
+    assert table["log.format"][:2] == ["`json`, `console`", "`json`"]
+    assert table["auth.operator_tokens"][:2] == ["list of secret reference", "none"]
+
+    def keys(value: Any, path: str) -> set[str]:
+        if isinstance(value, dict) and not {"file", "env"} & value.keys():
+            named = path == "backends"
+            parts = [keys(one, f"{path}.{'<name>' if named else key}".lstrip(".")) for key, one in value.items()]
+            return set().union({path} - {"", "backends.<name>"}, *parts)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return set().union({path}, *(keys(one, f"{path}[]") for one in value)) - {f"{path}[]"}
+        return {path} - {f"{path.removesuffix('[]')}[]"}
+
+    assert keys(redacted(load(tmp_path, FULL % {"folder": tmp_path})), "") == set(table)
