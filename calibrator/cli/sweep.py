@@ -52,6 +52,7 @@ class SweepOptions:
     prompt_tokens: int
     output_tokens: int
     spread_ratio: float
+    prompt_sigma: float
     api: str
     stream: bool
     min_level: int
@@ -127,6 +128,7 @@ def order_from(options: SweepOptions) -> SweepOrder:
                     output_tokens=options.output_tokens,
                     stream=options.stream,
                     spread_ratio=options.spread_ratio,
+                    prompt_sigma=options.prompt_sigma,
                 ),
             )
         ),

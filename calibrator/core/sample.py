@@ -54,8 +54,10 @@ class Failure:
 
     @property
     def is_our_mistake(self) -> bool:
-        """Credentials, model name, body or context length: says nothing about capacity, stops the sweep."""
-        return self.kind is FailureKind.STATUS and self.status in (400, 401, 403, 404, 405, 413, 415, 422)
+        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep."""
+        if self.kind is not FailureKind.STATUS or self.status is None:
+            return False
+        return self.status < 400 or self.status in (400, 401, 403, 404, 405, 413, 415, 422)
 
 
 @dataclass(frozen=True, slots=True)

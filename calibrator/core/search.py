@@ -9,8 +9,8 @@ The policy escalates with overdose control and asks a sequential test on both si
    while it lies between the 5 % and the 65 % quantile; else go to the 25 % quantile (35 % while it is wide), strictly
    between the highest certified and the lowest refuted level and at most x 1.6 above the highest good one.
 3. **Stop** when refuted / certified <= 1.12 or they are neighbours, when the median is within 15 % of the certified
-   level, when the highest level is certified, when the lowest fails, when the level to go to has proved to lie inside the
-   indifference zone, or when a budget ends.
+   level, when the highest level is certified, when the lowest fails, when the level to go to has proved to lie inside
+   the indifference zone, or when a budget ends.
 4. **Answer:** the certified level; where a budget ended first, the 20 % quantile if it is higher (and then only
    provisional), below every refuted level and not above the highest locally good one.
 

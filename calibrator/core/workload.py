@@ -34,8 +34,8 @@ _WORDS = (  # noqa: SIM905 - eighty quoted words are harder to read
 class WorkloadClass:
     """One kind of request. Token counts are fixed, or spread uniformly by +- `spread_ratio` around the value.
 
-    `prompt_sigma` above 0: prompt lengths have a heavy tail instead, lognormal around the median `prompt_tokens`, cut at
-    three sigma. Real prompts do; their tail is what the P99 of the time to first token is made of.
+    `prompt_sigma` above 0: prompt lengths have a heavy tail instead, lognormal around the median `prompt_tokens` and cut
+    at three sigma. Real prompts do; their tail is what the P99 of the time to first token is made of.
     """
 
     name: str = "default"

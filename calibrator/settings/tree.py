@@ -148,6 +148,9 @@ class ClassSettings(Frozen):
     spread_ratio: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="lengths vary uniformly by this ratio, up and down"
     )
+    prompt_sigma: float = Field(
+        default=0.0, ge=0.0, le=3.0, description="above 0: prompt lengths are lognormal with this log-sd instead"
+    )
 
 
 class WorkloadSettings(Frozen):

@@ -124,6 +124,14 @@ def test_without_any_good_level_a_spent_budget_is_inconclusive() -> None:
     assert conclusion.grade is not Grade.CERTIFIED
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_level_inside_the_indifference_zone_is_given_up(seed: int) -> None:
+    """True ratio 1 %: no affordable test decides, so the sweep ends instead of spending the whole budget there."""
+    conclusion, history = run_sweep(synthetic(lambda _: 0.01, seed), Bounds(min_level=4, max_level=4, requests=5000))
+    assert history.requests <= 900
+    assert "indifference zone" in conclusion.reason or conclusion.grade in (Grade.AT_MAX, Grade.INFEASIBLE)
+
+
 def test_overload_counts_only_visits_above_the_zone() -> None:
     _, history = run_sweep(synthetic(cliff(10)), LONG)
     above = sum(visit.duration_s for visit in history.visits if visit.level > 10)
@@ -134,8 +142,7 @@ def test_overload_counts_only_visits_above_the_zone() -> None:
 def with_visit(
     history: History, level: int, tail: float | None, *, bits: str = "0" * 24, waiting: float = 0.0
 ) -> History:
-    template, _ = Player(Synthetic(lambda _: 0.0, np.random.default_rng(0))), None
-    measured = template.visit(History((P99,)), Measure(level, Test.SCREEN, 96, ""))
+    measured = synthetic(lambda _: 0.0).visit(History((P99,)), Measure(level, Test.SCREEN, 96, ""))
     evidence = replace(measured.evidence[0], bits=bits, violation_at_s=tuple(float(i) for i in range(bits.count("1"))))
     visit: Visit = replace(
         measured, evidence=(evidence,), tail_ratio=(tail,), server=ServerLoadPeak(waiting_requests=waiting)
@@ -162,6 +169,13 @@ def test_the_brake_of_the_ramp(
     assert isinstance(step, Measure)
     assert step.test is Test.SCREEN
     assert step.level == int(40 * factor + 1e-9)
+
+
+def test_a_screen_that_ends_undecided_above_three_allowances_ends_the_ramp() -> None:
+    history = with_visit(with_visit(History((P99,)), 20, 0.1), 40, 0.1, bits=("0" * 31 + "1") * 3)
+    step = next_step(history, Bounds())
+    assert isinstance(step, Measure)
+    assert step.test is Test.VERDICT
 
 
 def test_the_ramp_at_most_doubles_and_never_leaves_the_bounds() -> None:

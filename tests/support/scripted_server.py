@@ -15,6 +15,7 @@ from enum import Enum
 class Act(Enum):
     CLOSE = "orderly end of the connection"
     RESET = "RST"
+    DROP = "FIN at once; over TLS without its farewell"
     HANG = "never answer; ends when the client closes"
 
 
@@ -72,6 +73,7 @@ class ScriptedServer:
                 if step is Act.RESET:
                     sock = writer.get_extra_info("socket")
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if step is not Act.CLOSE:
                     writer.transport.abort()
                 return False
         return True

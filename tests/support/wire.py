@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from calibrator.core.sample import Label, Phase, ProbeRequest
@@ -42,7 +43,7 @@ def event(payload: object) -> bytes:
     return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
 
 
-def chunk(delta: dict[str, object] | None = None, finish: str | None = None, **more: object) -> bytes:
+def chunk(delta: Mapping[str, object] | None = None, finish: str | None = None, **more: object) -> bytes:
     """One chat chunk as an SSE event."""
     choice = {"index": 0, "delta": delta or {}, "logprobs": None, "finish_reason": finish}
     return event({"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **more})

@@ -1,0 +1,126 @@
+"""The timed client of OpenAI-compatible servers (ports `Backend` and `Connection`): chat and plain completions.
+
+What a probe asks for, and why:
+
+| field | why |
+|---|---|
+| `max_tokens` | the class's output length |
+| `ignore_eos`, `min_tokens` | where the engine knows them, an answer gets the planned length (llama.cpp: the first) |
+| `temperature: 1` | the sampling path of real traffic; greedy decoding falls into loops that some engines cut |
+| `stream_options.include_usage` | the server counts the tokens: engines merge several into one chunk |
+
+Headers name us (`User-Agent`, `X-Request-ID`), so that probes can be told from users. `traceparent` is not sampled: a
+probe leaves its id in the logs without filling anybody's tracing store.
+
+The body is built before the clock starts; the request leaves in one write. The prompt is never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+from calibrator import __version__
+from calibrator.backends.http1 import Patience
+from calibrator.backends.http1_client import Endpoint, Http1Client, endpoint
+from calibrator.backends.openai_answer import Answer
+from calibrator.core.sample import Flight, ProbeRequest, Sample
+from calibrator.errors import ConfigurationError
+from calibrator.ports import Connection, Target
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+
+
+class OpenAIBackend:
+    """Port `Backend`. `now` is the monotonic clock whose seconds stand in every Sample."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        now: Callable[[], float],
+        forces_length: bool,
+        stall_timeout_s: float,
+        total_timeout_s: float,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self._server = endpoint(
+            target.url,
+            ca_file=target.ca_file,
+            client_cert_file=target.client_cert_file,
+            client_key_file=target.client_key_file,
+        )
+        self._dialect = _Dialect(target, self._server, forces_length=forces_length)
+        self._now = now
+        self._patience = Patience(connect_timeout_s, stall_timeout_s, total_timeout_s)
+
+    def connect(self) -> Connection:
+        return OpenAIConnection(Http1Client(self._server, self._now, self._patience), self._dialect, self._now)
+
+    async def close(self) -> None:
+        """Connections belong to their users, who abort them; nothing is shared."""
+
+
+class OpenAIConnection:
+    """Port `Connection`."""
+
+    def __init__(self, client: Http1Client, dialect: _Dialect, now: Callable[[], float]) -> None:
+        self._client = client
+        self._dialect = dialect
+        self._now = now
+
+    async def send(self, request: ProbeRequest, on_start: Callable[[Flight], None]) -> Sample:
+        payload = self._dialect.encode(request)
+        answer = Answer(request, on_start, wanted_s=self._now())
+        return answer.sample(await self._client.request(payload, answer))
+
+    def abort(self) -> None:
+        self._client.abort()
+
+
+class _Dialect:
+    """Turns a ProbeRequest into bytes."""
+
+    def __init__(self, target: Target, server: Endpoint, *, forces_length: bool) -> None:
+        if target.api not in PATHS:
+            raise ConfigurationError(f"'{target.api}' is not an API.", f"Choose one of: {', '.join(PATHS)}.")
+        self._target = target
+        self._forces_length = forces_length
+        self._run = os.urandom(4).hex()
+        head = [
+            f"POST {server.path}{PATHS[target.api]} HTTP/1.1",
+            f"Host: {server.authority}",
+            f"User-Agent: calibrator/{__version__}",
+            "Accept-Encoding: identity",
+            "Content-Type: application/json",
+        ]
+        if target.api_key is not None:
+            head.append(f"Authorization: Bearer {target.api_key}")
+        if any(not line.isascii() or not line.isprintable() for line in head):
+            raise ConfigurationError(
+                "The URL or the API key holds characters that cannot stand in a request.",
+                "Look for line ends, blanks and non-ASCII letters in them.",
+            )
+        self._head = "\r\n".join(head)
+
+    def encode(self, request: ProbeRequest) -> bytes:
+        fields: dict[str, object] = {"model": self._target.model}
+        if self._target.api == "chat":
+            fields["messages"] = [{"role": "user", "content": request.text}]
+        else:
+            fields["prompt"] = request.text
+        fields |= {"max_tokens": request.output_tokens, "temperature": 1, "stream": request.stream}
+        if request.stream:
+            fields["stream_options"] = {"include_usage": True}
+        if self._forces_length:
+            fields |= {"ignore_eos": True, "min_tokens": request.output_tokens}
+        body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        head = (
+            f"{self._head}\r\n"
+            f"Accept: {'text/event-stream' if request.stream else 'application/json'}\r\n"
+            f"X-Request-ID: calibrator-{self._run}-{request.request_id}\r\n"
+            f"traceparent: 00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode("ascii") + body
