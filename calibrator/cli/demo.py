@@ -66,7 +66,7 @@ def _settings(state: Path, engine_url: str, parameters: str, port: int, objectiv
                     "objectives": [objective],
                     "fallback_cap": FALLBACK_CAP,
                     "bounds": {"min": 1, "max": 128},
-                    "budget": {"duration": "2m"},
+                    "budget": {"requests": 4000, "duration": "2m"},
                     "workload": demo_workload(parameters),
                 }
             },

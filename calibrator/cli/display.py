@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -53,24 +54,21 @@ def latencies(level: LevelReport, metric: str) -> LatencySummary:
 
 
 def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Table:
-    table = Table(title="Latency against concurrency", title_justify="left", header_style="bold", expand=False)
-    table.add_column("in flight", justify="right")
-    table.add_column("n", justify="right")
+    """Fits 80 columns with one objective."""
+    table = Table(title="Latency against concurrency", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     metrics = metrics_of(objectives)
-    for metric in metrics:
-        table.add_column(f"{metric} p50", justify="right")
-        table.add_column("p99", justify="right")
-    table.add_column("over limit", justify="right")
-    table.add_column("req/s", justify="right")
-    table.add_column("good/s", justify="right")
-    table.add_column("verdict")
+    for heading in ("in flight", "n", *(f"{metric} {q}" for metric in metrics for q in ("p50", "p99"))):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("over", "req/s", "good/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for level in levels:
         cells = [str(level.concurrency), str(level.n)]
         for metric in metrics:
             summary = latencies(level, metric)
             cells += [estimate(summary.p50), estimate(summary.p99)]
-        share = f"{level.exceedances} ({level.exceedances / level.n:.1%})" if level.n else str(level.exceedances)
-        cells += [share, f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
+        cells.append(f"{level.exceedances / level.n:.1%}" if level.n else "-")
+        cells += [f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
         table.add_row(*cells, Text(level.verdict.kind.value, style=_STYLE[level.verdict.kind]))
     return table
 

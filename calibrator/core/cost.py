@@ -14,7 +14,7 @@ come in clumps; every step is divided by d, which is 2 from level 3 on as long a
 
 A search needs about two passing and one failing verdict around the capacity, a screen of 24 requests at every doubling
 on the way up, and about a third of all its requests warm levels up: 1,415 for P99 with bounds 1..512, where the
-simulation of the search measured 1,479 (facts: search.md, policy P3r). Tokens follow from the workload's mix.
+simulation of the search measured 1,479. Tokens follow from the workload's mix.
 """
 
 from __future__ import annotations

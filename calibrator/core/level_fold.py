@@ -27,9 +27,8 @@ from calibrator.core.quantile import summarise
 from calibrator.core.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.sweep_record import LatencySummary, LevelReport, Verdict
+from calibrator.core.verdict import ramp_has_failed
 
-RAMP_FAIL_COUNT = 4  # a watched warm-up aborts at >= 4 violations and >= 25 %
-RAMP_FAIL_RATIO = 0.25
 METRICS = ("ttft", "ttfc", "itl", "tpot", "e2e")
 
 
@@ -198,10 +197,7 @@ class LevelFold:
 
     def ramp_failed(self) -> bool:
         """Watched warm-up: enough violations among what started after the last user was added."""
-        return any(
-            count.exceedances >= RAMP_FAIL_COUNT and count.exceedances >= RAMP_FAIL_RATIO * count.n
-            for count in self.ramp()
-        )
+        return any(map(ramp_has_failed, self._objectives, self.ramp()))
 
     def residence_s(self) -> float:
         return float(np.median(self._durations)) if self._durations else 0.0
@@ -210,7 +206,7 @@ class LevelFold:
         return float(np.quantile(self._durations, 0.9)) if self._durations else 0.0
 
     def tail_ratio(self) -> tuple[float | None, ...]:
-        return tuple(_upper_quantile(self._values[o.metric], o.limit_s) for o in self._objectives)
+        return tuple(upper_quantile(self._values[o.metric], o.limit_s) for o in self._objectives)
 
     def quick_quantile(self, metric: str, quantile: float) -> float | None:
         """For progress displays only: no interval, no support rule."""
@@ -266,7 +262,7 @@ def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcom
     return RequestOutcome.OK
 
 
-def _upper_quantile(values: Sequence[float], limit_s: float) -> float | None:
+def upper_quantile(values: Sequence[float], limit_s: float) -> float | None:
     """Cheap tail / limit, to aim the next step: P99 of many, else P95 stretched by the P95/P75 spread."""
     finite = np.minimum(np.asarray(values, dtype=float), 10.0 * limit_s)
     if finite.size < 8:

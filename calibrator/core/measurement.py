@@ -120,8 +120,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Highest level of one replica at which the SLA holds. low <= estimate <= high; all >= 0 (0: not even level 1)."""
+    """Highest level of one replica at which the SLA holds. low <= estimate <= high; all >= 0 (0: not even level 1).
+
+    certified: highest level that passed its own full test, below every refuted one; 0 if none did.
+    """
 
     estimate: int
     low: int
     high: int
+    certified: int = 0

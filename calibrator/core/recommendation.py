@@ -1,8 +1,32 @@
-"""From a sweep to what is published."""
+"""From a sweep to what is published: the one place where a number becomes a promise.
+
+    replica_cap = max(1, floor(capacity * (1 - safety_margin_ratio)))
+    cap         = replica_cap * ready replicas, clamped to [min_cap, max_cap]
+
+| sweep | effect on the published cap |
+|---|---|
+| certified, at_max | lowers at once; raises by at most `max_increase_ratio` |
+| provisional | lowers at once; raises no further than its own highest certified level supports, and likewise bounded |
+| the first one that says something | published as it is: a fallback is a guess, and any measurement beats a guess |
+| infeasible | the fallback, or what is published if that is lower: nothing was shown to be safe |
+| anything else | nothing changes |
+
+A cap is never 0, negative or null: gateways read those as "block all" or "no limit". An error never removes a valid
+cap. Lowering needs no certificate because the cost of a cap that is too low is throughput, that of one too high is the
+SLA of every user.
+
+Called by `service.supervisor`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from calibrator.core.objective import Metric, parse_objective
+from calibrator.core.snapshot import Rates, Recommendation, State
+from calibrator.core.sweep_record import Grade, LatencySummary, LevelReport, SweepOutcome, SweepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +39,144 @@ class PublishPolicy:
     safety_margin_ratio: float = 0.1
     max_increase_ratio: float = 1.5
     valid_for_s: float = 64_800.0
+
+    def clamp(self, cap: int) -> int:
+        return max(1, self.min_cap, min(cap, self.max_cap))
+
+
+def replica_cap(capacity: int, safety_margin_ratio: float) -> int:
+    """At least 1, whatever was measured."""
+    return max(1, math.floor(capacity * (1.0 - safety_margin_ratio) + 1e-9))
+
+
+def fallback(backend: str, policy: PublishPolicy, now: float, version: int = 1) -> Recommendation:
+    """What is served until something was measured. It does not age: it never claimed to be measured."""
+    cap = policy.clamp(policy.fallback_cap)
+    return Recommendation(
+        backend=backend,
+        version=version,
+        cap=cap,
+        replica_cap=cap,
+        state=State.FALLBACK,
+        grade=None,
+        capacity=None,
+        reason="nothing has been measured yet: the configured fallback",
+        published_at=now,
+    )
+
+
+def reclamped(known: Recommendation, policy: PublishPolicy, now: float) -> Recommendation:
+    """A stored recommendation under today's bounds; the same object if they leave it as it is."""
+    cap = policy.clamp(known.cap)
+    if cap == known.cap:
+        return known
+    reason = f"{known.reason}; clamped to the configured {policy.min_cap}..{policy.max_cap}"
+    kept = max(1, min(known.replica_cap, cap))
+    return replace(known, version=known.version + 1, cap=cap, replica_cap=kept, published_at=now, reason=reason)
+
+
+def decide(
+    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, ready_replicas: int = 1
+) -> Recommendation | None:
+    """What an ended sweep changes; None: nothing."""
+    if record.mode != "search":
+        return None
+    if record.outcome is SweepOutcome.INFEASIBLE:
+        return _infeasible(record, previous, policy, now)
+    if record.outcome is not SweepOutcome.CALIBRATED or record.capacity is None or record.capacity.estimate < 1:
+        return None
+    replicas = max(1, ready_replicas)
+
+    def cap_of(capacity: int) -> int:
+        return policy.clamp(replica_cap(capacity, policy.safety_margin_ratio) * replicas)
+
+    capacity = record.capacity
+    is_first = previous.state is State.FALLBACK and previous.grade is None
+    is_proven = record.grade in (Grade.CERTIFIED, Grade.AT_MAX)
+    supported = capacity.estimate if is_proven or is_first else capacity.certified
+    wanted, safe = cap_of(capacity.estimate), cap_of(supported) if supported else 0
+    cap = wanted
+    if wanted > previous.cap:
+        cap = max(previous.cap, min(wanted, safe))
+        if not is_first:
+            cap = min(cap, max(previous.cap + 1, math.floor(previous.cap * policy.max_increase_ratio)))
+    grade = record.grade
+    if grade is Grade.PROVISIONAL and capacity.certified and cap_of(capacity.certified) >= cap:
+        grade = Grade.CERTIFIED  # the published level is no higher than one that passed its own test
+    per_replica = max(1, cap // replicas)
+    level = _level_for(record.levels, per_replica)
+    return Recommendation(
+        backend=previous.backend,
+        version=previous.version + 1,
+        cap=cap,
+        replica_cap=per_replica,
+        state=State.CALIBRATED,
+        grade=grade,
+        capacity=capacity,
+        reason=_reason(record, wanted, cap),
+        published_at=now,
+        measured_at=record.ended_at,
+        valid_until=now + policy.valid_for_s,
+        sweep_id=record.sweep_id,
+        rates=None if level is None else _rates(level, cap, replicas),
+        max_queue_wait_s=None if level is None else _queue_wait_s(level, record.provenance.objectives),
+    )
+
+
+def _infeasible(
+    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float
+) -> Recommendation | None:
+    resting = fallback(previous.backend, policy, now, previous.version + 1)
+    cap = policy.clamp(min(resting.cap, previous.cap))
+    if previous.grade is Grade.INFEASIBLE and previous.cap == cap:
+        return None
+    return replace(
+        resting,
+        cap=cap,
+        replica_cap=cap,
+        grade=Grade.INFEASIBLE,
+        capacity=record.capacity,
+        reason=f"the SLA cannot be met: {record.reason}",
+        measured_at=record.ended_at,
+        sweep_id=record.sweep_id,
+    )
+
+
+def _reason(record: SweepRecord, wanted: int, cap: int) -> str:
+    if cap < wanted:
+        return f"{record.reason}; the sweep supports {wanted}, raised no further than {cap} at once"
+    return record.reason
+
+
+def _level_for(levels: Sequence[LevelReport], concurrency: int) -> LevelReport | None:
+    """The measured level nearest to what is published: the lowest at or above it, else the highest below."""
+    seen = [level for level in levels if level.n > 0 and level.requests_per_second > 0]
+    above = [level for level in seen if level.concurrency >= concurrency]
+    return min(above, key=lambda level: level.concurrency, default=max(seen, key=_concurrency, default=None))
+
+
+def _concurrency(level: LevelReport) -> int:
+    return level.concurrency
+
+
+def _rates(level: LevelReport, cap: int, replicas: int) -> Rates:
+    """Throughput at the cap, taken in proportion to concurrency below the measured level: never more than was seen."""
+    share = min(1.0, cap / replicas / level.concurrency) * replicas
+    return Rates(
+        requests_per_second=level.requests_per_second * share,
+        prompt_tokens_per_minute=60.0 * level.prompt_tokens_per_second * share,
+        output_tokens_per_minute=60.0 * level.output_tokens_per_second * share,
+    )
+
+
+def _queue_wait_s(level: LevelReport, objectives: Sequence[str]) -> float | None:
+    """What is left of the tightest limit above the P99 at the cap: so long may a gateway queue (DESIGN section 1)."""
+    left = []
+    for text in objectives:
+        objective = parse_objective(text)
+        if objective.metric not in (Metric.TTFT, Metric.TTFC, Metric.E2E):
+            continue
+        summary: LatencySummary = getattr(level, objective.metric.value)
+        if summary.p99 is not None:
+            left.append(max(0.0, objective.limit_s - summary.p99.value_s))
+    return min(left, default=None)

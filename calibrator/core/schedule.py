@@ -1,8 +1,21 @@
-"""When a sweep is due: every so often, jittered, inside allowed windows."""
+"""When a sweep is due: every so often, jittered, inside allowed windows; later and later after failures.
+
+    due = last end + every * (1 + jitter * (2 draw - 1)),  then the next moment at which a window is open
+
+`draw` in [0, 1) comes from the caller and stays the same until the sweep has run, so that the due time does not wander.
+Windows are weekly and in wall time of their zone: 22:00 stays 22:00 through a change of daylight saving time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+RETRY_FIRST_S = 60.0
+RETRY_DOUBLINGS = 10
+DAY_MINUTES = 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +39,48 @@ class Schedule:
     jitter_ratio: float = 0.1
     windows: tuple[Window, ...] = ()
     at_start: bool = True  # a backend without a valid measurement is swept as soon as a window allows
+
+
+def next_due_at(schedule: Schedule, last_ended_at: float | None, now: float, draw: float) -> float:
+    """Unix seconds; may lie in the past, which means: now. A backend never swept is due at the next opening."""
+    if last_ended_at is None:
+        wanted = now if schedule.at_start else now + schedule.every_s * draw
+    else:
+        wanted = last_ended_at + schedule.every_s * (1.0 + schedule.jitter_ratio * (2.0 * draw - 1.0))
+    return next_open_at(schedule, max(wanted, now))
+
+
+def retry_at(schedule: Schedule, failures: int, now: float) -> float:
+    """After `failures` (>= 1) sweeps in a row that said nothing: a minute, doubling, at most the usual pace."""
+    pause_s = min(schedule.every_s, RETRY_FIRST_S * 2.0 ** min(failures - 1, RETRY_DOUBLINGS))
+    return next_open_at(schedule, now + pause_s)
+
+
+def is_allowed(schedule: Schedule, now: float) -> bool:
+    return next_open_at(schedule, now) <= now
+
+
+def next_open_at(schedule: Schedule, at: float) -> float:
+    """`at` itself if a window is open then, else the next opening after it."""
+    if not schedule.windows:
+        return at
+    openings = [opens for window in schedule.windows for opens, closes in _spans(window, at) if closes > at]
+    return max(at, min(openings))
+
+
+def _spans(window: Window, at: float) -> Iterator[tuple[float, float]]:
+    """Unix (opening, closing) of the days around `at`: yesterday's may run past midnight, next week's may be the next."""
+    zone = ZoneInfo(window.time_zone)
+    today = datetime.fromtimestamp(at, zone).date()
+    for offset in range(-1, 9):
+        day = today + timedelta(days=offset)
+        if day.weekday() in window.weekdays:
+            ends_tomorrow = window.end_minute <= window.start_minute
+            last = day + timedelta(days=1) if ends_tomorrow else day
+            yield _unix(day, window.start_minute, zone), _unix(last, window.end_minute, zone)
+
+
+def _unix(day: date, minute: int, zone: ZoneInfo) -> float:
+    if minute >= DAY_MINUTES:
+        return _unix(day + timedelta(days=1), minute - DAY_MINUTES, zone)
+    return datetime.combine(day, time(minute // 60, minute % 60), zone).timestamp()

@@ -258,7 +258,7 @@ def _conclude(state: _State) -> Conclusion | None:
     if refuted is not None and refuted <= lowest:
         return _infeasible(state)
     if certified >= highest:
-        capacity = Capacity(highest, highest, highest)
+        capacity = Capacity(highest, highest, highest, certified)
         return Conclusion(
             SweepOutcome.CALIBRATED, Grade.AT_MAX, capacity, f"level {highest}, the highest allowed, holds"
         )
@@ -296,7 +296,7 @@ def _capacity(state: _State, estimate: int) -> Capacity:
     top = state.bounds.max_level if state.refuted is None else state.refuted - 1
     low = max(state.certified, math.floor(state.posterior.quantile(0.05)))
     high = min(top, math.ceil(state.posterior.quantile(0.95)))
-    return Capacity(estimate, min(estimate, low), max(estimate, high))
+    return Capacity(estimate, min(estimate, low), max(estimate, high), state.certified)
 
 
 def _answer(state: _State, reason: str) -> Conclusion:

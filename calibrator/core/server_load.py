@@ -35,5 +35,5 @@ class ServerLoadPeak:
 
     @property
     def shows_pressure(self) -> bool:
-        """The brake of the ramp: queueing, KV memory above 80 %, or preemptions (facts: never evidence to pass)."""
+        """The brake of the ramp: queueing, KV memory above 80 %, or preemptions; never evidence to pass."""
         return (self.waiting_requests or 0) > 0 or (self.kv_usage_ratio or 0) > 0.8 or (self.preemptions or 0) > 0

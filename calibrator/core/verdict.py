@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from calibrator.core.clumps import clumps, design_effect, effect_at, gap_s
-from calibrator.core.measurement import Evidence, History, Visit
+from calibrator.core.measurement import Evidence, History, RampCount, Visit
 from calibrator.core.objective import Objective
 from calibrator.core.quantile import ratio_interval
 from calibrator.core.search_steps import Measure, Test
@@ -157,7 +157,7 @@ def _judge(
         if visit.level >= level:
             above.setdefault(visit.level, []).append(visit)
     test = zone(objective)
-    why = _exceeded(test, below, index, effect)
+    why = _exceeded(objective, below, index, effect)
     if why:
         return VerdictKind.EXCEEDED, why
     why = _within(test, above, index, effect)
@@ -179,11 +179,13 @@ def _within(test: Sprt, above: dict[int, list[Visit]], index: int, effect: float
     return ""
 
 
-def _exceeded(test: Sprt, below: dict[int, list[Visit]], index: int, effect: float) -> str:
+def _exceeded(objective: Objective, below: dict[int, list[Visit]], index: int, effect: float) -> str:
+    test = zone(objective)
     n, exceedances, ratio = 0, 0, 0.0
     pool: list[Visit] = []
     for level in sorted(below, reverse=True):
-        if _ramp_failed(below[level][-1], index):
+        latest = below[level][-1]
+        if latest.ramp_failed and ramp_has_failed(objective, latest.ramp[index]):
             return f"the watched warm-up at {level} failed"
         if any(_is_gross(visit, index, test) for visit in below[level]):
             return f"at least {_gross_ratio(test):.0%} exceeded over a whole residence at {level}"
@@ -198,15 +200,13 @@ def _exceeded(test: Sprt, below: dict[int, list[Visit]], index: int, effect: flo
     return ""
 
 
-def _ramp_failed(visit: Visit, index: int) -> bool:
-    """Did this objective fail the watched warm-up of its level's latest visit?"""
-    if not visit.ramp_failed:
-        return False
-    failed = [count.exceedances >= max(GROSS_COUNT, GROSS_RATIO * count.n) for count in visit.ramp]
-    return failed[index] if any(failed) else True
+def ramp_has_failed(objective: Objective, count: RampCount) -> bool:
+    """Gross overload of one objective in a watched warm-up."""
+    return count.exceedances >= max(GROSS_COUNT, _gross_ratio(zone(objective)) * count.n)
 
 
 def _gross_ratio(test: Sprt) -> float:
+    """25 %, or the upper end of the zone where that is higher: below P90 a quarter is nothing gross."""
     return max(GROSS_RATIO, test.p1)
 
 

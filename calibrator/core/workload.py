@@ -1,13 +1,13 @@
 """The probe traffic: classes of requests, and prompts of a wanted length without a tokenizer.
 
 Stratification: classes are dealt by largest remainder, so that every block of requests carries the same mix; otherwise
-the violations of a level would be the sampling noise of the mix (facts: search.md, "Long-prompt mixtures").
+the violations of a level would be the sampling noise of the mix.
 
 Length: a prompt of w words costs `overhead + per_word * w` tokens. The two numbers are fitted from the server's own
 `usage.prompt_tokens` for a short and a long prompt (`TokenScale.fit`), so no tokenizer is downloaded.
 
 Uniqueness: every prompt starts with a nonce, so it differs from its first token on; prefix caches then cannot turn a
-measurement of the model into one of the cache (facts: engines.md section 3).
+measurement of the model into one of the cache.
 """
 
 from __future__ import annotations

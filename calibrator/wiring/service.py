@@ -66,7 +66,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
         clock=clock,
         telemetry=telemetry,
         max_parallel=settings.sweeps.max_parallel,
-        random=random.SystemRandom(),
+        draws=random.SystemRandom(),
         new_id=new_sweep_id,
     )
     async with contextlib.AsyncExitStack() as stack:

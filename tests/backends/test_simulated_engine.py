@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrator.backends.simulated.engine import Engine, Fate, Job
-from calibrator.backends.simulated.parameters import PARAMETER_SETS, EngineParameters, Faults
+from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS, EngineParameters, Faults
 from calibrator.backends.simulated.prefix_cache import BLOCK_TOKENS, PrefixCache, block_hashes
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
 from calibrator.core.workload import Workload, WorkloadClass
@@ -66,12 +66,11 @@ def test_a_long_prompt_is_spread_over_steps_and_the_next_one_waits_its_turn() ->
 
 
 def test_requests_run_in_the_order_in_which_they_came() -> None:
-    jobs = [Job(10, 1 + index % 3, 0.0) for index in range(12)]
+    jobs = [Job(10, 3 + index % 3, 0.0) for index in range(12)]
     times = run(Engine(ROUND), jobs)
     firsts = [times[job][0] for job in jobs]
     assert firsts == sorted(firsts)
-    assert len({round(at_s, 6) for at_s in firsts[:4]}) == 1  # four slots: the first four share a step
-    assert firsts[4] > firsts[3]
+    assert firsts[0] < firsts[1] == firsts[2] == firsts[3] < firsts[4]  # the first starts the engine; four slots
 
 
 def test_a_request_that_comes_at_a_steps_end_misses_the_next_step() -> None:
@@ -185,11 +184,11 @@ def test_the_prefix_cache_saves_the_known_blocks_and_forgets_the_oldest() -> Non
     assert cache.match(blocks) == 0
     cache.insert(blocks)
     assert cache.match(blocks) == 10 * BLOCK_TOKENS
-    assert cache.match(block_hashes(words[: 4 * BLOCK_TOKENS] + ["other"] * 40)) == 4 * BLOCK_TOKENS
     assert cache.match(block_hashes(["nonce", *words])) == 0  # different from the first token on
+    assert cache.match(block_hashes(words[: 4 * BLOCK_TOKENS] + ["other"] * 40)) == 4 * BLOCK_TOKENS
     cache.insert(block_hashes([f"x{index}" for index in range(6 * BLOCK_TOKENS)]))
-    assert cache.match(blocks) == 0  # its first blocks were the oldest
-    assert (cache.queries, cache.hits) == ((10 + 10 + 6 + 10 + 10) * BLOCK_TOKENS, 14 * BLOCK_TOKENS)
+    assert cache.match(blocks) == 4 * BLOCK_TOKENS  # its end was used longer ago than its head
+    assert (cache.queries, cache.hits) == ((10 + 10 + 10 + 6 + 10) * BLOCK_TOKENS, 18 * BLOCK_TOKENS)
 
 
 def test_a_cached_prompt_is_quicker_but_never_free() -> None:
@@ -298,8 +297,6 @@ def test_the_moves_are_large_enough_to_be_seen() -> None:
 
 def test_the_parameter_sets_are_limited_by_what_they_say() -> None:
     """Only the set that is short of memory ever preempts."""
-    from calibrator.backends.simulated.parameters import WORKLOADS
-
     preemptions = {}
     for name, parameters in PARAMETER_SETS.items():
         seen = [0]
