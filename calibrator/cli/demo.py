@@ -30,7 +30,7 @@ FALLBACK_CAP = 4
 
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
     """Exit code of the sweep with `once`; else 0 when told to stop."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     configure_logging("warning", "console")
     told = asyncio.create_task(until_told_to_stop())
     async with contextlib.AsyncExitStack() as stack:

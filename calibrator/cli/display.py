@@ -19,7 +19,6 @@ from calibrator.core.sweep_record import (
     LatencySummary,
     LevelReport,
     QuantileEstimate,
-    SweepOutcome,
     SweepRecord,
     VerdictKind,
 )
@@ -57,7 +56,7 @@ def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Tab
     """Fits 80 columns with one objective."""
     table = Table(title="Latency against concurrency", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     metrics = metrics_of(objectives)
-    for heading in ("in flight", "n", *(f"{metric} {q}" for metric in metrics for q in ("p50", "p99"))):
+    for heading in ("level", "n", *(f"{metric} {q}" for metric in metrics for q in ("p50", "p99"))):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("over", "req/s", "good/s"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -113,27 +112,31 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
     if record.levels:
         console.print(curve_table(record.levels, record.provenance.objectives))
     for warning in record.warnings:
-        console.print(f"Warning: {warning}", style="yellow")
+        _say(console, f"Warning: {warning}", style="yellow")
     for level in record.levels:
         for reason in level.audit.reasons:
-            console.print(f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
-    console.print(f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
-    if record.outcome is SweepOutcome.ERROR:
-        console.print(f"Error: {record.reason} {record.remedy}", style="red")
-    elif record.mode == "search":
+            _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
+    _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
+    if record.mode == "search":
         _conclusion(console, record, cap)
 
 
 def _conclusion(console: Console, record: SweepRecord, cap: int | None) -> None:
     if record.capacity is not None:
         capacity = record.capacity
-        console.print(
+        _say(
+            console,
             f"Capacity [bold]{capacity.estimate}[/bold] requests in flight "
-            f"(interval {capacity.low} to {capacity.high}) for {' and '.join(record.provenance.objectives)}"
+            f"(interval {capacity.low} to {capacity.high}) for {' and '.join(record.provenance.objectives)}",
         )
     if record.grade is not None:
-        console.print(f"{_GRADE_WORDS[record.grade].capitalize()}.")
+        _say(console, f"{_GRADE_WORDS[record.grade].capitalize()}.")
     if cap is not None:
-        console.print(f"Cap [bold]{cap}[/bold] (capacity less the safety margin)")
+        _say(console, f"Cap [bold]{cap}[/bold] (capacity less the safety margin)")
     if record.outcome is not None:
-        console.print(f"Outcome: {record.outcome.value}; {record.reason}.")
+        _say(console, f"Outcome: {record.outcome.value}; {record.reason}.")
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """A sentence; the terminal wraps it, not we."""
+    console.print(text, style=style, soft_wrap=True)

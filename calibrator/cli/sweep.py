@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,9 +194,13 @@ def _text(path: Path | None) -> str | None:
 
 
 def _print(record: SweepRecord, options: SweepOptions) -> None:
-    cap = None if record.capacity is None else replica_cap(record.capacity.estimate, options.safety_margin_ratio)
+    estimate = record.capacity.estimate if record.capacity is not None else 0
+    cap = replica_cap(estimate, options.safety_margin_ratio) if estimate else None
+    if record.outcome is SweepOutcome.ERROR:
+        print(f"calibrator: {record.reason} {record.remedy}".rstrip(), file=sys.stderr)  # noqa: T201 - the terminal's
     if options.output == "table":
-        display.result(Console(), record, cap)
+        if record.levels or record.outcome is not SweepOutcome.ERROR:
+            display.result(Console(highlight=False), record, cap)
         return
     if options.output == "json":
         print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this verb's output

@@ -57,13 +57,19 @@ class ProcessSweepRunner:
         theirs.close()
         try:
             return await _follow(ours, listener)
+        except EOFError:
+            await asyncio.get_running_loop().run_in_executor(None, process.join, CANCEL_GRACE_S)
+            raise GeneratorError(
+                f"The process that ran the sweep died (exit code {process.exitcode}).",
+                "Look for an out-of-memory kill, and for its traceback in the log; the next sweep starts afresh.",
+            ) from None
         finally:
             # Shielded: a second cancellation must not leave the child behind.
             await asyncio.shield(_end_process(process, ours))
 
 
 async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
-    """Forward what the child sends until it has ended. Raises GeneratorError if it dies without a word."""
+    """Forward what the child sends until it has ended. Raises EOFError if it dies without a word."""
     loop = asyncio.get_running_loop()
     messages: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -86,12 +92,9 @@ async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
             elif isinstance(message, _Ended):
                 if message.record is not None:
                     return message.record
-                raise message.error or GeneratorError("The sweep ended without a record.", "")
+                raise message.error or EOFError
             else:
-                raise GeneratorError(
-                    "The process that ran the sweep died.",
-                    "Look for an out-of-memory kill, and for its traceback in the log; the next sweep starts afresh.",
-                )
+                raise EOFError
     finally:
         with contextlib.suppress(OSError, ValueError):
             loop.remove_reader(pipe.fileno())
