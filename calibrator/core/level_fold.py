@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibrator.core.correlation import CorrelationTime, correlation_time
 from calibrator.core.measurement import Audit, Evidence, RampCount
 from calibrator.core.objective import Objective
 from calibrator.core.quantile import summarise
@@ -207,6 +208,9 @@ class LevelFold:
 
     def tail_ratio(self) -> tuple[float | None, ...]:
         return tuple(upper_quantile(self._values[o.metric], o.limit_s) for o in self._objectives)
+
+    def correlation(self) -> tuple[CorrelationTime | None, ...]:
+        return tuple(correlation_time(self._values[objective.metric]) for objective in self._objectives)
 
     def quick_quantile(self, metric: str, quantile: float) -> float | None:
         """For progress displays only: no interval, no support rule."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from calibrator.core.correlation import CorrelationTime
 from calibrator.core.objective import Objective
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.errors import ConfigurationError
@@ -71,6 +72,7 @@ class Visit:
     ramp_failed: bool = False
     requests: int = 0  # all sent, warm-up and followers included
     tail_ratio: tuple[float | None, ...] = ()  # per objective: cheap upper quantile / limit, aims the ramp's next step
+    correlation: tuple[CorrelationTime | None, ...] = ()  # per objective: how long slow spells last at this level
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
 
@@ -80,12 +82,24 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmStart:
+    """What is still believed of the sweep before; built by `core.recalibration.warm_start`."""
+
+    published: int  # capacity in force
+    since_look: int  # sweeps since a level above it was looked at
+    capacities: tuple[float, ...]  # grid, ascending, and the weights on it: all > 0
+    weights: tuple[float, ...]
+    visits: tuple[Visit, ...] = ()  # of the sweep before, at or above `published`: pooled for the grade
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """All that a search may know. Versioned: a file of another version is refused, not guessed at."""
 
     objectives: tuple[Objective, ...]
     visits: tuple[Visit, ...] = ()
     version: int = HISTORY_VERSION
+    warm: WarmStart | None = None  # None: a cold sweep
 
     def __post_init__(self) -> None:
         if self.version != HISTORY_VERSION:

@@ -162,6 +162,7 @@ class Holder:
         visit = replace(
             running,
             tail_ratio=fold.tail_ratio(),
+            correlation=fold.correlation(),
             audit=watch.audit(self.level, self.objectives, has_exceedances=has_exceedances),
         )
         self.residence_s = visit.residence_s or self.residence_s
