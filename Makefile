@@ -5,6 +5,7 @@
 #   make lint    the static half of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
 #   make setup   .venv for development: calibrator in editable form and all tools
+#   make docs    write the generated parts of the README
 #   make lock    resolve requirements/ anew
 #
 # Stamp files inside the environments make a second run instant. pip is told -qq: it still prints its errors.
@@ -12,7 +13,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint bench lock clean
+.PHONY: help demo setup test lint bench docs lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -43,6 +44,9 @@ lint: .venv-test/.dev
 
 bench: .venv-test/.wheel
 	PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' -s $(ARGS)
+
+docs: .venv/.runtime
+	PYTHONPATH=tests .venv/bin/python -m support.readme
 
 # uv resolves for every platform at once, which pip cannot; it lives in an environment that is thrown away.
 # No index address may get into the files: the locks work with whatever index a machine is set up for.

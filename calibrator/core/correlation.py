@@ -4,12 +4,12 @@ Violations come in spells: one long prompt, one full queue, and the next twenty 
 good requests inside one quiet spell say little. How long spells last shows in the latencies long before the first
 violation, so the design effect need not wait for violations to learn from:
 
-    tau_q = 1 + 2 sum_k rho_k      integrated autocorrelation time of the indicator "latency at or above its own q-quantile",
-                                   requests in start order; the variance of a count of such requests is tau_q times
-                                   that of independent ones
+    tau_q = 1 + 2 sum_k rho_k      integrated autocorrelation time of the indicator "latency at or above its own
+                                   q-quantile", requests in start order; the variance of a count of such requests is
+                                   tau_q times that of independent ones
 
-The sum is cut by Geyer's initial positive sequence (Practical Markov Chain Monte Carlo, 1992): at the first pair of lags
-whose autocorrelations add up to less than zero. Independent latencies give 1.0 (90 % below 1.35 from 250 requests).
+The sum is cut by Geyer's initial positive sequence (Practical Markov Chain Monte Carlo, 1992): at the first pair of
+lags whose autocorrelations add up to less than zero. Independent latencies give 1.0 (90 % below 1.35 from 250 requests).
 
 The tail may be less correlated than the body (a Gaussian copula) or as much (a queue). The decline from P80 to P90 is
 continued to the objective's own quantile, one step per halving of the tail:
