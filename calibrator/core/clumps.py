@@ -10,9 +10,9 @@ more than 32 requests' worth: at high levels independent violations would otherw
 lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
 
 Design effect: the variance of a compound-Poisson count against that of independent violations, d = E[s^2] / E[s] over
-clump sizes s. Few violations are ever seen, so it is shrunk toward 2 with the weight of 3 violations, and kept within
-1..8. Log-likelihood ratios are divided by d. Visits at or above 20 % exceedance teach nothing about clumps. A stall
-catches at most the N requests in flight; if it catches 1..N of them alike, d = (2N + 1) / 3, which bounds d at low N.
+clump sizes s. Few violations are ever seen, so it is shrunk, with the weight of 3 violations, toward what the latencies
+say about slow spells (`core.correlation`), which in turn is shrunk toward 2 with the weight of 100 latencies; kept
+within 1..32. Log-likelihood ratios are divided by d. Visits at or above 20 % exceedance teach nothing about clumps.
 
 Source: runs declustering (extremal index); constants tuned by simulation, see `calibrator simulate`.
 """
@@ -23,9 +23,10 @@ from collections.abc import Iterator, Sequence
 
 from calibrator.core.measurement import History
 
-PRIOR = 2.0
-PRIOR_WEIGHT = 3.0
-LARGEST = 8.0
+PRIOR = 1.5
+PRIOR_WEIGHT = 3.0  # violations
+PRIOR_SAMPLES = 100.0  # latencies
+LARGEST = 32.0
 LEARN_BELOW_RATIO = 0.2
 
 
@@ -56,7 +57,8 @@ def clumps(times_s: Sequence[float], gap: float, longest_s: float) -> Iterator[i
 
 def design_effect(history: History, objective_index: int) -> float:
     """How many violations of this objective count as one."""
-    squares, total = PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
+    prior = _expected_effect(history, objective_index)
+    squares, total = prior * PRIOR_WEIGHT, PRIOR_WEIGHT
     for visit in history.visits:
         evidence = visit.evidence[objective_index]
         if visit.audit.reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
@@ -65,3 +67,16 @@ def design_effect(history: History, objective_index: int) -> float:
             squares += size * size
             total += size
     return min(LARGEST, max(1.0, squares / total))
+
+
+def _expected_effect(history: History, objective_index: int) -> float:
+    """What the latencies say before there are violations: long series count more, because short ones see no spell."""
+    newest = {visit.level: visit for visit in history.visits if objective_index < len(visit.correlation)}
+    weighted, total = PRIOR * PRIOR_SAMPLES, PRIOR_SAMPLES
+    for visit in newest.values():
+        seen = visit.correlation[objective_index]
+        if seen is not None:
+            weight = seen.n * seen.n / (seen.n + PRIOR_SAMPLES)
+            weighted += weight * seen.at_tail(history.objectives[objective_index].allowance)
+            total += weight
+    return weighted / total

@@ -47,7 +47,7 @@ class CorrelationTime:
             return 1.0
         decline = min(1.0, (self.at_p90 - 1.0) / (self.at_p80 - 1.0))
         steps = max(0.0, math.log2((1.0 - SHALLOW) / allowance))
-        return 1.0 + (self.at_p80 - 1.0) * decline**steps
+        return float(1.0 + (self.at_p80 - 1.0) * decline**steps)
 
 
 def correlation_time(latencies: Sequence[float]) -> CorrelationTime | None:

@@ -9,6 +9,9 @@ leaves. So a killed service never leaves load behind.
     run(order) ── spawn(entry, order) ─▶ entry(order, listener)
                ◀─ Progress, SweepRecord (partial), _Ended ──
     cancel     ── SIGTERM ─▶ cancels the coroutine; SIGKILL after `CANCEL_GRACE_S`
+
+Both ends wait for the pipe in a thread. An event loop would make it non-blocking, and then a record that does not fit
+the socket's buffer breaks in two.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import contextlib
 import gc
 import multiprocessing
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
@@ -74,30 +78,26 @@ async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
     messages: asyncio.Queue[Any] = asyncio.Queue()
 
     def read() -> None:
-        try:
-            while pipe.poll():
-                messages.put_nowait(pipe.recv())
-        except (EOFError, OSError):
-            loop.remove_reader(pipe.fileno())
-            messages.put_nowait(None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            try:
+                while True:
+                    loop.call_soon_threadsafe(messages.put_nowait, pipe.recv())
+            except (EOFError, OSError):
+                loop.call_soon_threadsafe(messages.put_nowait, None)
 
-    loop.add_reader(pipe.fileno(), read)
-    try:
-        while True:
-            message = await messages.get()
-            if isinstance(message, Progress):
-                listener.progress(message)
-            elif isinstance(message, SweepRecord):
-                listener.partial(message)
-            elif isinstance(message, _Ended):
-                if message.record is not None:
-                    return message.record
-                raise message.error or EOFError
-            else:
-                raise EOFError
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            loop.remove_reader(pipe.fileno())
+    threading.Thread(target=read, name="sweep-pipe", daemon=True).start()
+    while True:
+        message = await messages.get()
+        if isinstance(message, Progress):
+            listener.progress(message)
+        elif isinstance(message, SweepRecord):
+            listener.partial(message)
+        elif isinstance(message, _Ended) and message.record is not None:
+            return message.record
+        elif isinstance(message, _Ended) and message.error is not None:
+            raise message.error
+        else:
+            raise EOFError
 
 
 async def _end_process(process: multiprocessing.process.BaseProcess, pipe: Pipe) -> None:
@@ -148,10 +148,16 @@ def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe) -> None:
 async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener, pipe: Pipe) -> SweepRecord:
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(entry(order, listener))
+
+    def hold_leash() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            pipe.recv()  # the parent never sends: this returns when it is gone
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the sweep has ended
+            loop.call_soon_threadsafe(work.cancel)
+
+    threading.Thread(target=hold_leash, name="leash", daemon=True).start()
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
-    loop.add_reader(pipe.fileno(), work.cancel)  # the parent never writes: readable means that it is gone
     try:
         return await work
     finally:
-        loop.remove_reader(pipe.fileno())
         loop.remove_signal_handler(signal.SIGTERM)

@@ -78,6 +78,19 @@ def test_progress_partials_and_the_record_arrive_from_another_process() -> None:
     on_uvloop(scenario)
 
 
+def test_messages_larger_than_any_buffer_arrive_whole() -> None:
+    """Records grow with the sweep; none may be lost or taken for the end of the process."""
+
+    async def scenario() -> None:
+        listener = Listener()
+        record = await ProcessSweepRunner(sweep_entries.says_much).run(sweep_entries.order(), listener)
+        assert len(record.reason) == 3_000_000
+        assert [len(partial.reason) for partial in listener.records] == [3_000_000] * 5
+        assert listener.levels == [1, 2, 3, 4, 5]
+
+    on_uvloop(scenario)
+
+
 def test_an_expected_error_arrives_with_its_class_and_remedy() -> None:
     async def scenario() -> None:
         with pytest.raises(ConfigurationError) as caught:

@@ -43,6 +43,15 @@ async def succeeds(order: SweepOrder, listener: SweepListener) -> SweepRecord:
     return record_of(order, SweepOutcome.CALIBRATED, f"pid {os.getpid()}")
 
 
+async def says_much(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    """Far more than a socket buffer holds, in every message, on uvloop and back to back."""
+    for level in range(1, 6):
+        listener.partial(record_of(order, None, "x" * 3_000_000))
+        listener.progress(progress_of(order, level))
+        await asyncio.sleep(0)
+    return record_of(order, SweepOutcome.CALIBRATED, "y" * 3_000_000)
+
+
 async def is_misconfigured(order: SweepOrder, listener: SweepListener) -> SweepRecord:
     raise ConfigurationError("The cause.", "The remedy.")
 
