@@ -13,7 +13,7 @@
 
 A cap is never 0, negative or null: gateways read those as "block all" or "no limit". An error never removes a valid
 cap. Lowering needs no certificate because the cost of a cap that is too low is throughput, that of one too high is the
-SLA of every user.
+SLA of every user. A cap that only the configured minimum holds up is never graded better than provisional.
 
 Called by `service.supervisor`.
 """
@@ -65,14 +65,29 @@ def fallback(backend: str, policy: PublishPolicy, now: float, version: int = 1) 
     )
 
 
-def reclamped(known: Recommendation, policy: PublishPolicy, now: float) -> Recommendation:
-    """A stored recommendation under today's bounds; the same object if they leave it as it is."""
-    cap = policy.clamp(known.cap)
+def under_policy(known: Recommendation, policy: PublishPolicy, now: float) -> Recommendation:
+    """A stored recommendation under today's configuration; the same object if that leaves it as it is.
+
+    A fallback follows the configured one, but after `infeasible` only downwards.
+    """
+    cap, reason = policy.clamp(known.cap), known.reason
+    if known.state is State.FALLBACK:
+        configured = policy.clamp(policy.fallback_cap)
+        cap = configured if known.grade is None else min(cap, configured)
+    elif cap != known.cap:
+        reason = f"{reason}; clamped to the configured {policy.min_cap}..{policy.max_cap}"
     if cap == known.cap:
         return known
-    reason = f"{known.reason}; clamped to the configured {policy.min_cap}..{policy.max_cap}"
-    kept = max(1, min(known.replica_cap, cap))
-    return replace(known, version=known.version + 1, cap=cap, replica_cap=kept, published_at=now, reason=reason)
+    replicas = max(1, known.cap // known.replica_cap)
+    return replace(
+        known,
+        version=known.version + 1,
+        cap=cap,
+        replica_cap=max(1, cap // replicas),
+        rates=None if known.rates is None else _scaled(known.rates, min(1.0, cap / known.cap)),
+        published_at=now,
+        reason=reason,
+    )
 
 
 def decide(
@@ -100,10 +115,15 @@ def decide(
         cap = max(previous.cap, min(wanted, safe))
         if not is_first:
             cap = min(cap, max(previous.cap + 1, math.floor(previous.cap * policy.max_increase_ratio)))
-    grade = record.grade
-    if grade is Grade.PROVISIONAL and capacity.certified and cap_of(capacity.certified) >= cap:
-        grade = Grade.CERTIFIED  # the published level is no higher than one that passed its own test
+    cap = policy.clamp(cap)
     per_replica = max(1, cap // replicas)
+    grade, reason = record.grade, record.reason
+    if cap < wanted:
+        reason = f"{reason}; the sweep supports {wanted}, raised no further than {cap} at once"
+    if per_replica > capacity.estimate:
+        grade, reason = Grade.PROVISIONAL, f"{reason}; lifted to the configured minimum of {policy.min_cap}"
+    elif capacity.certified and replica_cap(capacity.certified, policy.safety_margin_ratio) * replicas >= cap:
+        grade = Grade.CERTIFIED if grade is Grade.PROVISIONAL else grade  # what is published passed its own test
     level = _level_for(record.levels, per_replica)
     return Recommendation(
         backend=previous.backend,
@@ -113,7 +133,7 @@ def decide(
         state=State.CALIBRATED,
         grade=grade,
         capacity=capacity,
-        reason=_reason(record, wanted, cap),
+        reason=reason,
         published_at=now,
         measured_at=record.ended_at,
         valid_until=now + policy.valid_for_s,
@@ -142,12 +162,6 @@ def _infeasible(
     )
 
 
-def _reason(record: SweepRecord, wanted: int, cap: int) -> str:
-    if cap < wanted:
-        return f"{record.reason}; the sweep supports {wanted}, raised no further than {cap} at once"
-    return record.reason
-
-
 def _level_for(levels: Sequence[LevelReport], concurrency: int) -> LevelReport | None:
     """The measured level nearest to what is published: the lowest at or above it, else the highest below."""
     seen = [level for level in levels if level.n > 0 and level.requests_per_second > 0]
@@ -162,10 +176,19 @@ def _concurrency(level: LevelReport) -> int:
 def _rates(level: LevelReport, cap: int, replicas: int) -> Rates:
     """Throughput at the cap, taken in proportion to concurrency below the measured level: never more than was seen."""
     share = min(1.0, cap / replicas / level.concurrency) * replicas
+    full = Rates(
+        requests_per_second=level.requests_per_second,
+        prompt_tokens_per_minute=60.0 * level.prompt_tokens_per_second,
+        output_tokens_per_minute=60.0 * level.output_tokens_per_second,
+    )
+    return _scaled(full, share)
+
+
+def _scaled(rates: Rates, factor: float) -> Rates:
     return Rates(
-        requests_per_second=level.requests_per_second * share,
-        prompt_tokens_per_minute=60.0 * level.prompt_tokens_per_second * share,
-        output_tokens_per_minute=60.0 * level.output_tokens_per_second * share,
+        requests_per_second=rates.requests_per_second * factor,
+        prompt_tokens_per_minute=rates.prompt_tokens_per_minute * factor,
+        output_tokens_per_minute=rates.output_tokens_per_minute * factor,
     )
 
 

@@ -3,7 +3,9 @@
     due = last end + every * (1 + jitter * (2 draw - 1)),  then the next moment at which a window is open
 
 `draw` in [0, 1) comes from the caller and stays the same until the sweep has run, so that the due time does not wander.
-Windows are weekly and in wall time of their zone: 22:00 stays 22:00 through a change of daylight saving time.
+Windows are weekly and in wall time of their zone: 22:00 stays 22:00 through a change of daylight saving time. A wall
+time that the change skips is read with the offset from before it; one that happens twice is its first occurrence. So a
+window inside the skipped hour is empty that week, and one around the repeated hour is an hour longer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ DAY_MINUTES = 24 * 60
 class Window:
     """A weekly time window in a time zone. `start`/`end` are minutes of the day; end <= start runs past midnight.
 
-    `weekdays`: 0 = Monday; the day on which the window starts.
+    `weekdays`: 0 = Monday; the day on which the window starts; not empty.
     """
 
     weekdays: tuple[int, ...]
@@ -42,11 +44,12 @@ class Schedule:
 
 
 def next_due_at(schedule: Schedule, last_ended_at: float | None, now: float, draw: float) -> float:
-    """Unix seconds; may lie in the past, which means: now. A backend never swept is due at the next opening."""
+    """Unix seconds, not before `now`. A backend never swept is due at the next opening."""
     if last_ended_at is None:
         wanted = now if schedule.at_start else now + schedule.every_s * draw
     else:
-        wanted = last_ended_at + schedule.every_s * (1.0 + schedule.jitter_ratio * (2.0 * draw - 1.0))
+        ended_at = min(last_ended_at, now)  # a clock that was wrong then must not put sweeps off for years
+        wanted = ended_at + schedule.every_s * (1.0 + schedule.jitter_ratio * (2.0 * draw - 1.0))
     return next_open_at(schedule, max(wanted, now))
 
 
@@ -64,15 +67,15 @@ def next_open_at(schedule: Schedule, at: float) -> float:
     """`at` itself if a window is open then, else the next opening after it."""
     if not schedule.windows:
         return at
-    openings = [opens for window in schedule.windows for opens, closes in _spans(window, at) if closes > at]
-    return max(at, min(openings))
+    spans = [span for window in schedule.windows for span in _spans(window, at)]
+    return min(max(at, opens) for opens, closes in spans if closes > max(at, opens))
 
 
 def _spans(window: Window, at: float) -> Iterator[tuple[float, float]]:
-    """Unix (opening, closing) of the days around `at`: yesterday's may run past midnight, next week's may be the next."""
+    """Unix (opening, closing), from yesterday's, which may run past midnight, to those of two weeks ahead."""
     zone = ZoneInfo(window.time_zone)
     today = datetime.fromtimestamp(at, zone).date()
-    for offset in range(-1, 9):
+    for offset in range(-1, 16):
         day = today + timedelta(days=offset)
         if day.weekday() in window.weekdays:
             ends_tomorrow = window.end_minute <= window.start_minute

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from calibrator.core.measurement import History
 from calibrator.core.sample import RequestOutcome
+from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import BackendView, Counters, Health, Progress, Recommendation, SweepSummary
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.ports import BackendPlan
+from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
+from calibrator.ports import BackendPlan, SweepOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,13 @@ class BackendState:
     failures: int = 0  # sweeps in a row that said nothing
     wanted: Wanted | None = None
     running: asyncio.Task[SweepRecord] | None = None
+    must_end_at_s: float = 0.0  # monotonic; a sweep that runs longer is ended from outside
+    is_overdue: bool = False
+    settling: asyncio.Task[None] | None = None  # an ended sweep on its way to the store
+    looking: asyncio.Task[None] | None = None
     running_id: str | None = None
     progress: Progress | None = None
     partial: SweepRecord | None = None  # newest state of the running sweep
-    partial_is_saved: bool = True
     health: Health = Health.OK
     health_reason: str = ""
     up: bool | None = None
@@ -66,6 +72,13 @@ class BackendState:
         self.last_at[outcome.value] = ended_at
         lags_s = [visit.audit.loop_lag_p99_s for visit in record.history.visits]
         self.generator_lag_s = max(lags_s) if lags_s else self.generator_lag_s
+
+    def look(self, load: ServerLoad | None) -> None:
+        """An engine without metrics is unknown, not down; one that had them and stopped answering is down."""
+        if load is not None:
+            self.up, self.engine, self.server_in_flight = True, load.engine, load.in_flight_requests
+        else:
+            self.up, self.server_in_flight = (None if self.up is None else False), None
 
     def count(self, record: SweepRecord) -> None:
         """Add an ended sweep to the totals of this process."""
@@ -106,12 +119,51 @@ class BackendState:
 
 @dataclass(slots=True)
 class Ear:
-    """Port `SweepListener`: keeps the newest words of a running sweep; the supervisor saves them at its next tick."""
+    """Port `SweepListener`: keeps the newest words of a running sweep; records go to `keep` as well."""
 
     state: BackendState
+    keep: Callable[[SweepRecord], None]
 
     def progress(self, progress: Progress) -> None:
-        self.state.progress = progress
+        if progress.sweep_id == self.state.running_id:  # not of a sweep that was given up
+            self.state.progress = progress
 
     def partial(self, record: SweepRecord) -> None:
-        self.state.partial, self.state.partial_is_saved = record, False
+        if record.sweep_id == self.state.running_id:
+            self.state.partial = record
+            self.keep(record)
+
+
+def begun(order: SweepOrder) -> SweepRecord:
+    """The record of a sweep that has only begun: it makes a killed one visible."""
+    return SweepRecord(
+        sweep_id=order.sweep_id,
+        backend=order.backend,
+        mode="search",
+        started_at=order.started_at,
+        ended_at=None,
+        outcome=None,
+        grade=None,
+        capacity=None,
+        reason="",
+        requests=0,
+        duration_s=0.0,
+        overload_s=0.0,
+        prompt_tokens=0,
+        output_tokens=0,
+        levels=(),
+        warnings=(),
+        provenance=Provenance(
+            backend=order.backend,
+            url=order.target.url,
+            model=order.target.model,
+            engine=None,
+            objectives=tuple(str(objective) for objective in order.objectives),
+            workload=str(order.workload),
+            prompt_tokens_achieved=None,
+            output_tokens_achieved=None,
+            seed=order.seed,
+            software="",
+        ),
+        history=History(order.objectives),
+    )

@@ -7,57 +7,127 @@
 
 A raised cap that was served but never stored would be lost by a restart, and gateways would see it fall for no reason.
 A lowered cap that waited for the database would let users suffer for it. Only the newest pending change is kept.
+
+Nothing else ever waits for the database: recommendations and sweep records are put down here, and written in the
+background, recommendations first. What could not be written is tried again every `RETRY_S`, and kept until then: the
+newest state of `MAX_WAITING` sweeps. What waits is readable as if it were stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
 from calibrator.core.snapshot import Recommendation
-from calibrator.errors import StoreError
-from calibrator.ports import Store
+from calibrator.core.sweep_record import SweepRecord
+from calibrator.ports import Clock, Store
+
+RETRY_S = 5.0
+MAX_WAITING = 200  # sweep records; some 100 KB each
+CLOSE_LIMIT_S = 5.0
+
+Item = TypeVar("Item", Recommendation, SweepRecord)
 
 
 class Publisher:
     """Owns what is served."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
         self._served: dict[str, Recommendation] = {}
+        self._versions: dict[str, int] = {}  # newest one given out, stored or not
         self._pending: dict[str, Recommendation] = {}
+        self._records: dict[str, SweepRecord] = {}
+        self._one_writer = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
+        self._not_before_s = 0.0
         self._log = structlog.get_logger()
-
-    def adopt(self, stored: Iterable[Recommendation]) -> None:
-        """What the store remembers is served at once after a restart."""
-        self._served.update({recommendation.backend: recommendation for recommendation in stored})
 
     @property
     def served(self) -> Mapping[str, Recommendation]:
         return self._served
 
-    @property
-    def is_behind(self) -> bool:
-        """Something waits for the database."""
-        return bool(self._pending)
-
-    async def publish(self, recommendation: Recommendation) -> None:
-        known = self._served.get(recommendation.backend)
-        if known is None or recommendation.cap < known.cap:
+    def adopt(self, stored: Iterable[Recommendation]) -> None:
+        """What the store remembers is served at once after a restart."""
+        for recommendation in stored:
             self._served[recommendation.backend] = recommendation
-        self._pending[recommendation.backend] = recommendation
-        await self.retry()
+            self._versions[recommendation.backend] = recommendation.version
 
-    async def retry(self) -> None:
-        """Store what waits; a failing database is logged and tried again at the next call."""
-        for backend, recommendation in list(self._pending.items()):
+    def publish(self, recommendation: Recommendation) -> None:
+        """Serve now what must not wait; the rest is served once `flush` or `write_behind` has stored it."""
+        backend = recommendation.backend
+        version = max(recommendation.version, self._versions.get(backend, 0) + 1)  # that of a lost change is spent
+        recommendation = replace(recommendation, version=version)
+        self._versions[backend] = version
+        known = self._served.get(backend)
+        if known is None or recommendation.cap < known.cap:
+            self._serve(recommendation)
+        self._pending[backend] = recommendation
+
+    def keep(self, record: SweepRecord) -> None:
+        """Remember the newest state of a sweep."""
+        self._records[record.sweep_id] = record
+        if len(self._records) > MAX_WAITING:
+            lost = self._records.pop(next(iter(self._records)))
+            self._log.error("sweep lost: the database fails for too long", backend=lost.backend, sweep=lost.sweep_id)
+
+    # -------------------------------------------------------------------------------------------------- reading
+    async def sweep(self, sweep_id: str) -> SweepRecord | None:
+        """Raises StoreError if the database must be asked and fails."""
+        return self._records.get(sweep_id) or await self._store.sweep(sweep_id)
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        """Newest first. Raises StoreError."""
+        known = {record.sweep_id: record for record in await self._store.sweeps(backend, limit)}
+        known.update({record.sweep_id: record for record in self._records.values() if record.backend == backend})
+        return sorted(known.values(), key=lambda record: (record.started_at, record.sweep_id), reverse=True)[:limit]
+
+    # -------------------------------------------------------------------------------------------------- writing
+    def write_behind(self) -> None:
+        """Write what waits in the background; does nothing while that is under way, or too soon after a failure."""
+        is_writing = self._writing is not None and not self._writing.done()
+        has_work = bool(self._pending or self._records)
+        if has_work and not is_writing and self._clock.monotonic() >= self._not_before_s:
+            self._writing = asyncio.create_task(self.flush())
+
+    async def flush(self) -> None:
+        """Try to write all that waits now; never raises. A failure ends the pass for its kind."""
+        async with self._one_writer:
+            await self._drain(self._pending, self._store.add_recommendation, self._serve)
+            await self._drain(self._records, self._store.save_sweep, lambda _: None)
+
+    async def close(self) -> None:
+        """Write what waits, as far as the database lets us in `CLOSE_LIMIT_S`."""
+        tasks = [asyncio.create_task(self.flush()), *([] if self._writing is None else [self._writing])]
+        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(
+        self, waiting: dict[str, Item], write: Callable[[Item], Awaitable[None]], then: Callable[[Item], None]
+    ) -> None:
+        for key, item in list(waiting.items()):
             try:
-                await self._store.add_recommendation(recommendation)
-            except StoreError as error:
-                self._log.warning("recommendation not stored yet", backend=backend, error=str(error))
-                continue
-            if self._pending.get(backend) is recommendation:
-                del self._pending[backend]
-            self._served[backend] = recommendation
-            self._log.info("published", backend=backend, cap=recommendation.cap, state=recommendation.state.value)
+                await write(item)
+            except Exception as error:  # noqa: BLE001 - whatever one write does, the others and the service go on
+                self._not_before_s = self._clock.monotonic() + RETRY_S
+                self._log.warning("not stored yet", what=type(item).__name__, key=key, error=repr(error))
+                if key in waiting:
+                    waiting[key] = waiting.pop(key)  # the others have their turn before it
+                return
+            if waiting.get(key) is item:
+                del waiting[key]
+                then(item)
+
+    def _serve(self, recommendation: Recommendation) -> None:
+        known = self._served.get(recommendation.backend)
+        self._served[recommendation.backend] = recommendation
+        if known is not recommendation:
+            state = recommendation.state.value
+            self._log.info("published", backend=recommendation.backend, cap=recommendation.cap, state=state)
