@@ -28,6 +28,8 @@ from calibrator.core.objective import Metric, parse_objective
 from calibrator.core.snapshot import Rates, Recommendation, State
 from calibrator.core.sweep_record import Grade, LatencySummary, LevelReport, SweepOutcome, SweepRecord
 
+P99 = 0.99
+
 
 @dataclass(frozen=True, slots=True)
 class PublishPolicy:
@@ -114,7 +116,7 @@ def decide(
     if wanted > previous.cap:
         cap = max(previous.cap, min(wanted, safe))
         if not is_first:
-            cap = min(cap, max(previous.cap + 1, math.floor(previous.cap * policy.max_increase_ratio)))
+            cap = min(cap, _raised(previous.cap, policy.max_increase_ratio))
     cap = policy.clamp(cap)
     per_replica = max(1, cap // replicas)
     grade, reason = record.grade, record.reason
@@ -141,6 +143,11 @@ def decide(
         rates=None if level is None else _rates(level, cap, replicas),
         max_queue_wait_s=None if level is None else _queue_wait_s(level, record.provenance.objectives),
     )
+
+
+def _raised(cap: int, max_increase_ratio: float) -> int:
+    """The highest next cap; by at least one, or a small cap could never grow, unless no growth is wanted at all."""
+    return max(cap + 1, math.floor(cap * max_increase_ratio + 1e-9)) if max_increase_ratio > 1.0 else cap
 
 
 def _infeasible(
@@ -193,13 +200,17 @@ def _scaled(rates: Rates, factor: float) -> Rates:
 
 
 def _queue_wait_s(level: LevelReport, objectives: Sequence[str]) -> float | None:
-    """What is left of the tightest limit above the P99 at the cap: so long may a gateway queue (DESIGN section 1)."""
+    """What is left of the tightest limit above the P99 at the cap: so long may a gateway queue (DESIGN section 1).
+
+    None unless every objective that a queue adds to has a P99 that bounds it: half the truth would be too long a queue.
+    """
     left = []
     for text in objectives:
         objective = parse_objective(text)
         if objective.metric not in (Metric.TTFT, Metric.TTFC, Metric.E2E):
             continue
         summary: LatencySummary = getattr(level, objective.metric.value)
-        if summary.p99 is not None:
-            left.append(max(0.0, objective.limit_s - summary.p99.value_s))
+        if summary.p99 is None or objective.quantile > P99:
+            return None
+        left.append(max(0.0, objective.limit_s - summary.p99.value_s))
     return min(left, default=None)

@@ -53,9 +53,13 @@ def next_due_at(schedule: Schedule, last_ended_at: float | None, now: float, dra
     return next_open_at(schedule, max(wanted, now))
 
 
-def retry_at(schedule: Schedule, failures: int, now: float) -> float:
-    """After `failures` (>= 1) sweeps in a row that said nothing: a minute, doubling, at most the usual pace."""
-    pause_s = min(schedule.every_s, RETRY_FIRST_S * 2.0 ** min(failures - 1, RETRY_DOUBLINGS))
+def retry_at(schedule: Schedule, failures: int, now: float, took_s: float = 0.0) -> float:
+    """After `failures` (>= 1) sweeps in a row that said nothing: a minute, doubling, at most the usual pace.
+
+    `took_s`: how long the last one was. The pause is no shorter: half of the time, at most, is spent on probing.
+    """
+    pause_s = max(took_s, RETRY_FIRST_S * 2.0 ** min(failures - 1, RETRY_DOUBLINGS))
+    pause_s = min(schedule.every_s, pause_s)
     return next_open_at(schedule, now + pause_s)
 
 

@@ -243,7 +243,7 @@ class Supervisor:
             state.failures, state.due_at = 0, next_due_at(schedule, now, now, self._draws.random())
         else:
             state.failures += 1
-            state.due_at = retry_at(schedule, state.failures, now)
+            state.due_at = retry_at(schedule, state.failures, now, record.duration_s)
 
     def _set_health(self, state: BackendState, record: SweepRecord) -> None:
         if record.outcome is SweepOutcome.ERROR:

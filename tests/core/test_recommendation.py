@@ -248,3 +248,21 @@ def _check_raise(
     assert decided.cap <= max(floor, policy.clamp(replicas)), "no further than what stands behind it"
     if not is_first:
         assert decided.cap <= max(known.cap + 1, known.cap * policy.max_increase_ratio)
+
+
+def test_a_ratio_of_one_means_no_growth_at_all() -> None:
+    policy = replace(POLICY, max_increase_ratio=1.0)
+    decided = decide(sweep(Grade.CERTIFIED, 100, 100), published(20), policy, NOW)
+    assert decided is not None
+    assert decided.cap == 20
+
+
+def test_an_unknown_tail_leaves_the_queue_wait_unknown() -> None:
+    """A P99 does not bound a p99.9 objective, and one known objective does not stand for another."""
+    measured = level(10, 1.0, p99_s=0.4)
+    for objectives in (("ttft p99.9 <= 500ms",), ("ttft p99 <= 500ms", "e2e p99 <= 9s")):
+        record = sweep(Grade.CERTIFIED, 10, 10)
+        record = replace(record, levels=(measured,), provenance=replace(record.provenance, objectives=objectives))
+        decided = decide(record, published(8), POLICY, NOW)
+        assert decided is not None
+        assert decided.max_queue_wait_s is None

@@ -148,3 +148,9 @@ def test_retries_back_off_to_the_usual_pace() -> None:
 
 def test_retries_respect_the_windows() -> None:
     assert retry_at(windows(NIGHT), 1, at("2027-06-02T06:00")) == at("2027-06-02T22:00")
+
+
+def test_the_pause_is_no_shorter_than_the_failed_sweep() -> None:
+    """Twenty-minute sweeps that say nothing must not keep an engine under load most of the time."""
+    assert retry_at(Schedule(), 1, 0.0, took_s=1200.0) == 1200.0
+    assert retry_at(Schedule(every_s=600.0), 1, 0.0, took_s=1200.0) == 600.0
