@@ -1,4 +1,4 @@
-"""The README tells what the program does: settings, metrics, verbs, routes and examples are checked against the code."""
+"""The README tells what the program does: settings, metrics, verbs and examples are checked against the code."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ limit between the P99 at S and at S + 1, found by a short pilot that shares no c
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -26,16 +26,25 @@ def sweep(engine: LlamaServer, *options: str) -> dict[str, object]:
     """`calibrator sweep --output json`, as a user types it; stdout must be one JSON document."""
     command = [sys.executable, "-m", "calibrator", "sweep", "--url", engine.api_url, "--model", MODEL_NAME]
     done = subprocess.run(
-        [*command, "--output", "json", *options], capture_output=True, text=True, timeout=240, env=dict(os.environ)
+        [*command, "--output", "json", *options], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode in (0, 4), done.stderr
     document: dict[str, object] = json.loads(done.stdout)
     return document
 
 
-def p99_s(engine: LlamaServer, users: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int) -> float:
-    answers = hold_level(
-        engine.port, users=users, requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens, seed=seed
+def p99_s(
+    engine: LlamaServer, users: int, requests: int, *, prompt_tokens: int, output_tokens: int, seed: int
+) -> float:
+    answers = asyncio.run(
+        hold_level(
+            engine.port,
+            users=users,
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            seed=seed,
+        )
     )
     return quantile([answer.ttft_s for answer in answers], 0.99)
 
@@ -51,23 +60,30 @@ def limit_between(engine: LlamaServer, lower: int, upper: int, **shape: int) -> 
     return math.sqrt(below * above)
 
 
+ATTEMPTS = 2  # a stall of the machine during the pilot or the sweep moves the answer down, and honestly so
+
+
 @pytest.mark.parametrize("slots", [4, 8])
 def test_finds_the_slots_of_a_real_engine(slots: int, tiny_model: Path) -> None:
     with llama_server(model=tiny_model, slots=slots) as engine:
-        limit_s = limit_between(engine, slots, slots + 1, prompt_tokens=64, output_tokens=96)
-        document = sweep(
-            engine, "--objective", f"ttft p99 <= {limit_s * 1e3:.2f}ms", "--prompt-tokens", "64",
-            "--output-tokens", "96", "--max", "64",
-        )  # fmt: skip
-        capacity = document["capacity"]
-        assert isinstance(capacity, dict), document
-        assert abs(capacity["estimate"] - slots) <= 1, document
-        assert capacity["low"] <= capacity["estimate"] <= capacity["high"]
-        assert engine.gauges() == (0, 0), "nothing of ours is left in the engine"
+        found: list[int] = []
+        while len(found) < ATTEMPTS and not any(abs(capacity - slots) <= 1 for capacity in found):
+            limit_s = limit_between(engine, slots, slots + 1, prompt_tokens=64, output_tokens=96)
+            document = sweep(
+                engine, "--objective", f"ttft p99 <= {limit_s * 1e3:.2f}ms", "--prompt-tokens", "64",
+                "--output-tokens", "96", "--max", "64",
+            )  # fmt: skip
+            capacity = document["capacity"]
+            assert isinstance(capacity, dict), document
+            assert capacity["low"] <= capacity["estimate"] <= capacity["high"]
+            assert capacity["estimate"] <= slots + 1, "more than the slots would be an unsafe answer at any load"
+            assert engine.gauges() == (0, 0), "nothing of ours is left in the engine"
+            found.append(capacity["estimate"])
+        assert abs(found[-1] - slots) <= 1, found
 
 
 def exceeding(engine: LlamaServer, users: int, requests: int, limit_s: float, **shape: int) -> tuple[int, int]:
-    answers = hold_level(engine.port, users=users, requests=requests, seed=77, **shape)
+    answers = asyncio.run(hold_level(engine.port, users=users, requests=requests, seed=77, **shape))
     return sum(answer.ttft_s > limit_s for answer in answers), len(answers)
 
 
