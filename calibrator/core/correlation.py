@@ -9,7 +9,7 @@ violation, so the design effect need not wait for violations to learn from:
                                    tau_q times that of independent ones
 
 The sum is cut by Geyer's initial positive sequence (Practical Markov Chain Monte Carlo, 1992): at the first pair of
-lags whose autocorrelations add up to less than zero. Independent latencies give 1.0 (90 % below 1.35 from 250 requests).
+lags whose autocorrelations add up to less than zero. Independent latencies give 1.0 (90 % below 1.35 from 250 on).
 
 The tail may be less correlated than the body (a Gaussian copula) or as much (a queue). The decline from P80 to P90 is
 continued to the objective's own quantile, one step per halving of the tail:

@@ -50,8 +50,8 @@ class ModelShape:
         return self.dim // self.heads
 
 
-# 1.7 MB. A 64-token prompt is nearly free, so only the slots limit it; a 1,024-token prompt takes as long as two hundred
-# decode steps, so that with slots to spare prefill limits it.
+# 1.7 MB. A 64-token prompt is nearly free, so only the slots limit it; a 1,024-token prompt takes as long as some two
+# hundred decode steps, so that with slots to spare prefill limits it.
 TINY = ModelShape(layers=2, dim=128, ffn=352, heads=2, kv_heads=1)
 
 
