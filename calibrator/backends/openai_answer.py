@@ -182,6 +182,7 @@ class Answer:
             class_name=request.class_name,
             stream=request.stream,
             wanted_prompt_tokens=request.prompt_tokens,
+            wanted_output_tokens=request.output_tokens,
             started_s=started_s,
             duration_s=(ending.at_s if self._done_s is None else self._done_s) - started_s,
             ttft_s=stamps[0] - started_s if stamps else None,

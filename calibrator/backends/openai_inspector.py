@@ -3,8 +3,9 @@
     GET {base}/models     names and context size; many servers have no list (404, 500), which is no fault
     short probe           with forced length; a server that refuses the fields (400, 422) is asked without them
     long probe            about as long as the longest class: two points fit the tokenizer scale (`TokenScale.fit`)
+    suspect looks         at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
 
-At most three requests, one after the other. Each fault ends in one sentence of cause and one of remedy:
+One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy:
 
 | seen | error | exit |
 |---|---|---|
@@ -26,7 +27,9 @@ import httpx
 from calibrator import __version__
 from calibrator.backends.http1_client import Endpoint, endpoint
 from calibrator.backends.openai import PATHS, OpenAIBackend
+from calibrator.backends.suspect_looks import LookPlan, take_looks
 from calibrator.core.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.suspects import suspicions
 from calibrator.core.workload import TokenScale, Workload, WorkloadClass, make_text
 from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
 from calibrator.ports import BackendFacts, Target
@@ -36,6 +39,8 @@ FORCED_TOKENS = 8  # long enough to see that forcing works, short enough to be p
 MAX_LONG_WORDS = 2048  # a longer probe fits the scale no better
 MAX_LIST_S = 10.0
 CONTEXT_RESERVE_TOKENS = 64  # chat template and the tokens generated
+UNKNOWN_CONTEXT_TOKENS = 1800  # fits the 2,048 of small models; some servers die of more than theirs
+CAUTIOUS_TOKENS_PER_WORD = 3.0  # where the server counts nothing
 
 _ENGINES = {"vllm": "vllm", "llamacpp": "llama.cpp"}  # `owned_by` -> name as in `telemetry.engines`
 _NO_ROUTE = (404, 405, 501)
@@ -76,7 +81,7 @@ class OpenAIInspector:
         long = await self._probe(long_words, 1, forces_length=forces_length, workload=workload)
         if long.failure is not None and long.failure.status in (400, 413):
             raise ConfigurationError(
-                f"The server refuses a prompt of about {workload.longest.prompt_tokens} tokens: {long.failure.detail}.",
+                f"The server refuses a prompt of about {long.wanted_prompt_tokens} words: {long.failure.detail}.",
                 f"Shorten the prompts of workload class '{workload.longest.name}'.",
             )
         _raise_for(long, self._target, listing)
@@ -87,6 +92,7 @@ class OpenAIInspector:
             scale = TokenScale()
         else:
             scale = TokenScale.fit((SHORT_WORDS, short.prompt_tokens), (long_words, long.prompt_tokens))
+        warnings += await self._suspicions(workload, listing, short, long, scale, forces_length=forces_length)
         return BackendFacts(
             model=self._target.model,
             token_scale=scale,
@@ -124,11 +130,12 @@ class OpenAIInspector:
 
     def _check_context(self, workload: Workload, listing: _Listing) -> None:
         longest = workload.longest
-        prompt, output = (round(n * (1 + longest.spread_ratio)) for n in (longest.prompt_tokens, longest.output_tokens))
+        prompt, total = longest.longest_prompt_tokens, longest.longest_total_tokens
         limit = listing.max_context_tokens
-        if limit is not None and prompt + output > limit:
+        if limit is not None and total > limit:
             raise ConfigurationError(
-                f"Workload class '{longest.name}' needs {prompt} + {output} tokens, the model's context has {limit}.",
+                f"Workload class '{longest.name}' needs up to {total} tokens, {prompt} of them for a prompt; "
+                f"the model's context has {limit}.",
                 "Shorten its prompt or its output.",
             )
 
@@ -143,7 +150,35 @@ class OpenAIInspector:
         _raise_for(sample, self._target, listing)
         return sample, forces_length
 
+    async def _suspicions(
+        self,
+        workload: Workload,
+        listing: _Listing,
+        short: Sample,
+        long: Sample,
+        scale: TokenScale,
+        *,
+        forces_length: bool,
+    ) -> tuple[str, ...]:
+        if short.prompt_tokens is None:
+            scale = TokenScale(per_word=CAUTIOUS_TOKENS_PER_WORD)
+        context = listing.max_context_tokens
+        plan = LookPlan(
+            scale,
+            UNKNOWN_CONTEXT_TOKENS if context is None else context - CONTEXT_RESERVE_TOKENS,
+            slope_s=_slope_s(short, long),
+        )
+
+        async def send(text: str, output_tokens: int) -> Sample:
+            return await self._send(text, output_tokens, forces_length=forces_length, workload=workload)
+
+        return suspicions(await take_looks(send, self._now, self._rng, plan), scale.overhead)
+
     async def _probe(self, words: int, output_tokens: int, *, forces_length: bool, workload: Workload) -> Sample:
+        text = make_text(self._rng, words)
+        return await self._send(text, output_tokens, forces_length=forces_length, workload=workload)
+
+    async def _send(self, text: str, output_tokens: int, *, forces_length: bool, workload: Workload) -> Sample:
         backend = OpenAIBackend(
             self._target,
             now=self._now,
@@ -156,8 +191,8 @@ class OpenAIInspector:
             request_id=0,
             label=Label(0, Phase.RAMP),
             class_name="inspect",
-            text=make_text(self._rng, words),
-            prompt_tokens=words,
+            text=text,
+            prompt_tokens=len(text.split()),
             output_tokens=output_tokens,
             stream=any(cls.stream for cls in workload.classes),
         )
@@ -195,10 +230,20 @@ def _long_words(longest: WorkloadClass, listing: _Listing, short: Sample) -> int
     """Words of the long probe: the longest class, as far as the context and politeness allow."""
     # The short prompt's tokens hold its template too, so the ratio is an upper bound of tokens a word.
     short_tokens = short.prompt_tokens or 2 * SHORT_WORDS
-    tokens = max(longest.prompt_tokens, 4 * short_tokens)
+    tokens = max(longest.longest_prompt_tokens, 4 * short_tokens)
     if listing.max_context_tokens is not None:
         tokens = min(tokens, listing.max_context_tokens - CONTEXT_RESERVE_TOKENS)
     return max(SHORT_WORDS, min(MAX_LONG_WORDS, round(tokens * SHORT_WORDS / short_tokens)))
+
+
+def _slope_s(short: Sample, long: Sample) -> float:
+    """Estimated seconds a prompt token. Without a first token to see, the long answer's whole time is blamed on it."""
+    more_tokens = (long.prompt_tokens or 0) - (short.prompt_tokens or 0)
+    if more_tokens <= 0:
+        return 0.0
+    if short.ttft_s is None or long.ttft_s is None:
+        return long.duration_s / more_tokens
+    return max(0.0, long.ttft_s - short.ttft_s) / more_tokens
 
 
 # ------------------------------------------------------------------------------------------------------- errors

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from calibrator.core.curve import read_curve
 from calibrator.core.objective import format_duration, parse_objective
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import (
@@ -117,6 +118,17 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
         for reason in level.audit.reasons:
             _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
     _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
+    insight = read_curve(record.levels, record.history.objectives, record.capacity)
+    for words in () if insight is None else insight.words:
+        _say(console, words)
+    if record.burst is not None:
+        burst, steady = record.burst, record.burst.steady
+        beside = "" if steady is None else f"; steady p50 {estimate(steady.p50)}, p99 {estimate(steady.p99)}"
+        _say(
+            console,
+            f"A burst of {burst.concurrency} after idle: {burst.metric} p50 {estimate(burst.burst.p50)}, "
+            f"p99 {estimate(burst.burst.p99)}, {burst.exceedances} of {burst.n} over the limit{beside}.",
+        )
     if record.mode == "search":
         _conclusion(console, record, cap)
 

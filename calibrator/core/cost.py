@@ -51,7 +51,7 @@ def sweep_cost(bounds: Bounds, objectives: Sequence[Objective], workload: Worklo
     bound = request_budget(bounds, bounds.max_level)
     expected = min(bound, max(_expected_requests(bounds, objective, workload) for objective in objectives))
     total_share = sum(cls.share for cls in workload.classes)
-    prompt = sum(cls.share * cls.prompt_tokens for cls in workload.classes) / total_share
+    prompt = sum(cls.share * cls.mean_prompt_tokens for cls in workload.classes) / total_share
     output = sum(cls.share * cls.output_tokens for cls in workload.classes) / total_share
     return SweepCost(
         requests_expected=expected,
@@ -102,9 +102,9 @@ def judged_share(objective: Objective, workload: Workload) -> float:
     """Share of the probes that have this metric and are in the objective's scope."""
     total = sum(cls.share for cls in workload.classes)
     judged = sum(
-        cls.share
+        cls.share * cls.share_within(objective.applies_to)
         for cls in workload.classes
-        if (cls.stream or objective.metric is Metric.E2E) and objective.applies_to(cls.prompt_tokens)
+        if cls.stream or objective.metric is Metric.E2E
     )
     return judged / total
 

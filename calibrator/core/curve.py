@@ -1,14 +1,16 @@
 """What the curve says, in numbers and in plain words.
 
-**Knee** (onset of batch interference). Operational analysis (Denning & Buzen 1978): with minimum residence R and
-maximum throughput X, the asymptotes of a closed system cross at
+**Knee** (onset of batch interference). Operational analysis (Denning & Buzen 1978): a closed system with residence R
+when alone and throughput X at most has asymptotes N / R (nobody waits) and X (saturated); they cross at
 
     N_knee = X * R        below: requests hardly disturb each other; above: residence grows in proportion to N
 
-R is the median residence at the lowest level measured, X the highest throughput of all levels.
+R comes from the lowest level by Little's law, R = N / throughput, which is the mean that belongs here whatever the mix;
+X is the highest throughput of all levels. Where the crossing lies beyond `REACHED_RATIO` of the highest level measured,
+throughput still grew almost in proportion: the knee was not reached, and X would be a guess.
 
-**Early slope.** Elasticity of the objective's tail at low concurrency, d ln P / d ln N between the two lowest levels
-that are at least a factor 1.5 apart (P99 where n supports it, else P90):
+**Early slope.** Elasticity of the objective's tail at low concurrency, d ln P / d ln N between the lowest level and the
+next that is at least a factor 1.5 above it (P99 if n supports it at both, else P90):
 
 | elasticity | class | meaning |
 |---|---|---|
@@ -16,26 +18,44 @@ that are at least a factor 1.5 apart (P99 where n supports it, else P90):
 | 0.3 to 0.7 | moderate | |
 | above 0.7 | steep | long prompts stall each other early: expect batch interference soon |
 
-**Limit.** What gives first, read from the engine's own gauges at the lowest level that failed: KV memory before slots
-before prefill or decode, because each of these makes the next one queue.
+The quantiles have intervals, hence the elasticity has one; where it reaches from gentle to steep nothing is said.
+
+**Limit.** What gives first, read at the lowest level that failed, from what the requests ran into and the engine's own
+gauges. KV memory comes before slots and these before compute, because each makes the next one queue:
+
+| seen | limit |
+|---|---|
+| more than 1 % refused (a status, an error event) | refusals |
+| more than 1 % of other failures | failures |
+| preemptions, or KV memory above 90 % | kv_memory |
+| requests wait while no more run at higher levels | slots |
+| tokens come late (itl, tpot; e2e that grew after the first token) | decode |
+| the first token comes late though nothing waits for a slot (ttft, ttfc; e2e that grew before it) | prefill |
+| likewise, but the engine shows no gauges | unknown: slots or prefill |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from calibrator.core.measurement import Capacity
 from calibrator.core.objective import Metric, Objective
-from calibrator.core.sweep_record import LatencySummary, LevelReport, VerdictKind
+from calibrator.core.sample import FailureKind
+from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate, VerdictKind
 
+REACHED_RATIO = 0.9
 GENTLE_BELOW = 0.3
 STEEP_ABOVE = 0.7
 APART_RATIO = 1.5
 KV_FULL_RATIO = 0.9
-REFUSED_RATIO = 0.01
+FAILED_RATIO = 0.01
+WAITING_RATIO = 0.05  # of the level; less is a request between arrival and its first step
+RUNNING_GREW_RATIO = 1.1
+GOODPUT_FELL_RATIO = 0.9  # less of a fall is noise
+REFUSED = (FailureKind.STATUS.value, FailureKind.ERROR_EVENT.value)
 
 
 class Slope(StrEnum):
@@ -45,13 +65,15 @@ class Slope(StrEnum):
 
 
 class Limit(StrEnum):
-    """The resource that ends the curve."""
+    """What ends the curve."""
 
     REFUSALS = "refusals"
+    FAILURES = "failures"
     KV_MEMORY = "kv_memory"
     SLOTS = "slots"
     PREFILL = "prefill"
     DECODE = "decode"
+    UNKNOWN = "unknown"
     NONE = "none"  # nothing failed
 
 
@@ -62,10 +84,12 @@ _SLOPE_WORDS = {
 }
 _LIMIT_WORDS = {
     Limit.REFUSALS: "the engine refuses requests",
+    Limit.FAILURES: "requests fail: streams break, stall or time out",
     Limit.KV_MEMORY: "KV-cache memory is full: requests wait for it or are preempted",
     Limit.SLOTS: "all request slots are taken: further requests queue",
-    Limit.PREFILL: "prefill compute: prompts wait for each other although no request is queued",
+    Limit.PREFILL: "prefill compute: prompts wait for each other although slots are free",
     Limit.DECODE: "decode steps slow down as the batch grows",
+    Limit.UNKNOWN: "slots or prefill compute; the engine shows no metrics that would tell",
     Limit.NONE: "nothing yet: no level failed",
 }
 
@@ -77,80 +101,135 @@ class CurveInsight:
     knee_concurrency: float | None
     early_slope: float | None
     slope: Slope | None
-    goodput_max_concurrency: int | None
-    goodput_max_per_second: float | None
+    goodput_max_concurrency: int
+    goodput_max_per_second: float
     limit: Limit
     words: tuple[str, ...]
 
 
 def read_curve(
     levels: Sequence[LevelReport], objectives: Sequence[Objective], capacity: Capacity | None
-) -> CurveInsight:
-    """`levels` ascending, as in a SweepRecord; levels without counted requests are left out."""
+) -> CurveInsight | None:
+    """`levels` ascending, as in a SweepRecord; None if no level has a counted request."""
     seen = [level for level in levels if level.n > 0]
+    if not seen:
+        return None
     knee = _knee(seen)
-    early = _early_slope(seen, objectives[0].metric)
-    slope = None if early is None else _slope_class(early)
-    best = max(seen, key=lambda level: level.goodput_per_second, default=None)
-    limit = _limit(seen, objectives)
-    words = []
-    if knee is not None:
-        words.append(f"Batch interference sets in at about {knee:.0f} requests in flight.")
-    if slope is not None:
-        words.append(f"{_SLOPE_WORDS[slope].capitalize()}.")
-    if best is not None:
-        words.append(f"Goodput is highest at {best.concurrency} in flight ({best.goodput_per_second:.1f}/s).")
-    if capacity is not None and best is not None and best.concurrency < capacity.estimate:
-        words.append("Above that level more concurrency costs latency and adds no useful work.")
-    words.append(f"What limits: {_LIMIT_WORDS[limit]}.")
-    return CurveInsight(
+    early, slope = _early_slope(seen, objectives[0].metric)
+    best = max(seen, key=lambda level: level.goodput_per_second)
+    insight = CurveInsight(
         knee_concurrency=knee,
         early_slope=early,
         slope=slope,
-        goodput_max_concurrency=None if best is None else best.concurrency,
-        goodput_max_per_second=None if best is None else best.goodput_per_second,
-        limit=limit,
-        words=tuple(words),
+        goodput_max_concurrency=best.concurrency,
+        goodput_max_per_second=best.goodput_per_second,
+        limit=_limit(levels, objectives),  # a level may fail in its warm-up, before anything is counted
+        words=(),
     )
+    is_waste = capacity is not None and _is_waste_above(best, seen, capacity)
+    moving = [level for level in seen if level.requests_per_second > 0]
+    highest = moving[-1].concurrency if len(moving) > 1 else None
+    return replace(insight, words=tuple(_words(insight, highest, is_waste=is_waste)))
 
 
+def _words(insight: CurveInsight, highest: int | None, *, is_waste: bool) -> Iterator[str]:
+    """`highest`: of the levels that can be compared; None if there are not two."""
+    if insight.knee_concurrency is not None:
+        yield f"Batch interference sets in at about {max(1.0, insight.knee_concurrency):.0f} in flight."
+    elif highest is not None:
+        yield f"Up to {highest} in flight throughput still grows with concurrency."
+    if insight.slope is not None:
+        yield f"{_SLOPE_WORDS[insight.slope].capitalize()}."
+    yield (
+        f"Goodput is highest at {insight.goodput_max_concurrency} in flight ({insight.goodput_max_per_second:.1f}/s)."
+    )
+    if is_waste:
+        yield "Above that level more concurrency costs latency and adds no useful work."
+    yield f"What limits: {_LIMIT_WORDS[insight.limit]}."
+
+
+def _is_waste_above(best: LevelReport, levels: Sequence[LevelReport], capacity: Capacity) -> bool:
+    """Goodput has fallen at a level that still meets the SLA."""
+    allowed = [level for level in levels if best.concurrency < level.concurrency <= capacity.estimate]
+    return bool(allowed) and allowed[-1].goodput_per_second < GOODPUT_FELL_RATIO * best.goodput_per_second
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
 def _knee(levels: Sequence[LevelReport]) -> float | None:
-    if len(levels) < 2 or levels[0].e2e.p50 is None:
+    moving = [level for level in levels if level.requests_per_second > 0 and level.achieved_concurrency > 0]
+    if len(moving) < 2:
         return None
-    throughput = max(level.requests_per_second for level in levels)
-    return throughput * levels[0].e2e.p50.value_s or None
+    residence_s = moving[0].achieved_concurrency / moving[0].requests_per_second
+    knee = residence_s * max(level.requests_per_second for level in moving)
+    return knee if knee < REACHED_RATIO * moving[-1].concurrency else None
 
 
-def _early_slope(levels: Sequence[LevelReport], metric: Metric) -> float | None:
-    points = []
-    for level in levels:
-        summary: LatencySummary = getattr(level, metric.value)
-        tail = summary.p99 or summary.p90
-        if tail is not None and tail.value_s > 0:
-            points.append((level.concurrency, tail.value_s))
-    for concurrency, tail_s in points[1:]:
-        if concurrency >= APART_RATIO * points[0][0]:
-            return math.log(tail_s / points[0][1]) / math.log(concurrency / points[0][0])
-    return None
+def _early_slope(levels: Sequence[LevelReport], metric: Metric) -> tuple[float | None, Slope | None]:
+    for pick in ("p99", "p90"):
+        points = [(level.concurrency, tail) for level in levels if (tail := _tail(level, metric, pick)) is not None]
+        far = next((point for point in points[1:] if point[0] >= APART_RATIO * points[0][0]), None)
+        if far is not None:
+            return _elasticity(points[0], far)
+    return None, None
 
 
-def _slope_class(elasticity: float) -> Slope:
-    if elasticity < GENTLE_BELOW:
-        return Slope.GENTLE
-    return Slope.STEEP if elasticity > STEEP_ABOVE else Slope.MODERATE
+def _elasticity(
+    near: tuple[int, QuantileEstimate], far: tuple[int, QuantileEstimate]
+) -> tuple[float | None, Slope | None]:
+    span, (low, high) = math.log(far[0] / near[0]), (near[1], far[1])
+    middle = math.log(high.value_s / low.value_s) / span
+    most = math.inf if high.high_s is None or low.low_s <= 0 else math.log(high.high_s / low.low_s) / span
+    least = -math.inf if low.high_s is None or high.low_s <= 0 else math.log(high.low_s / low.high_s) / span
+    if least < GENTLE_BELOW and most > STEEP_ABOVE:
+        return middle, None
+    if middle < GENTLE_BELOW:
+        return middle, Slope.GENTLE
+    return middle, Slope.STEEP if middle > STEEP_ABOVE else Slope.MODERATE
 
 
+def _tail(level: LevelReport, metric: Metric, pick: str) -> QuantileEstimate | None:
+    summary: LatencySummary = getattr(level, metric.value)
+    estimate: QuantileEstimate | None = getattr(summary, pick)
+    return estimate if estimate is not None and 0.0 < estimate.value_s < math.inf else None
+
+
+# --------------------------------------------------------------------------------------------------------------- limit
 def _limit(levels: Sequence[LevelReport], objectives: Sequence[Objective]) -> Limit:
-    failed = [level for level in levels if level.verdict.kind is VerdictKind.EXCEEDED]
-    if not failed:
+    failed = next((level for level in levels if level.verdict.kind is VerdictKind.EXCEEDED), None)
+    if failed is None:
         return Limit.NONE
-    level = failed[0]
-    if sum(count for _, count in level.errors) > REFUSED_RATIO * level.n:
-        return Limit.REFUSALS
-    if (level.server.preemptions or 0) > 0 or (level.server.kv_usage_ratio or 0) > KV_FULL_RATIO:
+    refused = sum(count for kind, count in failed.errors if kind in REFUSED)
+    if sum(count for _, count in failed.errors) > FAILED_RATIO * failed.n:
+        return Limit.REFUSALS if refused > FAILED_RATIO * failed.n else Limit.FAILURES
+    server = failed.server
+    if (server.preemptions or 0) > 0 or (server.kv_usage_ratio or 0) > KV_FULL_RATIO:
         return Limit.KV_MEMORY
-    if (level.server.waiting_requests or 0) > 0:
-        return Limit.SLOTS
-    exceeded = {part.objective for part in level.verdict.objectives if part.kind is VerdictKind.EXCEEDED}
-    metrics = {objective.metric for objective in objectives if str(objective) in exceeded}
-    return Limit.DECODE if metrics and metrics <= {Metric.ITL, Metric.TPOT} else Limit.PREFILL
+    return Limit.SLOTS if _slots_are_taken(levels, failed) else _compute_limit(levels[0], failed, objectives)
+
+
+def _compute_limit(low: LevelReport, failed: LevelReport, objectives: Sequence[Objective]) -> Limit:
+    exceeded = {part.objective for part in failed.verdict.objectives if part.kind is VerdictKind.EXCEEDED}
+    late = {objective.metric for objective in objectives if str(objective) in exceeded}
+    if late and late <= {Metric.ITL, Metric.TPOT}:
+        return Limit.DECODE
+    if late == {Metric.E2E} and not _grew_before_the_first_token(low, failed):
+        return Limit.DECODE
+    return Limit.UNKNOWN if failed.server.waiting_requests is None else Limit.PREFILL
+
+
+def _slots_are_taken(levels: Sequence[LevelReport], failed: LevelReport) -> bool:
+    """Requests wait, and no more of them run where more are in flight."""
+    queued = [level for level in levels if (level.server.waiting_requests or 0) > WAITING_RATIO * level.concurrency]
+    if failed not in queued:
+        return False
+    running = [level.server.running_requests for level in queued if level.server.running_requests is not None]
+    return len(running) < 2 or running[-1] <= RUNNING_GREW_RATIO * running[0]
+
+
+def _grew_before_the_first_token(low: LevelReport, failed: LevelReport) -> bool:
+    """Of the growth of the whole answer's median, at least half; also where first tokens are not seen."""
+    medians = (low.ttft.p50, failed.ttft.p50, low.e2e.p50, failed.e2e.p50)
+    first_low, first_high, whole_low, whole_high = (None if one is None else one.value_s for one in medians)
+    if first_low is None or first_high is None or whole_low is None or whole_high is None:
+        return True
+    return first_high - first_low >= 0.5 * (whole_high - whole_low)

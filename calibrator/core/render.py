@@ -14,8 +14,16 @@ import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from calibrator.core.curve import CurveInsight, read_curve
 from calibrator.core.measurement import Capacity
-from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate, SweepRecord
+from calibrator.core.sweep_record import (
+    BurstReport,
+    LatencySummary,
+    LevelReport,
+    Provenance,
+    QuantileEstimate,
+    SweepRecord,
+)
 
 Document = dict[str, object]
 
@@ -30,13 +38,39 @@ def sweep_document(record: SweepRecord, *, cap: int | None) -> Document:
         "cap": cap,
         "prompt_tokens": record.prompt_tokens,
         "output_tokens": record.output_tokens,
-        "provenance": {
-            **asdict(record.provenance),
-            "objectives": list(record.provenance.objectives),
-            "prompt_tokens_achieved": number(record.provenance.prompt_tokens_achieved),
-            "output_tokens_achieved": number(record.provenance.output_tokens_achieved),
-        },
+        "provenance": provenance_document(record.provenance),
+        "insight": insight_document(read_curve(record.levels, record.history.objectives, record.capacity)),
+        "burst": burst_document(record.burst),
         "levels": [level_document(level) for level in record.levels],
+    }
+
+
+def provenance_document(provenance: Provenance) -> Document:
+    return {
+        **asdict(provenance),
+        "objectives": list(provenance.objectives),
+        "prompt_tokens_achieved": number(provenance.prompt_tokens_achieved),
+        "output_tokens_achieved": number(provenance.output_tokens_achieved),
+        "cached_ratio_achieved": number(provenance.cached_ratio_achieved),
+        "classes_achieved": [
+            {key: number(value) if isinstance(value, float) else value for key, value in asdict(one).items()}
+            for one in provenance.classes_achieved
+        ],
+    }
+
+
+def insight_document(insight: CurveInsight | None) -> Document | None:
+    """What the curve says, in numbers and in words; None where nothing was counted."""
+    if insight is None:
+        return None
+    return {
+        "knee_concurrency": number(insight.knee_concurrency),
+        "early_slope": number(insight.early_slope),
+        "slope": None if insight.slope is None else insight.slope.value,
+        "goodput_max_concurrency": insight.goodput_max_concurrency,
+        "goodput_max_per_second": number(insight.goodput_max_per_second),
+        "limit": insight.limit.value,
+        "words": list(insight.words),
     }
 
 
@@ -57,6 +91,20 @@ def sweep_summary(record: SweepRecord) -> Document:
         "warnings": list(record.warnings),
         "started_at": timestamp(record.started_at),
         "ended_at": timestamp(record.ended_at),
+    }
+
+
+def burst_document(burst: BurstReport | None) -> Document | None:
+    if burst is None:
+        return None
+    return {
+        "concurrency": burst.concurrency,
+        "bursts": burst.bursts,
+        "n": burst.n,
+        "exceedances": burst.exceedances,
+        "metric": burst.metric,
+        "burst_s": latency_document(burst.burst),
+        "steady_s": None if burst.steady is None else latency_document(burst.steady),
     }
 
 
@@ -117,7 +165,9 @@ def latency_document(summary: LatencySummary) -> Document:
 
 
 def capacity_document(capacity: Capacity | None) -> Document | None:
-    return None if capacity is None else asdict(capacity)
+    if capacity is None:
+        return None
+    return {"estimate": capacity.estimate, "low": capacity.low, "high": capacity.high}
 
 
 def number(value: float | None) -> float | None:

@@ -116,6 +116,7 @@ class Sample:
     cancelled: bool = False
     connect_s: float = 0.0  # 0.0: the connection was open already
     send_delay_s: float = 0.0  # wanted start to real start: ours, never the backend's
+    wanted_output_tokens: int | None = None
 
     @property
     def is_invalid(self) -> bool:

@@ -56,6 +56,7 @@ class Recommendation:
     sweep_id: str | None = None
     rates: Rates | None = None
     max_queue_wait_s: float | None = None
+    warnings: tuple[str, ...] = ()  # of the sweep behind it: what makes the number doubtful
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,31 @@ class LevelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class BurstReport:
+    """Simultaneous arrivals after idle, beside the steady state at the same level."""
+
+    concurrency: int
+    bursts: int
+    n: int  # requests
+    exceedances: int  # of any objective, failures included
+    metric: str  # of both summaries: the first objective's
+    burst: LatencySummary
+    steady: LatencySummary | None  # None: that level was not measured in steady state
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAchieved:
+    """Mean lengths of one class as they were sent and answered; None: the server does not count them."""
+
+    name: str
+    requests: int  # counted ones
+    prompt_tokens_wanted: float | None
+    prompt_tokens: float | None
+    output_tokens_wanted: float | None
+    output_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """The conditions, so that the number can be verified by somebody else."""
 
@@ -116,6 +141,8 @@ class Provenance:
     output_tokens_achieved: float | None
     seed: int
     software: str  # calibrator version
+    cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: it does not say
+    classes_achieved: tuple[ClassAchieved, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +170,4 @@ class SweepRecord:
     remedy: str = ""  # for outcome `error`: what to do
     error_exit_code: int = 1  # for outcome `error`: `errors.ExitCode` of its cause
     outcomes: tuple[tuple[str, int], ...] = ()  # probe requests by RequestOutcome
+    burst: BurstReport | None = None  # None: not asked for, or not one burst came to its end

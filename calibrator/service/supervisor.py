@@ -180,6 +180,7 @@ class Supervisor:
             objectives=plan.objectives,
             workload=plan.workload,
             bounds=plan.bounds,
+            burst=plan.burst,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
         )

@@ -18,13 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from calibrator import __version__
+from calibrator.core.achieved import AchievedFold
+from calibrator.core.knowledge import must_leave, overload_s
 from calibrator.core.level_fold import LevelFold, outcome_of
 from calibrator.core.measurement import History, Visit
 from calibrator.core.sample import Phase, RequestOutcome
-from calibrator.core.search import next_step, overload_s
+from calibrator.core.search import next_step
 from calibrator.core.search_steps import Conclusion, Measure, Step, Test
 from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.sweep_record import BurstReport, LevelReport, Provenance, SweepOutcome, SweepRecord
 from calibrator.core.verdict import is_settled, level_verdict
 from calibrator.errors import CalibratorError, ExitCode
 from calibrator.ports import (
@@ -37,6 +39,7 @@ from calibrator.ports import (
     SweepOrder,
     Telemetry,
 )
+from calibrator.service.burst import Burster
 from calibrator.service.visit import Holder, ServerWatch
 
 SCRAPE_S = 1.0
@@ -83,14 +86,16 @@ class _Sweep:
         self._order = order
         self._parts = parts
         self._listener = listener
-        self._history = History(order.objectives)
+        self._history = History(order.objectives, warm=order.warm)
         self._folds: dict[int, LevelFold] = {}
         self._tally = _Tally()
+        self._achieved = AchievedFold(order.workload)
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
         self._server = ServerWatch()
         self._holder: Holder | None = None
+        self._burst: BurstReport | None = None
 
     async def run(self) -> Conclusion:
         clock = self._parts.clock
@@ -103,7 +108,9 @@ class _Sweep:
         watcher = asyncio.create_task(self._watch_server())
         try:
             await load.start()
-            return await self._measure_all(self._holder)
+            conclusion = await self._measure_all(self._holder)
+            await self._measure_burst(load, conclusion)
+            return conclusion
         finally:
             watcher.cancel()
             await load.stop()
@@ -123,6 +130,14 @@ class _Sweep:
             visit = await holder.hold(measure, fold, should_leave)
             self._history = replace(self._history, visits=(*self._history.visits, visit))
             self._listener.partial(self.record(None))
+
+    async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> None:
+        capacity = conclusion.capacity
+        if not self._order.burst or capacity is None or capacity.estimate < 1:
+            return
+        burster = Burster(load, self._parts.clock, self._order.objectives, self._book)
+        steady = next((one for one in self._levels() if one.concurrency == capacity.estimate), None)
+        self._burst = await burster.measure(capacity.estimate, steady)
 
     # --------------------------------------------------------------------------------------------- decisions
     def _next(self) -> Step:
@@ -156,10 +171,7 @@ class _Sweep:
         if measure.test is Test.FIXED:
             enough = min(part.n for part in running.evidence) >= measure.max_samples
             return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
-        budget = bounds.requests + bounds.requests_per_level * running.level
-        if history.requests >= budget or overload_s(history) >= bounds.overload_s:
-            return True
-        return running.ramp_failed or is_settled(history, measure)
+        return must_leave(history, bounds) or is_settled(history, measure)
 
     # -------------------------------------------------------------------------------------------- observation
     def _book(self, batch: Batch) -> None:
@@ -169,6 +181,7 @@ class _Sweep:
             tally.prompt_tokens += sample.prompt_tokens or 0
             tally.output_tokens += sample.completion_tokens or 0
             tally.completed += sample.completed
+            self._achieved.add(sample)
             if sample.failure is not None:
                 tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
 
@@ -235,13 +248,13 @@ class _Sweep:
             grade=None if conclusion is None else conclusion.grade,
             capacity=None if conclusion is None else conclusion.capacity,
             reason="" if conclusion is None else conclusion.reason,
-            requests=self._history.requests,
+            requests=self._history.requests + (0 if self._burst is None else self._burst.n),
             duration_s=elapsed_s,
             overload_s=overload_s(self._history),
             prompt_tokens=tally.prompt_tokens,
             output_tokens=tally.output_tokens,
             levels=self._levels(),
-            warnings=() if facts is None else facts.warnings,
+            warnings=() if facts is None else (*facts.warnings, *self._achieved.warnings(facts.token_scale.overhead)),
             provenance=Provenance(
                 backend=order.backend,
                 url=order.target.url,
@@ -253,10 +266,13 @@ class _Sweep:
                 output_tokens_achieved=tally.output_tokens / tally.completed if tally.completed else None,
                 seed=order.seed,
                 software=__version__,
+                cached_ratio_achieved=self._achieved.cached_ratio,
+                classes_achieved=self._achieved.classes(),
             ),
             history=self._history,
             remedy=remedy,
             error_exit_code=int(error_exit_code),
+            burst=self._burst,
             outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
         )
 

@@ -9,28 +9,22 @@ events folded, and the running visit judged by pure functions; all this file add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from calibrator.core.level_fold import LevelFold
-from calibrator.core.measurement import Audit, Visit
+from calibrator.core.measurement import Visit
 from calibrator.core.objective import Objective
 from calibrator.core.sample import FailureKind, Label, Phase, Sample
 from calibrator.core.search_steps import Measure, Test
 from calibrator.core.server_load import ServerLoad, ServerLoadPeak
 from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
 from calibrator.ports import Batch, Clock, LoadGenerator
+from calibrator.service.self_watch import SelfWatch
 
 POLL_S = 0.05
 WARM_UP_RESIDENCES = 3.0  # DESIGN section 2
 DEAD_AFTER_REQUESTS = 12  # this many connection failures in a row, and nothing else: the backend is gone
-LAG_ALLOWED_S = 0.005  # below this, lag is never material
-LAG_ALLOWED_RATIO = 0.1  # of the tightest limit
-HELD_RATIO = 0.9  # of the wanted concurrency
-REFUSAL_RATIO = 0.05  # above this share of failures the backend, not the generator, keeps the level down
-MIN_POLLS_TO_JUDGE_HOLD = 10
 
 
 @dataclass(slots=True)
@@ -67,51 +61,6 @@ def _larger(known: float | None, seen: float | None) -> float | None:
 
 
 @dataclass(slots=True)
-class _SelfWatch:
-    """The generator's own error during one visit."""
-
-    lags_s: list[float] = field(default_factory=list)
-    send_delays_s: list[float] = field(default_factory=list)
-    cpu_ratio: float = 0.0
-    in_flight: list[int] = field(default_factory=list)
-    ended: int = 0
-    failed: int = 0
-
-    def add(self, batch: Batch, *, counted: bool) -> None:
-        self.lags_s.extend(batch.loop_lag_s)
-        self.cpu_ratio = max(self.cpu_ratio, batch.cpu_ratio)
-        self.send_delays_s.extend(sample.send_delay_s for sample in batch.ended)
-        self.ended += len(batch.ended)
-        self.failed += sum(sample.failure is not None for sample in batch.ended)
-        if counted:
-            self.in_flight.append(batch.in_flight)
-
-    def audit(self, level: int, objectives: Sequence[Objective], *, has_exceedances: bool) -> Audit:
-        """Lag can only add latency: it spoils exceedances, never a pass. A level not held spoils both."""
-        lag_s = float(np.quantile(self.lags_s, 0.99)) if self.lags_s else 0.0
-        held = float(np.mean(self.in_flight)) if self.in_flight else 0.0
-        tightest_s = min(objective.limit_s for objective in objectives)
-        reasons = []
-        if has_exceedances and lag_s > max(LAG_ALLOWED_S, LAG_ALLOWED_RATIO * tightest_s):
-            reasons.append(
-                f"generator saturated: its event loop was {lag_s * 1e3:.0f} ms late (P99), "
-                f"the tightest limit is {tightest_s * 1e3:.0f} ms"
-            )
-        refused = self.failed > REFUSAL_RATIO * max(1, self.ended)
-        short = held < HELD_RATIO * level - 0.5
-        if len(self.in_flight) >= MIN_POLLS_TO_JUDGE_HOLD and short and not refused:
-            reasons.append(f"generator saturated: it held {held:.1f} of {level} requests in flight")
-        return Audit(
-            loop_lag_p99_s=lag_s,
-            send_delay_p99_s=float(np.quantile(self.send_delays_s, 0.99)) if self.send_delays_s else 0.0,
-            cpu_ratio=self.cpu_ratio,
-            wanted_concurrency=float(level),
-            achieved_concurrency=held,
-            reasons=tuple(reasons),
-        )
-
-
-@dataclass(slots=True)
 class Holder:
     """Runs visits one after the other on one generator; remembers where it stands."""
 
@@ -139,7 +88,7 @@ class Holder:
             self.load.aim(measure.level, Label(self.visit, Phase.RAMP), self.residence_s)
             self.level = measure.level
         self.server.reset()
-        watch = _SelfWatch()
+        watch = SelfWatch()
         ramp_done_at_s: float | None = None
         last_s = self._now_s()
         while True:
@@ -156,15 +105,16 @@ class Holder:
                     self.phase = Phase.COUNTED
                     self.load.aim(self.level, Label(self.visit, Phase.COUNTED), 0.0)
             running = self._value(measure, fold, started_at_s, now_s)
-            if should_leave(running):
+            if should_leave(running) or watch.broken:
                 break
-        has_exceedances = running.ramp_failed or any(part.exceedances for part in running.evidence)
         visit = replace(
             running,
             tail_ratio=fold.tail_ratio(),
             correlation=fold.correlation(),
-            audit=watch.audit(self.level, self.objectives, has_exceedances=has_exceedances),
+            audit=watch.audit(self.level, self.objectives, running.residence_s),
         )
+        if watch.broken:  # requests that nobody will end stand in the start order: the next visit begins a new one
+            self.level = 0
         self.residence_s = visit.residence_s or self.residence_s
         self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
         fold.cut()
@@ -174,7 +124,7 @@ class Holder:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
         return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
 
-    def _absorb(self, fold: LevelFold, batch: Batch, seconds: float, watch: _SelfWatch) -> None:
+    def _absorb(self, fold: LevelFold, batch: Batch, seconds: float, watch: SelfWatch) -> None:
         for start in batch.started:
             fold.started(start.request_id, start.label, start.started_s)
         for bit in batch.decided:

@@ -68,9 +68,13 @@ class _Reader:
 
 
 def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendPlan, ...]:
-    """In the order of the file. Raises ConfigurationError for every secret or certificate that is not there."""
+    """In the order of the file. Raises ConfigurationError for every secret or certificate that is not there.
+
+    Tokens are looked at too, so that one start names every problem.
+    """
     reader = _Reader(environ)
     plans = tuple(_plan(name, backend, reader) for name, backend in settings.backends.items())
+    _read_tokens(settings, reader)
     reader.finish()
     return plans
 
@@ -78,10 +82,7 @@ def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[Backe
 def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
     """Read anew at each call, so that a rotated file is followed. Raises ConfigurationError."""
     reader = _Reader(environ)
-    found = Tokens(
-        operator=_secrets(reader, "auth.operator_tokens", settings.auth.operator_tokens),
-        read=_secrets(reader, "auth.read_tokens", settings.auth.read_tokens),
-    )
+    found = _read_tokens(settings, reader)
     reader.finish()
     return found
 
@@ -89,6 +90,13 @@ def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
 def redacted(settings: Settings) -> dict[str, Any]:
     """What is in force, as it would be written in a file: secrets are references, so nothing secret is in it."""
     return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _read_tokens(settings: Settings, reader: _Reader) -> Tokens:
+    return Tokens(
+        operator=_secrets(reader, "auth.operator_tokens", settings.auth.operator_tokens),
+        read=_secrets(reader, "auth.read_tokens", settings.auth.read_tokens),
+    )
 
 
 def _secrets(reader: _Reader, key: str, references: Iterable[Secret]) -> tuple[str, ...]:
@@ -114,6 +122,7 @@ def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:
         objectives=backend.objectives,
         workload=backend.workload.value(),
         bounds=backend.limits(),
+        burst=backend.burst == "report",
         schedule=Schedule(backend.every_s, backend.jitter_ratio, tuple(_window(window) for window in backend.windows)),
         policy=PublishPolicy(
             fallback_cap=backend.fallback_cap,

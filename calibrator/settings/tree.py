@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.workload import MAX_PREFIX_REUSE, Workload, WorkloadClass
+from calibrator.errors import ConfigurationError
 from calibrator.settings.problems import Problem, refuse
+from calibrator.settings.traces import read_trace
 from calibrator.settings.values import (
     ApiUrl,
     DurationS,
@@ -153,15 +155,53 @@ class ClassSettings(Frozen):
     )
 
 
+def _not_mirrored(value: Any) -> Any:
+    if value == "mirror":
+        refuse(Problem("", "'mirror' (the live hit rate) comes in a later release.", "Give a ratio, such as 0.5."))
+    return value
+
+
+def _not_enforced(value: Any) -> Any:
+    if value == "enforce":
+        refuse(Problem("", "'enforce' comes in a later release.", "Give off or report."))
+    return value
+
+
 class WorkloadSettings(Frozen):
     """The probe traffic; a cap holds for traffic like it."""
 
     classes: tuple[ClassSettings, ...] = Field(
         default=(ClassSettings(),), min_length=1, description="the mix of requests"
     )
+    trace: File | None = Field(
+        default=None,
+        description="instead of classes: JSON Lines with prompt_tokens, output_tokens, stream, class of real requests, "
+        "or Mooncake's fields",
+    )
+    prefix_reuse_ratio: Annotated[float, BeforeValidator(_not_mirrored)] = Field(
+        default=0.0,
+        ge=0.0,
+        le=MAX_PREFIX_REUSE,
+        alias="prefix_reuse",
+        description="share of the prompt tokens that the engine's prefix cache shall find, as your users' traffic does",
+    )
+    _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _reads_its_trace(self) -> Self:
+        if self.trace is None:
+            return self
+        if self.classes != (ClassSettings(),):
+            refuse(Problem("trace", "stands beside classes.", "Give one of the two."))
+        try:
+            self._recorded = read_trace(self.trace)
+        except ConfigurationError as error:
+            refuse(Problem("trace", error.cause, error.remedy))
+        return self
 
     def value(self) -> Workload:
-        return Workload(tuple(WorkloadClass(**dict(one)) for one in self.classes))
+        classes = self._recorded or tuple(WorkloadClass(**dict(one)) for one in self.classes)
+        return Workload(classes, self.prefix_reuse_ratio)
 
 
 class BackendSettings(Frozen):
@@ -197,6 +237,9 @@ class BackendSettings(Frozen):
     budget: BudgetSettings = Field(default=BudgetSettings(), description="hard limits of one sweep")
     cap: CapSettings = Field(default=CapSettings(), description="range of the published cap")
     workload: WorkloadSettings = Field(default=WorkloadSettings(), description="what the probes look like")
+    burst: Annotated[Literal["off", "report"], BeforeValidator(_not_enforced)] = Field(
+        default="off", description="after a sweep: simultaneous arrivals at the capacity, shown beside the steady state"
+    )
     safety_margin_ratio: float = Field(
         default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"
     )

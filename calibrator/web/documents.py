@@ -34,6 +34,7 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "valid_until": timestamp(published.valid_until),
             "rates": None if published.rates is None else _rounded(published.rates),
             "max_queue_wait_s": number(published.max_queue_wait_s),
+            "warnings": list(published.warnings),
             "ready_replicas": view.ready_replicas,
             "in_flight": {"organic": number(view.organic_in_flight), "probe": view.probe_in_flight},
             "headroom": number(view.headroom),

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calibrator.core.curve import Limit, Slope
+from calibrator.core.objective import Metric
 from calibrator.core.snapshot import Health, State
 from calibrator.core.sweep_record import Grade, SweepOutcome, VerdictKind
 
@@ -159,6 +161,7 @@ class BackendDocument(Wire):
     valid_until: Time | None
     rates: RatesDocument | None
     max_queue_wait_s: float | None
+    warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number doubtful")
     ready_replicas: int | None
     in_flight: InFlight
     headroom: float | None
@@ -252,6 +255,17 @@ class LevelDocument(Wire):
     server: ServerPeakDocument
 
 
+class ClassAchievedDocument(Wire):
+    """Mean lengths of one class as they were sent and answered; null where the server does not count them."""
+
+    name: str
+    requests: int
+    prompt_tokens_wanted: float | None
+    prompt_tokens: float | None
+    output_tokens_wanted: float | None
+    output_tokens: float | None
+
+
 class ProvenanceDocument(Wire):
     backend: str
     url: str
@@ -263,6 +277,32 @@ class ProvenanceDocument(Wire):
     output_tokens_achieved: float | None
     seed: int
     software: str
+    cached_ratio_achieved: float | None = Field(description="of the prompt tokens, by the server's usage")
+    classes_achieved: list[ClassAchievedDocument]
+
+
+class InsightDocument(Wire):
+    """What the curve says; null where the measured levels cannot tell."""
+
+    knee_concurrency: float | None = Field(description="onset of batch interference")
+    early_slope: float | None = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
+    slope: Slope | None
+    goodput_max_concurrency: int
+    goodput_max_per_second: float | None
+    limit: Limit
+    words: list[str]
+
+
+class BurstDocument(Wire):
+    """Simultaneous arrivals after idle, beside the steady state at the same level."""
+
+    concurrency: int
+    bursts: int
+    n: int
+    exceedances: int
+    metric: Metric
+    burst_s: LatencyDocument
+    steady_s: LatencyDocument | None = Field(description="null: that level was not measured in steady state")
 
 
 class SweepDocument(SweepSummaryDocument):
@@ -270,6 +310,8 @@ class SweepDocument(SweepSummaryDocument):
     prompt_tokens: int
     output_tokens: int
     provenance: ProvenanceDocument
+    insight: InsightDocument | None
+    burst: BurstDocument | None = Field(description="null: not asked for")
     levels: list[LevelDocument]
 
 

@@ -28,6 +28,7 @@ def as_json(payload: object, status: str = "200 OK") -> bytes:
 
 
 VLLM_LIST = as_json({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}]})
+PREFILL_S_PER_BYTE = 2e-6  # it reads its prompts
 LLAMA_LIST = as_json({"data": [{"id": "tiny", "owned_by": "llamacpp", "meta": {"n_ctx": 2048, "n_ctx_train": 8192}}]})
 NO_LIST = as_json({"detail": "Not Found"}, "404 Not Found")
 
@@ -61,6 +62,7 @@ class FakeServer:
                 else:
                     self.bodies.append(json.loads(body))
                     reply = self.complete(self.bodies[-1])
+                    await asyncio.sleep(PREFILL_S_PER_BYTE * len(body))
                 if reply is None:
                     await reader.read()
                     return
@@ -108,8 +110,9 @@ def test_what_a_good_server_tells(api: str, stream: bool) -> None:  # noqa: FBT0
     assert (facts.model, facts.engine, facts.max_context_tokens) == ("m", "vllm", 4096)
     assert (facts.token_scale.overhead, facts.token_scale.per_word) == (5.0, 3.0)
     assert (facts.forces_length, facts.warnings) == (True, ())
-    assert len(server.bodies) == 2
-    longest = 5 + 3 * len(str(server.bodies[-1]).split())
+    assert 2 + 2 * 3 < len(server.bodies) <= 2 + 12
+    longest = 5 + 3 * len(str(server.bodies[1]).split())
+    assert max(len(str(body).split()) for body in server.bodies) * 3 < 4096
     assert 450 < longest <= 640  # about the longest prompt of the workload, and not above the context
     assert all(b"authorization: bearer key" in head.lower() for head in server.heads)
 
@@ -218,7 +221,7 @@ def test_a_workload_beyond_the_context_is_refused_with_the_numbers_before_any_pr
     async def run() -> None:
         async with serving(VLLM_LIST) as server:
             workload = Workload((WorkloadClass("long", prompt_tokens=3500, output_tokens=300, spread_ratio=0.1),))
-            with pytest.raises(ConfigurationError, match=r"'long' needs 3850 \+ 330 tokens.* has 4096"):
+            with pytest.raises(ConfigurationError, match=r"'long' needs up to 4180 tokens, 3850 of them.* has 4096"):
                 await inspect(server.url, workload)
             assert server.bodies == []
 

@@ -37,7 +37,7 @@ def largest_difference(one: list[float], other: list[float]) -> float:
 async def closed_loop(parameters: EngineParameters, workload: Workload, users: int, count: int) -> list[Sample]:
     """`count` samples after a warm-up of ten requests a user, through the port, by a loop of this test's own."""
     backend = SimulatedBackend(parameters, LoopClock())
-    prompts = PromptFactory(workload, SCALE, seed=5)
+    prompts = PromptFactory(workload, SCALE, seed=7)
     warm_up, last = 10 * users, 10 * users + count
     samples: list[Sample] = []
 

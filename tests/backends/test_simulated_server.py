@@ -84,6 +84,17 @@ def test_a_chat_stream_has_a_role_tokens_a_finish_reason_usage_and_an_end() -> N
     with_engine(FAST, scenario)
 
 
+def test_a_reasoning_model_thinks_before_it_speaks() -> None:
+    async def scenario(_: ServedEngine, client: httpx.AsyncClient) -> None:
+        *chunks, _done = events((await chat(client, stream=True)).text)
+        keys = [next(iter(chunk["choices"][0]["delta"])) for chunk in chunks[1:]]
+        assert keys == ["reasoning_content"] * 3 + ["content"] * 2
+        message = (await chat(client)).json()["choices"][0]["message"]
+        assert (len(message["reasoning_content"].split()), len(message["content"].split())) == (3, 2)
+
+    with_engine(replace(FAST, reasoning_tokens=3), scenario)
+
+
 def test_the_other_three_ways_to_ask() -> None:
     async def scenario(_: ServedEngine, client: httpx.AsyncClient) -> None:
         whole = (await chat(client)).json()

@@ -13,7 +13,8 @@ from calibrator.errors import ConfigurationError, ExitCode
 
 GOOD = SweepOptions(
     url="http://127.0.0.1:8000/v1/", model="m", objectives=("ttft p99 <= 500ms",), levels=None, requests=None,
-    prompt_tokens=256, output_tokens=64, spread_ratio=0.0, prompt_sigma=0.0, api="chat", stream=True, min_level=1, max_level=512,
+    prompt_tokens=256, output_tokens=64, spread_ratio=0.0, prompt_sigma=0.0,
+    trace=None, prefix_reuse_ratio=0.0, burst=False, api="chat", stream=True, min_level=1, max_level=512,
     duration="20m", overload="120s", safety_margin_ratio=0.1, api_key_env=None, api_key_file=None, ca_file=None,
     client_cert_file=None, client_key_file=None, metrics_url=None, seed=1, output="table",
 )  # fmt: skip
@@ -51,12 +52,23 @@ def test_levels_are_measured_with_two_hundred_requests_unless_told() -> None:
         ({"api_key_env": "NO_SUCH_VARIABLE"}, "not set"),
         ({"api_key_file": Path("/no/such/file")}, "cannot be read"),
         ({"output_tokens": 0}, "impossible"),
+        ({"trace": Path("/no/such/file")}, "cannot be read"),
+        ({"prefix_reuse_ratio": 1.0}, "prefix reuse"),
     ],
 )
 def test_impossible_options_are_refused(change: dict[str, object], cause: str) -> None:
     with pytest.raises(ConfigurationError, match=cause) as caught:
         order_from(replace(GOOD, **change))  # type: ignore[arg-type] # a table of keyword arguments
     assert caught.value.remedy or "." in caught.value.cause
+
+
+def test_a_trace_replaces_the_lengths(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt_tokens": 900, "output_tokens": 3}\n')
+    workload = order_from(replace(GOOD, trace=tmp_path / "t.jsonl", prefix_reuse_ratio=0.5)).workload
+    assert (workload.classes[0].sizes, workload.prefix_reuse_ratio) == (((900, 3),), 0.5)
+    (tmp_path / "t.jsonl").write_text('{"prompt_tokens": 900, "output_tokens": 3, "stream": false}\n')
+    with pytest.raises(ConfigurationError, match="without streaming"):
+        order_from(replace(GOOD, trace=tmp_path / "t.jsonl"))
 
 
 def test_the_api_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

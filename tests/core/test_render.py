@@ -10,6 +10,7 @@ import pytest
 from support.web_fakes import level, record
 
 from calibrator.core.render import level_document, number, sweep_document, timestamp
+from calibrator.core.sweep_record import ClassAchieved
 
 
 def test_the_keys_of_the_contract_are_there() -> None:
@@ -40,6 +41,28 @@ def test_a_level_with_its_quantiles() -> None:
     }
     assert document["errors"] == {"reset": 2}
     assert document["achieved_concurrency"] == 31.8765
+
+
+def test_what_the_curve_says_is_in_the_document() -> None:
+    insight = sweep_document(record(), cap=37)["insight"]
+    assert isinstance(insight, dict)
+    assert (insight["goodput_max_concurrency"], insight["limit"], insight["slope"]) == (32, "failures", None)
+    assert insight["words"][-1] == "What limits: requests fail: streams break, stall or time out."
+    assert sweep_document(record(levels=()), cap=None)["insight"] is None
+
+
+def test_achieved_lengths_stand_in_the_provenance() -> None:
+    achieved = ClassAchieved("chat", 500, 100.0, 101.23456789, None, 7.0)
+    provenance = replace(record().provenance, cached_ratio_achieved=0.123456789, classes_achieved=(achieved,))
+    document = sweep_document(record(provenance=provenance), cap=None)["provenance"]
+    assert isinstance(document, dict)
+    assert document["cached_ratio_achieved"] == 0.123457
+    assert document["classes_achieved"] == [
+        {
+            "name": "chat", "requests": 500, "prompt_tokens_wanted": 100.0, "prompt_tokens": 101.235,
+            "output_tokens_wanted": None, "output_tokens": 7.0,
+        }
+    ]  # fmt: skip
 
 
 def test_measured_levels_without_a_search_have_no_capacity_cap_or_grade() -> None:

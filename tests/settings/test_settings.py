@@ -58,6 +58,8 @@ backends:
     cap: {min: 4, max: 128}
     workload:
       classes: [{name: a, share: 3, prompt_tokens: 300, output_tokens: 10}, {stream: false, spread_ratio: 0.5}]
+      prefix_reuse: 0.5
+    burst: report
     safety_margin_ratio: 0
     max_increase_ratio: 2
     valid_for: 1d
@@ -140,6 +142,8 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
         WorkloadClass("a", 3.0, 300, 10),
         WorkloadClass(stream=False, spread_ratio=0.5),
     )
+    assert plan.workload.prefix_reuse_ratio == 0.5
+    assert plan.burst
 
 
 def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
@@ -268,6 +272,22 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         (*CHAT, "workload", {"classes": [{"stream": False}]}),
         "backends.chat.objectives:",
         "Give a class that streams",
+    ),
+    "an enforced burst": (
+        (*CHAT, "burst", "enforce"),
+        "burst: 'enforce' comes in a later release.",
+        "Give off or report.",
+    ),
+    "mirrored": (
+        (*CHAT, "workload", {"prefix_reuse": "mirror"}),
+        "workload.prefix_reuse: 'mirror' (the live hit rate) comes in a later release.",
+        "Give a ratio, such as 0.5.",
+    ),
+    "all of it shared": ((*CHAT, "workload", {"prefix_reuse": 1.0}), "workload.prefix_reuse:", "0.95"),
+    "no such trace": (
+        (*CHAT, "workload", {"trace": "/no/such/trace"}),
+        "workload.trace: /no/such/trace: cannot be read",
+        "one JSON object a line",
     ),
     "no class": ((*CHAT, "workload", {"classes": []}), "workload.classes:", "Give at least one."),
     "no share": ((*CHAT, "workload", {"classes": [{"share": 0}]}), "classes[0].share:", "Give a number above 0."),
@@ -407,6 +427,36 @@ def test_a_rotated_token_file_is_followed(tmp_path: Path) -> None:
     assert tokens(settings, {}).operator == ("two",)
 
 
+# --------------------------------------------------------------------------------------------------------------- trace
+def with_trace(folder: Path, content: bytes, **more: Any) -> str:
+    (folder / "trace.jsonl").write_bytes(content)
+    return changed("backends", "chat", "workload", {"trace": str(folder / "trace.jsonl"), **more})
+
+
+def test_a_trace_file_becomes_classes_and_is_printed_as_its_path(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"input_length": 300, "output_length": 7}\r\n{"prompt_tokens": 100, "output_tokens": 9}\n'
+    settings = load(tmp_path, with_trace(tmp_path, content, prefix_reuse=0.25))
+    (plan,) = backend_plans(settings, {})
+    assert plan.workload == Workload((WorkloadClass.recorded("default", [(300, 7), (100, 9)], stream=True),), 0.25)
+    assert load(tmp_path, yaml.safe_dump(redacted(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "words"),
+    [
+        (b"", {}, "holds no request"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1}\n\n{"prompt_tokens": 1}\n', {}, "line 3: needs output_tokens"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1}\n\xff', {}, "line 2: is not UTF-8"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1}', {"classes": [{"share": 2}]}, "stands beside classes"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1, "stream": false}', {}, "says anything about 'ttft p99"),
+        (b"\n" * (64 * 2**20 + 1), {}, "larger than 64 MiB"),
+    ],
+    ids=["empty", "bad line", "not text", "and classes", "no stream, but ttft", "huge"],
+)  # fmt: skip
+def test_a_trace_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, more: Any, words: str) -> None:
+    assert words in refusal(tmp_path, with_trace(tmp_path, content, **more))
+
+
 # ----------------------------------------------------------------------------------------------------------- reference
 def test_the_reference_lists_every_key_with_type_default_and_meaning(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reference_markdown().splitlines()]
@@ -427,4 +477,5 @@ def test_the_reference_lists_every_key_with_type_default_and_meaning(tmp_path: P
             return set().union({path}, *(keys(one, f"{path}[]") for one in value)) - {f"{path}[]"}
         return {path} - {f"{path.removesuffix('[]')}[]"}
 
-    assert keys(redacted(load(tmp_path, FULL % {"folder": tmp_path})), "") == set(table)
+    instead_of_classes = "backends.<name>.workload.trace"
+    assert keys(redacted(load(tmp_path, FULL % {"folder": tmp_path})), "") == set(table) - {instead_of_classes}

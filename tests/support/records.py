@@ -10,6 +10,8 @@ from calibrator.core.objective import parse_objective
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.snapshot import Rates, Recommendation, State
 from calibrator.core.sweep_record import (
+    BurstReport,
+    ClassAchieved,
     Grade,
     LatencySummary,
     LevelReport,
@@ -41,6 +43,7 @@ def recommendation(backend: str = "chat", version: int = 1, cap: int = 32) -> Re
         sweep_id="s1",
         rates=Rates(12.5, 3000.0, 800.0),
         max_queue_wait_s=0.1,
+        warnings=("suspect_stub",),
     )
 
 
@@ -69,11 +72,23 @@ def sweep(
         levels=(_level(),),
         warnings=("suspect_stub",),
         provenance=Provenance(
-            backend, "http://h/v1", "m", "vllm", (str(OBJECTIVE),), "100% 256+64 tokens", 257.5, None, 7, "0.1.0"
+            backend,
+            "http://h/v1",
+            "m",
+            "vllm",
+            (str(OBJECTIVE),),
+            "100% 256+64 tokens",
+            257.5,
+            None,
+            7,
+            "0.1.0",
+            0.25,
+            (ClassAchieved("default", 900, 256.0, 257.5, None, None),),
         ),
         history=History((OBJECTIVE,), (_visit(),)),
         remedy="",
         outcomes=(("ok", 1490), ("violation", 10)),
+        burst=BurstReport(36, 4, 144, 3, "ttft", _level().ttft, None),
     )
 
 

@@ -73,6 +73,7 @@ class ScriptedConnection:
             class_name=request.class_name,
             stream=request.stream,
             wanted_prompt_tokens=request.prompt_tokens,
+            wanted_output_tokens=request.output_tokens,
             started_s=flight.started_s,
             duration_s=loop.time() - flight.started_s,
             ttft_s=ttft_s,

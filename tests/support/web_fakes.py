@@ -27,6 +27,8 @@ from calibrator.core.snapshot import (
     SweepSummary,
 )
 from calibrator.core.sweep_record import (
+    BurstReport,
+    ClassAchieved,
     Grade,
     LatencySummary,
     LevelReport,
@@ -143,9 +145,21 @@ def record(sweep_id: str = "sweep-6", backend: str = "chat", **changes: Any) -> 
         levels=(level(32), level(44, VerdictKind.EXCEEDED)),
         warnings=("no server metrics",),
         provenance=Provenance(
-            "chat", "http://engine/v1", "m", None, (OBJECTIVE,), "one class", 100.0, None, 1, "0.1.0"
+            "chat",
+            "http://engine/v1",
+            "m",
+            None,
+            (OBJECTIVE,),
+            "one class",
+            100.0,
+            None,
+            1,
+            "0.1.0",
+            0.25,
+            (ClassAchieved("default", 800, 100.0, 101.5, 20.0, None),),
         ),
         history=History((parse_objective(OBJECTIVE),)),
+        burst=BurstReport(41, 3, 123, 9, "ttft", level(41).ttft, level(41).ttft),
     )
     return replace(base, **changes)
 
@@ -167,6 +181,7 @@ def calibrated(name: str = "chat", **changes: Any) -> BackendView:
         sweep_id=done.sweep_id,
         rates=Rates(30.0, 180_000.0, 90_000.0),
         max_queue_wait_s=0.12,
+        warnings=done.warnings,
     )
     view = BackendView(
         name=name,

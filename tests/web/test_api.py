@@ -54,6 +54,7 @@ def test_the_list_shows_every_backend_with_its_numbers() -> None:
     assert (first["cap"], first["state"], first["health"]) == (37, "calibrated", "ok")
     assert (first["headroom"], first["headroom_ratio"]) == (25.0, 0.675676)
     assert first["last_sweep"]["outcome"] == "calibrated"
+    assert (first["warnings"], second["warnings"]) == (["no server metrics"], [])
     assert first["next_sweep_at"] == "2027-01-15T09:00:00.000Z"
     assert (first["progress"]["level"], first["progress"]["p99_s"]) == (64, None)
     unknown = ("engine", "up", "headroom", "headroom_ratio", "capacity", "rates", "last_sweep", "ready_replicas")

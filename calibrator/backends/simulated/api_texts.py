@@ -94,6 +94,7 @@ class Wording:
     request_id: str
     model: str
     created: int
+    reasoning_tokens: int = 0  # the first of a chat answer; plain completions think aloud
 
     def role_chunk(self) -> bytes:
         """Opens a chat stream: a role, no text. Plain completions have none."""
@@ -102,7 +103,8 @@ class Wording:
     def token_chunk(self, index: int, finish_reason: str | None = None) -> bytes:
         """Token number `index`; the last one carries the finish reason, as vLLM's does."""
         word = ANSWER_WORDS[index % len(ANSWER_WORDS)]
-        return self._event([self._choice({"content": word} if self.ask.chat else word, finish_reason)])
+        key = "reasoning_content" if index < self.reasoning_tokens else "content"
+        return self._event([self._choice({key: word} if self.ask.chat else word, finish_reason)])
 
     def ending(self, request: Request) -> bytes:
         usage = self._event([], usage=usage_of(request)) if self.ask.include_usage else b""
@@ -110,9 +112,14 @@ class Wording:
 
     def document(self, request: Request, finish_reason: str | None) -> dict[str, Any]:
         """The whole answer, not streamed."""
-        text = "".join(ANSWER_WORDS[index % len(ANSWER_WORDS)] for index in range(request.made_tokens))
+        words = [ANSWER_WORDS[index % len(ANSWER_WORDS)] for index in range(request.made_tokens)]
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason}
-        choice |= {"message": {"role": "assistant", "content": text}} if self.ask.chat else {"text": text}
+        if self.ask.chat:
+            thought, said = "".join(words[: self.reasoning_tokens]), "".join(words[self.reasoning_tokens :])
+            thinking = {"reasoning_content": thought} if thought else {}
+            choice["message"] = {"role": "assistant", "content": said, **thinking}
+        else:
+            choice["text"] = "".join(words)
         return self._envelope([choice], kind="chat.completion") | {"usage": usage_of(request)}
 
     def _choice(self, delta: Mapping[str, str] | str, finish_reason: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It answers as the HTTP server does (same engine, same driver, same tokenizer), m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from calibrator.ports import BackendFacts, Clock
 MODEL = "simulated"
 SCALE = TokenScale(overhead=float(tokenizer.OVERHEAD_TOKENS), per_word=1.0)
 REFUSAL_S = 0.001  # a refusal takes a moment, too
+ROUNDING_S = 1e-9
 
 
 @dataclass(slots=True)
@@ -82,20 +84,25 @@ class SimulatedConnection:
         request, clock = flight.request, self.backend.clock
         prompt = tokenizer.words(request.text)
         caches = self.backend.parameters.prefix_cache_tokens > 0
+        reasoning_tokens = self.backend.parameters.reasoning_tokens
 
         def on_token() -> None:
             self._stamps.append(clock.monotonic())
-            self._changed.set()
             if request.stream and flight.first_token_s is None:
-                flight.first_token_s = flight.first_content_s = self._stamps[0]
+                flight.first_token_s = self._stamps[0]
+            if request.stream and len(self._stamps) == reasoning_tokens + 1:
+                flight.first_content_s = self._stamps[-1]
+            if job.is_done:
+                self._changed.set()
 
-        return Request(
+        job = Request(
             prompt_tokens=tokenizer.prompt_tokens(prompt),
             output_tokens=request.output_tokens,
             arrived_s=flight.started_s,
             blocks=block_hashes(prompt) if caches else (),
             on_token=on_token,
         )
+        return job
 
     async def _follow(self, flight: Flight, job: Request) -> Failure | None:
         """Wait for the end, an abort, or silence."""
@@ -105,11 +112,11 @@ class SimulatedConnection:
             self._changed.clear()
             since_s = self._stamps[-1] if self._stamps else flight.started_s
             left_s = since_s + self.backend.stall_timeout_s - self.backend.clock.monotonic()
-            try:
-                async with asyncio.timeout(max(0.0, left_s)):
-                    await self._changed.wait()
-            except TimeoutError:
+            if left_s <= ROUNDING_S:
                 return Failure(FailureKind.STALLED, f"no progress for {self.backend.stall_timeout_s:g} s")
+            with contextlib.suppress(TimeoutError):  # then tokens may have come meanwhile
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
         return None
 
     def _refusal(self) -> Failure:
@@ -120,6 +127,7 @@ class SimulatedConnection:
     def _sample(self, flight: Flight, job: Request, failure: Failure | None) -> Sample:
         request, stamps = flight.request, self._stamps
         first_s = stamps[0] - flight.started_s if stamps and request.stream else None
+        content_s = None if flight.first_content_s is None else flight.first_content_s - flight.started_s
         complete = failure is None and not self._aborted
         return Sample(
             request_id=request.request_id,
@@ -127,10 +135,11 @@ class SimulatedConnection:
             class_name=request.class_name,
             stream=request.stream,
             wanted_prompt_tokens=request.prompt_tokens,
+            wanted_output_tokens=request.output_tokens,
             started_s=flight.started_s,
             duration_s=self.backend.clock.monotonic() - flight.started_s,
             ttft_s=first_s,
-            ttfc_s=first_s,
+            ttfc_s=content_s,
             last_token_s=stamps[-1] - flight.started_s if first_s is not None else None,
             gaps_s=gap_quantiles(stamps, request.gap_quantiles) if request.stream else (),
             token_events=len(stamps) if request.stream else 0,

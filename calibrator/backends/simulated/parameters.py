@@ -57,6 +57,7 @@ class EngineParameters:
     refusal: Refusal = Refusal.STATUS_503
     prefix_cache_tokens: int = 65_536  # 0: off
     natural_output_tokens: float = 128.0  # mean length where the client does not force one
+    reasoning_tokens: int = 0  # of each chat answer, thought before its first word is said
     faults: Faults = field(default_factory=Faults)
     seed: int = 1
 

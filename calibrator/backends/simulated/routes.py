@@ -130,7 +130,8 @@ class Api:
 
     def _wording(self, ask: Ask) -> Wording:
         kind = "chatcmpl" if ask.chat else "cmpl"
-        return Wording(ask, f"{kind}-{next(self._ids)}", MODEL, round(self.clock.wall()))
+        name, created = f"{kind}-{next(self._ids)}", round(self.clock.wall())
+        return Wording(ask, name, MODEL, created, self.parameters.reasoning_tokens)
 
     def _authorize(self, http: HttpRequest) -> None:
         if self.api_key is None:

@@ -147,7 +147,13 @@ class TruthQuestion:
                 refusal=own_refusal,
                 faults=Faults(**faults, refusal=None if refusal is None else Refusal(refusal)),
             ),
-            Workload(tuple(WorkloadClass(**cls) for cls in raw["workload"]["classes"])),
+            Workload(
+                tuple(
+                    WorkloadClass(**{**cls, "sizes": tuple(tuple(size) for size in cls["sizes"])})
+                    for cls in raw["workload"]["classes"]
+                ),
+                raw["workload"]["prefix_reuse_ratio"],
+            ),
             tuple(Objective(**{**one, "metric": Metric(one["metric"])}) for one in raw["objectives"]),
             raw["max_level"],
         )

@@ -1,0 +1,78 @@
+"""The requests behind `core.suspects`: at most `MAX_REQUESTS`, one after the other, before a sweep.
+
+    rounds    a short prompt, then a long one, each new from its first word; 3 to 5, until the price is clear
+    repeats   the last short prompt twice more, letter by letter
+
+The long prompt is the longest that the context allows, because what has to be told apart (a floor of half a microsecond
+a token) drowns in the network's jitter otherwise; but no longer than what the model is expected to read in
+`LONG_LOOK_S`, because users may be waiting behind it. A request that fails ends the look without a word: faults are
+the business of the probes around it and of the sweep.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from calibrator.core.sample import Sample
+from calibrator.core.suspects import LEAST, Look, Looks, Reading, read_price
+from calibrator.core.workload import TokenScale, make_text
+
+ROUNDS = 5
+REPEATS = 2
+MAX_REQUESTS = 2 * ROUNDS + REPEATS
+LOOK_TOKENS = 5  # of each answer: four gaps tell decoding from replaying
+SHORT_WORDS = 16
+MAX_LONG_TOKENS = 16_384
+LONG_LOOK_S = 0.25
+PATIENCE_S = 4.0  # no further round after this ...
+HARD_PATIENCE_S = 12.0  # ... and not even the first three after this
+
+Send = Callable[[str, int], Awaitable[Sample]]  # text, output tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LookPlan:
+    """`long_tokens`: what the context allows; `slope_s`: estimated seconds a prompt token, 0.0 if it seems free."""
+
+    scale: TokenScale
+    long_tokens: int
+    slope_s: float = 0.0
+
+    @property
+    def long_words(self) -> int:
+        affordable = MAX_LONG_TOKENS if self.slope_s <= 0.0 else min(MAX_LONG_TOKENS, LONG_LOOK_S / self.slope_s)
+        return max(2 * SHORT_WORDS, self.scale.words_for(int(min(self.long_tokens, affordable))))
+
+
+async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, plan: LookPlan) -> Looks:
+    """Empty if a request failed."""
+    short: list[Look] = []
+    long: list[Look] = []
+    started_s, text = now(), ""
+    for index in range(ROUNDS):
+        waited_s = now() - started_s
+        if waited_s > HARD_PATIENCE_S or (index >= LEAST and waited_s > PATIENCE_S):
+            break
+        for words, found in ((SHORT_WORDS, short), (plan.long_words, long)):
+            prompt = make_text(rng, words)
+            text = prompt if found is short else text
+            look = await _look(send, prompt, words)
+            if look is None:
+                return Looks()
+            found.append(look)
+        if read_price(Looks(short, long)) is Reading.GROWS:
+            break
+    repeats = [look for _ in range(REPEATS) if (look := await _look(send, text, SHORT_WORDS)) is not None]
+    return Looks(short, long, repeats)
+
+
+async def _look(send: Send, text: str, words: int) -> Look | None:
+    sample = await send(text, LOOK_TOKENS)
+    if not sample.completed:
+        return None
+    decoding_s = None
+    if sample.ttft_s is not None and sample.last_token_s is not None and sample.token_events > 1:
+        decoding_s = sample.last_token_s - sample.ttft_s
+    return Look(sample.prompt_tokens or words, sample.duration_s, decoding_s, sample.cached_tokens)

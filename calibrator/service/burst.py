@@ -1,0 +1,105 @@
+"""The burst: N simultaneous arrivals after idle, at the capacity, against the steady state at the same level.
+
+    idle ─▶ N users start at once, one request each ─▶ all ended ─▶ idle ─▶ ...
+
+A closed loop spreads its requests over time; a gateway that has just restarted, or users after a page load, do not.
+The burst is reported beside the capacity and decides nothing: bursts that queue in front of the cap are shaped by the
+gateway, and the SLA's objectives are those of the steady state.
+
+Bounded: `SAMPLES` requests or `MOST_BURSTS` bursts, and `LIMIT_S` in all. The bursts end early, with what they have, if
+the backend does not become idle in time or the generator breaks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from calibrator.core.level_fold import outcome_of
+from calibrator.core.objective import Objective
+from calibrator.core.quantile import summarise
+from calibrator.core.sample import Label, Phase, RequestOutcome, Sample
+from calibrator.core.sweep_record import BurstReport, LevelReport
+from calibrator.ports import Batch, Clock, LoadGenerator
+
+SAMPLES = 120
+LEAST_BURSTS, MOST_BURSTS = 3, 20
+LIMIT_S = 120.0
+IDLE_S = 1.0
+POLL_S = 0.05
+FIRST_VISIT = 1_000_000  # labels of their own: no visit of the search has them
+
+
+@dataclass(slots=True)
+class Burster:
+    """`measure` once, after the search."""
+
+    load: LoadGenerator
+    clock: Clock
+    objectives: Sequence[Objective]
+    on_batch: Callable[[Batch], None]
+    _label: Label = field(default_factory=lambda: Label(FIRST_VISIT, Phase.RAMP))
+    _is_broken: bool = False
+
+    async def measure(self, level: int, steady: LevelReport | None) -> BurstReport | None:
+        """None if nothing of a burst was seen. `steady`: what the search saw at `level`."""
+        ends_at_s = self.clock.monotonic() + LIMIT_S
+        bursts = min(MOST_BURSTS, max(LEAST_BURSTS, math.ceil(SAMPLES / level)))
+        samples: list[Sample] = []
+        done = 0
+        for index in range(bursts):
+            if not await self._become_idle(ends_at_s):
+                break
+            await self.clock.sleep(IDLE_S)
+            samples += await self._one(level, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
+            done += not self._is_broken
+        await self._become_idle(ends_at_s)
+        return self._report(level, done, samples, steady) if samples else None
+
+    async def _one(self, level: int, label: Label, ends_at_s: float) -> list[Sample]:
+        """The first `level` requests of this label; their users leave after them."""
+        self._label = label
+        self.load.aim(level, label, 0.0)
+        ours: set[int] = set()
+        ended: list[Sample] = []
+        is_leaving = False
+        while self.clock.monotonic() < ends_at_s and not self._is_broken:
+            batch = await self._poll()
+            ours.update([start.request_id for start in batch.started if start.label == label][: level - len(ours)])
+            ended += [sample for sample in batch.ended if sample.request_id in ours]
+            if batch.all_started and not is_leaving:
+                is_leaving = True
+                self.load.aim(0, label, 0.0)
+            if len(ended) >= level:
+                break
+        return ended
+
+    async def _become_idle(self, ends_at_s: float) -> bool:
+        self.load.aim(0, self._label, 0.0)
+        while self.clock.monotonic() < ends_at_s and not self._is_broken:
+            batch = await self._poll()
+            if batch.in_flight == 0 and batch.users == 0:
+                return True
+        return False
+
+    async def _poll(self) -> Batch:
+        await self.clock.sleep(POLL_S)
+        batch = await self.load.poll()
+        self._is_broken = self._is_broken or bool(batch.broken)
+        self.on_batch(batch)
+        return batch
+
+    def _report(self, level: int, bursts: int, samples: Sequence[Sample], steady: LevelReport | None) -> BurstReport:
+        first = self.objectives[0]
+        values = [sample.latency_s(first.metric, first.quantile) for sample in samples if not sample.cancelled]
+        bad = (RequestOutcome.VIOLATION, RequestOutcome.FAILED)
+        return BurstReport(
+            concurrency=level,
+            bursts=bursts,
+            n=len(samples),
+            exceedances=sum(outcome_of(sample, self.objectives) in bad for sample in samples),
+            metric=first.metric.value,
+            burst=summarise([math.inf if value is None else value for value in values]),
+            steady=None if steady is None else getattr(steady, first.metric.value),
+        )
