@@ -4,6 +4,7 @@
 #   make test    .venv-test: the locked development packages and the built wheel; lint first, then every test
 #   make lint    the static half of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
+#   make bench-generator   the load generator beside its peers, which it installs; half an hour
 #   make setup   .venv for development: calibrator in editable form and all tools
 #   make docs    write the generated parts of the README
 #   make lock    resolve requirements/ anew
@@ -13,7 +14,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint bench docs lock clean
+.PHONY: help demo setup test lint bench bench-generator docs lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -44,6 +45,9 @@ lint: .venv-test/.dev
 
 bench: .venv-test/.wheel
 	PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' -s $(ARGS)
+
+bench-generator: .venv/.runtime
+	.venv/bin/python tests/benchmarks/bench_generator.py $(ARGS)
 
 docs: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python -m support.readme

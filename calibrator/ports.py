@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from calibrator.core.measurement import Bounds
+from calibrator.core.measurement import Bounds, WarmStart
 from calibrator.core.objective import Objective
 from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.sample import Flight, Label, ProbeRequest, Sample
@@ -94,6 +94,7 @@ class Decided:
     objective: int  # index in the SLA
     violated: bool | None
     at_s: float  # client's monotonic clock
+    doubtful: bool = False  # violated, but by less than the generator itself may have been late
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,12 @@ class Batch:
     users: int = 0
     turned_over: int = 0  # users that ended at least one request since the last `aim`
     all_started: bool = True  # every wanted user has been added
-    loop_lag_s: Sequence[float] = ()
-    cpu_ratio: float = 0.0
+    loop_lag_s: Sequence[float] = ()  # one value a probe
+    lag_probe_s: float = 0.0  # the probe's interval
+    cpu_ratio: float = 0.0  # of one core, busiest process
+    cpu_s: float = 0.0  # spent since the last poll, all processes together
+    processes: int = 1
+    broken: str = ""  # a part of the generator died: its requests never end, what was being measured is void
 
 
 class LoadGenerator(Protocol):
@@ -124,7 +129,7 @@ class LoadGenerator(Protocol):
         ...
 
     async def poll(self) -> Batch:
-        """Events since the last poll; does not wait. Raises GeneratorError if a worker died."""
+        """Events since the last poll; does not wait. Raises GeneratorError if the generator cannot go on."""
         ...
 
     async def stop(self) -> None:
@@ -186,6 +191,8 @@ class SweepOrder:
     seed: int
     levels: tuple[int, ...] = ()  # not empty: measure exactly these, no search
     requests_per_level: int = 0  # with `levels`
+    burst: bool = False  # after a search: simultaneous arrivals at the capacity, for the report
+    warm: WarmStart | None = None  # what is believed of the sweep before; None: a cold sweep
     started_at: float = 0.0
 
 
@@ -201,6 +208,7 @@ class BackendPlan:
     bounds: Bounds
     schedule: Schedule
     policy: PublishPolicy
+    burst: bool = False
 
 
 class SweepListener(Protocol):

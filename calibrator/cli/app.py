@@ -80,10 +80,17 @@ def sweep(
     output_tokens: Annotated[int, typer.Option(help="Output length of the probes, forced where the engine can.")] = 64,
     spread: Annotated[float, typer.Option(help="Spread of both lengths around their value, as a ratio.")] = 0.0,
     prompt_sigma: Annotated[float, typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.")] = 0.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="JSON Lines of recorded lengths, instead of the four options above.")
+    ] = None,
+    prefix_reuse: Annotated[float, typer.Option(help="Ratio of prompt tokens for the prefix cache to find.")] = 0.0,
     api: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
     stream: Annotated[bool, typer.Option(help="Stream the answers; without it only e2e can be judged.")] = True,
     min_level: Annotated[int, typer.Option("--min", help="Lowest level.")] = 1,
     max_level: Annotated[int, typer.Option("--max", help="Highest level that may be probed.")] = 512,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="After the search: simultaneous arrivals at the capacity.")
+    ] = False,
     duration: Annotated[str, typer.Option(help="Time budget, e.g. 20m.")] = "20m",
     overload: Annotated[str, typer.Option(help="Budget of time above the SLA, e.g. 120s.")] = "120s",
     safety_margin: Annotated[float, typer.Option(help="Ratio taken off the capacity for the cap.")] = 0.1,
@@ -112,6 +119,9 @@ def sweep(
         output_tokens=output_tokens,
         spread_ratio=spread,
         prompt_sigma=prompt_sigma,
+        trace=trace,
+        prefix_reuse_ratio=prefix_reuse,
+        burst=burst,
         api=api,
         stream=stream,
         min_level=min_level,
@@ -165,6 +175,47 @@ def demo(
     from calibrator.cli import demo as verb
 
     _guarded(lambda: verb.demo(once=once, port=port, parameters=parameters, objective=objective))
+
+
+@app.command()
+def selftest(
+    streams: Annotated[str, typer.Option(help="Numbers of streams to hold.")] = "1,64,256,1024",
+    seconds: Annotated[float, typer.Option(help="How long each is measured.")] = 2.0,
+    output: Annotated[str, typer.Option(help="table or json.")] = "table",
+) -> None:
+    """Measure what this machine's load generator can do: events a second, added latency, CPU."""
+    from calibrator.cli import selftest as verb
+
+    _guarded(lambda: verb.selftest(streams, seconds, output))
+
+
+@app.command()
+def simulate(
+    backends: Annotated[int, typer.Option(help="Number of synthetic backends.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the backends; printed with the table.")] = 1,
+    families: Annotated[str, typer.Option(help="core, or all: also shallow curves and holes.")] = "core",
+    recalibrations: Annotated[int, typer.Option(help="Sweeps after the first of each backend, with drift.")] = 0,
+    stress: Annotated[str, typer.Option(help="none, correlation (0.9) or falling (by 25 % in mid-sweep).")] = "none",
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    replay: Annotated[Path | None, typer.Option(help="Replay a recorded sweep instead: a JSON file.")] = None,
+    output: Annotated[str, typer.Option(help="table or json.")] = "table",
+) -> None:
+    """Judge the search on synthetic backends of known capacity, beside doubling and bisection."""
+    from calibrator.cli import simulate as verb
+
+    options = verb.SimulateOptions(
+        backends=backends,
+        seed=seed,
+        families=families,
+        output=output,
+        recalibrations=recalibrations,
+        stress=stress,
+        workers=workers,
+    )
+    try:
+        verb.simulate(options) if replay is None else verb.replay(replay, output)
+    except CalibratorError as error:
+        fail(error)
 
 
 def _guarded(make: Callable[[], Coroutine[Any, Any, int]]) -> None:

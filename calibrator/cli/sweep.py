@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.live import Live
 
 from calibrator.cli import display
-from calibrator.core.cost import can_certify
+from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds
-from calibrator.core.objective import Metric, Objective, parse_duration_s, parse_objective
+from calibrator.core.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.recommendation import replica_cap
 from calibrator.core.render import level_document, sweep_document
 from calibrator.core.snapshot import Progress
@@ -28,6 +28,7 @@ from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
 from calibrator.ports import SweepOrder, Target
+from calibrator.settings.traces import read_trace
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 
 DEFAULT_REQUESTS_PER_LEVEL = 200
@@ -54,6 +55,9 @@ class SweepOptions:
     output_tokens: int
     spread_ratio: float
     prompt_sigma: float
+    trace: Path | None
+    prefix_reuse_ratio: float
+    burst: bool
     api: str
     stream: bool
     min_level: int
@@ -106,7 +110,8 @@ def order_from(options: SweepOptions) -> SweepOrder:
         duration_s=parse_duration_s(options.duration),
         overload_s=parse_duration_s(options.overload),
     )
-    _check(options, objectives, bounds, searching=not levels)
+    workload = _workload(options)
+    _check(options, objectives, bounds, workload, searching=not levels)
     stamp = time.time()
     return SweepOrder(
         sweep_id=new_sweep_id(),
@@ -122,18 +127,9 @@ def order_from(options: SweepOptions) -> SweepOrder:
             metrics_url=options.metrics_url,
         ),
         objectives=objectives,
-        workload=Workload(
-            (
-                WorkloadClass(
-                    prompt_tokens=options.prompt_tokens,
-                    output_tokens=options.output_tokens,
-                    stream=options.stream,
-                    spread_ratio=options.spread_ratio,
-                    prompt_sigma=options.prompt_sigma,
-                ),
-            )
-        ),
+        workload=workload,
         bounds=bounds,
+        burst=options.burst,
         seed=options.seed,
         levels=levels,
         requests_per_level=(options.requests or DEFAULT_REQUESTS_PER_LEVEL) if levels else 0,
@@ -141,7 +137,22 @@ def order_from(options: SweepOptions) -> SweepOrder:
     )
 
 
-def _check(options: SweepOptions, objectives: tuple[Objective, ...], bounds: Bounds, *, searching: bool) -> None:
+def _workload(options: SweepOptions) -> Workload:
+    if options.trace is not None:
+        return Workload(read_trace(options.trace), options.prefix_reuse_ratio)
+    only = WorkloadClass(
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+        stream=options.stream,
+        spread_ratio=options.spread_ratio,
+        prompt_sigma=options.prompt_sigma,
+    )
+    return Workload((only,), options.prefix_reuse_ratio)
+
+
+def _check(
+    options: SweepOptions, objectives: tuple[Objective, ...], bounds: Bounds, workload: Workload, *, searching: bool
+) -> None:
     if not options.url.startswith(("http://", "https://")):
         raise ConfigurationError(f"'{options.url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
     if options.api not in ("chat", "completions"):
@@ -154,10 +165,13 @@ def _check(options: SweepOptions, objectives: tuple[Objective, ...], bounds: Bou
         raise ConfigurationError("The safety margin is a ratio.", "Give --safety-margin at least 0 and below 1.")
     if options.requests is not None and options.requests < 1:
         raise ConfigurationError(f"--requests {options.requests} is impossible.", "Give at least 1.")
-    unseen = [str(o) for o in objectives if not options.stream and o.metric is not Metric.E2E]
+    unseen = [objective for objective in objectives if judged_share(objective, workload) == 0.0]
     if unseen:
-        raise ConfigurationError(f"'{unseen[0]}' cannot be seen without streaming.", "Use e2e, or drop --no-stream.")
-    if searching and (refusal := can_certify(bounds, objectives)) is not None:
+        raise ConfigurationError(
+            f"No request of this workload shows '{unseen[0]}'; without streaming there is only e2e.",
+            "Stream, use e2e, or send prompts within the objective's length.",
+        )
+    if searching and (refusal := can_certify(bounds, objectives, workload)) is not None:
         raise ConfigurationError(refusal)
 
 

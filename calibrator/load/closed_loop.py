@@ -8,7 +8,7 @@ follow each other without draining: `aim` changes the number of users, and the l
 - Violation bits are decided while requests are in flight (`core.objective.decide_live`), at each `poll`, and when they
   end. A violation decided by the clock is reported again once its first token shows when the stall behind it ended: the
   time, not the bit, changes (clumps are made of first-token times).
-- The loop watches itself: a probe that sleeps a fixed time measures how late the event loop is.
+- The loop watches itself (`lateness`): violations that its own lateness may have made are marked as doubtful.
 
 Caller: `service.sweep`, or a worker of a multi-process generator.
 """
@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calibrator.core.objective import Objective, decide_final, decide_live, decided_at_s
+from calibrator.core.objective import Metric, Objective, decide_final, decide_live, decided_at_s
 from calibrator.core.sample import Flight, Label, Phase, ProbeRequest, Sample
 from calibrator.errors import GeneratorError
+from calibrator.load.lateness import PROBE_S, Lateness
 from calibrator.ports import Backend, Batch, Clock, Connection, Decided, PromptSource, Started
 
-LAG_PROBE_S = 0.02
 STOP_GRACE_S = 0.8  # aborted requests end within a loop turn; the rest of the promised second is for cancellation
 
 
@@ -73,19 +73,22 @@ class ClosedLoop:
         self._broken: BaseException | None = None
         self._stopping = False
         self._cpu_mark = (0.0, 0.0)
+        self._late = Lateness(0.0)
 
     # ------------------------------------------------------------------------------------------------- port
     async def start(self) -> None:
         self._cpu_mark = (self._clock.monotonic(), self._cpu_s())
+        self._late = Lateness(self._cpu_mark[0])
         self._watch = asyncio.create_task(self._watch_lag())
 
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
-        new_level = users != self._wanted
+        new_level, new_visit = users != self._wanted, label.visit != self._label.visit
         self._label, self._wanted = label, users
+        if new_level or new_visit:
+            for user in self._users:
+                user.turned_over = False
         if not new_level:
             return
-        for user in self._users:
-            user.turned_over = False
         if self._adder is not None:
             self._adder.cancel()
         self._to_add = max(0, users - len(self._users))
@@ -96,6 +99,7 @@ class ClosedLoop:
             raise GeneratorError(f"The load generator failed: {self._broken!r}.", "This is a bug; please report it.")
         self._decide_in_flight(self._clock.monotonic())
         events, self._events = self._events, _Events()
+        cpu_ratio, cpu_s = self._cpu_use()
         return Batch(
             started=events.started,
             decided=events.decided,
@@ -105,7 +109,9 @@ class ClosedLoop:
             turned_over=sum(user.turned_over for user in self._users),
             all_started=self._to_add == 0 and len(self._users) == self._wanted,
             loop_lag_s=events.lag_s,
-            cpu_ratio=self._cpu_ratio(),
+            lag_probe_s=PROBE_S,
+            cpu_ratio=cpu_ratio,
+            cpu_s=cpu_s,
         )
 
     async def stop(self) -> None:
@@ -171,42 +177,55 @@ class ClosedLoop:
         for index, objective in enumerate(self._objectives):
             awaited = (sample.request_id, index) in self._settle
             self._settle.discard((sample.request_id, index))
-            if bits[index] is None:
-                violated = decide_final(objective, sample)
-                self._decided(sample.request_id, index, violated=violated, at_s=decided_at_s(objective, sample))
-            elif awaited:
-                self._decided(sample.request_id, index, violated=True, at_s=decided_at_s(objective, sample))
+            if bits[index] is not None and not awaited:
+                continue
+            violated = True if awaited else decide_final(objective, sample)
+            doubtful = violated is True and self._late.doubts(objective, sample, self._clock.monotonic())
+            at_s = decided_at_s(objective, sample)
+            self._decided(sample.request_id, index, violated=violated, at_s=at_s, doubtful=doubtful)
         self._events.ended.append(sample)
 
     def _decide_in_flight(self, now_s: float) -> None:
         for request_id, flight in self._flights.items():
+            first_s = flight.first_token_s
             for index, objective in enumerate(self._objectives):
                 if flight.bits[index] is None:
                     violated = decide_live(objective, flight, now_s)
                     if violated is None:
                         continue
                     flight.bits[index] = violated
-                    self._decided(request_id, index, violated=violated, at_s=flight.first_token_s or now_s)
-                    if violated and flight.first_token_s is None:
+                    if violated and first_s is None:
                         self._settle.add((request_id, index))
-                elif flight.first_token_s is not None and (request_id, index) in self._settle:
+                elif first_s is not None and (request_id, index) in self._settle:
                     self._settle.discard((request_id, index))
-                    self._decided(request_id, index, violated=True, at_s=flight.first_token_s)
+                    violated = True
+                else:
+                    continue
+                doubtful = violated and self._doubts(objective, flight, now_s)
+                self._decided(request_id, index, violated=violated, at_s=first_s or now_s, doubtful=doubtful)
 
-    def _decided(self, request_id: int, objective: int, *, violated: bool | None, at_s: float) -> None:
-        self._events.decided.append(Decided(request_id, objective, violated, at_s))
+    def _doubts(self, objective: Objective, flight: Flight, now_s: float) -> bool:
+        stamps = {Metric.TTFT: flight.first_token_s, Metric.TTFC: flight.first_content_s}
+        at_s = stamps.get(objective.metric) or now_s
+        excess_s = at_s - flight.started_s - objective.limit_s
+        return self._late.doubts_stamp(objective, flight.started_s, (at_s, at_s), excess_s, now_s)
+
+    def _decided(
+        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, doubtful: bool = False
+    ) -> None:
+        self._events.decided.append(Decided(request_id, objective, violated, at_s, doubtful))
 
     # ------------------------------------------------------------------------------------------- self-watch
     async def _watch_lag(self) -> None:
         while True:
-            due_s = self._clock.monotonic() + LAG_PROBE_S
-            await self._clock.sleep(LAG_PROBE_S)
-            self._events.lag_s.append(max(0.0, self._clock.monotonic() - due_s))
+            await self._clock.sleep(PROBE_S)
+            self._events.lag_s.append(self._late.awake(self._clock.monotonic()))
 
-    def _cpu_ratio(self) -> float:
+    def _cpu_use(self) -> tuple[float, float]:
+        """Since the last call: of one core, and in seconds."""
         now_s, cpu_s = self._clock.monotonic(), self._cpu_s()
         (then_s, then_cpu_s), self._cpu_mark = self._cpu_mark, (now_s, cpu_s)
-        return (cpu_s - then_cpu_s) / (now_s - then_s) if now_s > then_s else 0.0
+        return (cpu_s - then_cpu_s) / (now_s - then_s) if now_s > then_s else 0.0, cpu_s - then_cpu_s
 
 
 def _applies(objective: Objective, request: ProbeRequest) -> bool:

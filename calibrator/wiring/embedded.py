@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
-from dataclasses import asdict
+from dataclasses import fields
 from multiprocessing.connection import Connection as Pipe
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.server import run_server
+from calibrator.core.workload import WorkloadClass
 from calibrator.errors import ConfigurationError, GeneratorError
 
 START_TIMEOUT_S = 30.0
@@ -18,7 +19,8 @@ STOP_TIMEOUT_S = 3.0
 
 def demo_workload(parameters: str) -> dict[str, object]:
     """The traffic that a parameter set is meant for, as a configuration spells it."""
-    return {"classes": [asdict(one) for one in WORKLOADS[parameters].classes]}
+    written = [field.name for field in fields(WorkloadClass) if field.name != "sizes"]  # sizes come from a trace file
+    return {"classes": [{name: getattr(one, name) for name in written} for one in WORKLOADS[parameters].classes]}
 
 
 class EmbeddedEngine:

@@ -53,8 +53,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def running_service(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[RunningService]:
     """Serve for as long as the block lasts. Raises ConfigurationError, StoreError."""
-    plans = backend_plans(settings, environ)
-    tokens(settings, environ)  # a missing token file ends the start, not the first request
+    plans = backend_plans(settings, environ)  # a missing token file, too, ends the start and not the first request
     clock = SystemClock()
     listener = _listen(settings.listen.host, settings.listen.port)
     telemetry = {plan.name: HttpTelemetry(plan.target) for plan in plans}

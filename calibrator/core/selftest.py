@@ -1,0 +1,77 @@
+"""What this machine can measure: the generator against a loopback server that stamps its own sends.
+
+Added latency is the client's stamp of a token less the server's stamp of sending it, on one monotonic clock: kernel,
+event loop and whatever else stands between. It contains the server's share of the machine, so it is an upper bound.
+Events per second and core is what CPU per event allows; a level beyond `events_per_s` of all cores cannot be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestLevel:
+    """One number of streams."""
+
+    streams: int
+    processes: int
+    held: float  # mean in flight
+    wanted_events_per_s: float  # what the server would send to these streams
+    events_per_s: float  # token events measured
+    added_latency_p50_s: float | None  # None: no answer ended in the time given
+    added_latency_p99_s: float | None
+    cpu_us_per_event: float | None  # of all processes together
+    loop_lag_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """All levels, and the machine."""
+
+    cores: int
+    levels: tuple[SelfTestLevel, ...]
+
+    @property
+    def events_per_s_and_core(self) -> float | None:
+        """By the busiest level: fixed costs weigh least there."""
+        busiest = max(self.levels, key=lambda level: level.events_per_s, default=None)
+        return None if busiest is None or not busiest.cpu_us_per_event else 1e6 / busiest.cpu_us_per_event
+
+    @property
+    def events_per_s(self) -> float | None:
+        """Of the whole machine, were it ours alone."""
+        each = self.events_per_s_and_core
+        return None if each is None else each * self.cores
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestRun:
+    """What was counted while one number of streams was held for `seconds`."""
+
+    streams: int
+    processes: int
+    seconds: float
+    in_flight: Sequence[int]
+    events: int
+    cpu_s: float
+    lags_s: Sequence[float]
+    added_s: Sequence[float]
+
+
+def summarise_level(run: SelfTestRun, wanted_events_per_s: float) -> SelfTestLevel:
+    p50_s, p99_s = (float(q) for q in np.quantile(run.added_s, [0.5, 0.99])) if len(run.added_s) else (None, None)
+    return SelfTestLevel(
+        streams=run.streams,
+        processes=run.processes,
+        held=float(np.mean(run.in_flight)) if len(run.in_flight) else 0.0,
+        wanted_events_per_s=wanted_events_per_s,
+        events_per_s=run.events / run.seconds,
+        added_latency_p50_s=p50_s,
+        added_latency_p99_s=p99_s,
+        cpu_us_per_event=run.cpu_s / run.events * 1e6 if run.events else None,
+        loop_lag_p99_s=float(np.quantile(run.lags_s, 0.99)) if len(run.lags_s) else 0.0,
+    )

@@ -1,0 +1,94 @@
+"""When was this process itself late, and by how much? So that its own delay is never taken for the backend's.
+
+A probe asks to be woken every `PROBE_S`. Woken late, it proves a *spell*: somewhere since its last timely waking the
+process did not run, or its event loop was busy, and what arrived meanwhile was stamped late.
+
+    last waking          due        woken
+        |- - - - - - - - -|============|         spell = [last waking, woken], error = woken - last waking
+             PROBE_S           lag
+
+A stamp inside a spell may be late by up to the spell's error; a stamp outside is good to `NOTICE_S`. An answer sent in
+a spell was sent in a bunch with others, and a bunch slows the backend down by our fault.
+
+Hence a violation is *doubtful* if its excess over the limit is smaller than the error its stamps may carry, or if its
+request was sent in a spell that is material against the limit. Doubt can only concern violations: lateness adds
+latency, it never takes any away.
+
+Caller: `closed_loop`. Times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+
+from calibrator.core.objective import Metric, Objective
+from calibrator.core.sample import Sample
+
+PROBE_S = 0.01
+NOTICE_S = 0.002  # timers of event loops have a resolution of 1 ms
+BUNCHED_RATIO = 0.1  # of the limit
+KEEP_SPELLS = 20_000  # 200 s of a process that is late at every probe
+
+
+class Lateness:
+    """Spells, oldest first. They do not overlap, so both their ends ascend."""
+
+    def __init__(self, now_s: float) -> None:
+        self._from_s = array("d")
+        self._to_s = array("d")
+        self._awake_s = now_s
+
+    def awake(self, now_s: float) -> float:
+        """The probe woke, `PROBE_S` after its last call if all is well. Returns its lag."""
+        lag_s = max(0.0, now_s - self._awake_s - PROBE_S)
+        if lag_s > NOTICE_S:
+            if len(self._to_s) >= KEEP_SPELLS:
+                del self._from_s[: KEEP_SPELLS // 2], self._to_s[: KEEP_SPELLS // 2]
+            self._from_s.append(self._awake_s)
+            self._to_s.append(now_s)
+        self._awake_s = now_s
+        return lag_s
+
+    def error_s(self, from_s: float, to_s: float, now_s: float) -> float:
+        """Largest error of any stamp taken between the two moments; `now_s` closes a spell that has not ended."""
+        first = bisect_left(self._to_s, from_s)
+        worst_s = 0.0
+        for index in range(first, len(self._to_s)):
+            if self._from_s[index] > to_s:
+                break
+            worst_s = max(worst_s, self._to_s[index] - self._from_s[index])
+        if now_s - self._awake_s - PROBE_S > NOTICE_S and to_s >= self._awake_s:
+            worst_s = max(worst_s, now_s - self._awake_s)
+        return worst_s
+
+    def doubts(self, objective: Objective, sample: Sample, now_s: float) -> bool:
+        """Could the violation of this ended request be our own lateness?"""
+        latency_s = sample.latency_s(objective.metric, objective.quantile)
+        if latency_s is None or sample.failure is not None:
+            return False  # a failure is the backend's word, not a stamp of ours
+        excess_s = latency_s - objective.limit_s
+        if objective.metric is Metric.TPOT:
+            excess_s *= (sample.completion_tokens or 2) - 1
+        from_s, to_s = _stamped(objective.metric, sample)
+        return self.doubts_stamp(objective, sample.started_s, (from_s, to_s), excess_s, now_s)
+
+    def doubts_stamp(
+        self, objective: Objective, started_s: float, stamped_s: tuple[float, float], excess_s: float, now_s: float
+    ) -> bool:
+        """The same for a request in flight; `stamped_s`: the span in which its deciding stamps were taken."""
+        if excess_s < self.error_s(*stamped_s, now_s):
+            return True
+        return self.error_s(started_s, started_s, now_s) > BUNCHED_RATIO * objective.limit_s
+
+
+def _stamped(metric: Metric, sample: Sample) -> tuple[float, float]:
+    """The span in which the stamps were taken that decide this metric."""
+    last_s = sample.started_s + (sample.duration_s if sample.last_token_s is None else sample.last_token_s)
+    if metric is Metric.ITL:
+        return sample.started_s + (sample.ttft_s or 0.0), last_s
+    if metric is Metric.E2E:
+        last_s = sample.started_s + sample.duration_s
+    elif metric is not Metric.TPOT:
+        last_s = sample.started_s + (sample.latency_s(metric) or sample.duration_s)
+    return last_s, last_s

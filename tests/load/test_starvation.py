@@ -1,0 +1,146 @@
+"""A starved generator sees violations that the backend never committed; it must not blame the backend for them.
+
+The server is a process of its own that stamps what it sends, so the truth is its own log. The generator is starved on
+purpose: its worker is of the lowest priority, and every core is busy for most of each cycle. No duration is asserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import uvloop
+
+from calibrator.clock import SystemClock
+from calibrator.core.measurement import Bounds
+from calibrator.core.objective import parse_objective
+from calibrator.core.sample import Label
+from calibrator.core.server_load import ServerLoad
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import SweepRecord, VerdictKind
+from calibrator.core.workload import TokenScale, Workload, WorkloadClass
+from calibrator.load.processes import WorkerPool, usable_cores
+from calibrator.load.selftest import StampServer
+from calibrator.ports import BackendFacts, Batch, LoadGenerator, SweepOrder, Target
+from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.wiring.generator import closed_loop
+
+LIMIT_S = 0.25  # the server's first tokens come after 20 to 40 ms
+LEVEL = 32
+FACTS = BackendFacts("s", TokenScale(), forces_length=True)
+CYCLE_S, BUSY_S = 0.7, 0.55
+BUSY = f"""
+import os, time
+os.nice(5)  # the server and this process come first
+while True:
+    phase_s = time.monotonic() % {CYCLE_S}
+    if phase_s >= {BUSY_S}:
+        time.sleep({CYCLE_S} - phase_s)
+"""
+
+
+def humble(order: SweepOrder, index: int, step: int) -> LoadGenerator:
+    """A worker that runs only while nothing else wants to."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return closed_loop(order, FACTS, index, step)
+
+
+def burn(count: int) -> list[subprocess.Popen[bytes]]:
+    return [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(count)]
+
+
+@dataclass
+class Starved:
+    """A generator whose machine becomes busy once its worker runs."""
+
+    pool: WorkerPool
+    burners: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        await self.pool.start()
+        while (await self.pool.poll()).processes == 0:  # noqa: ASYNC110 - the port is polled
+            await asyncio.sleep(0.02)
+        self.burners += burn(2 * usable_cores())
+
+    def aim(self, users: int, label: Label, stagger_s: float) -> None:
+        self.pool.aim(users, label, stagger_s)
+
+    async def poll(self) -> Batch:
+        return await self.pool.poll()
+
+    async def stop(self) -> None:
+        for burner in self.burners:
+            burner.kill()
+            burner.wait()
+        await self.pool.stop()
+
+
+class Inspector:
+    async def inspect(self, workload: Workload) -> BackendFacts:
+        return FACTS
+
+
+class NoTelemetry:
+    async def scrape(self) -> ServerLoad | None:
+        return None
+
+    async def close(self) -> None: ...
+
+
+class Listener:
+    def progress(self, progress: Progress) -> None: ...
+
+    def partial(self, record: SweepRecord) -> None: ...
+
+
+async def sweep(make: Callable[[SweepOrder], LoadGenerator]) -> tuple[SweepRecord, float]:
+    """One level; and the share of its requests that the server answered too late, by its own log."""
+    async with StampServer() as server:
+        server.pace(50.0)
+        order = SweepOrder(
+            sweep_id="starvation",
+            backend="b",
+            target=Target(f"http://127.0.0.1:{server.port}/v1", "s"),
+            objectives=(parse_objective(f"ttft p99 <= {LIMIT_S * 1e3:g}ms"),),
+            workload=Workload((WorkloadClass("short", 1.0, 32, 8),)),
+            bounds=Bounds(duration_s=20.0),
+            seed=1,
+            levels=(LEVEL,),
+            requests_per_level=320,
+        )
+        parts = SweepParts(Inspector(), NoTelemetry(), lambda _: make(order), SystemClock())
+        record = await run_sweep(order, parts, Listener())
+        stamps = list((await server.stamps()).values())
+    return record, sum(first_s - received_s > LIMIT_S for received_s, first_s, _ in stamps) / len(stamps)
+
+
+def on_uvloop(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(make())
+
+
+def test_a_starved_generator_blames_itself() -> None:
+    async def scenario() -> None:
+        record, late_ratio = await sweep(lambda order: Starved(WorkerPool(partial(humble, order), most_workers=1)))
+        level = record.levels[0]
+        assert late_ratio < 0.005, "the truth is within: half the allowance at most"
+        assert level.exceedances > 0.02 * level.n, "believed without question, its stamps say exceeded"
+        assert level.verdict.kind is VerdictKind.INCONCLUSIVE
+        assert any("generator saturated" in reason for reason in level.verdict.reasons)
+
+    on_uvloop(scenario)
+
+
+def test_the_same_run_unstarved_is_within() -> None:
+    async def scenario() -> None:
+        record, late_ratio = await sweep(lambda order: WorkerPool(partial(closed_loop, order, FACTS), most_workers=1))
+        assert late_ratio < 0.005
+        assert record.levels[0].verdict.kind is VerdictKind.WITHIN
+
+    on_uvloop(scenario)
