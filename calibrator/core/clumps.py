@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 
 from calibrator.core.measurement import History
 
-PRIOR = 1.5
+PRIOR = 2.0
 PRIOR_WEIGHT = 3.0  # violations
 PRIOR_SAMPLES = 100.0  # latencies
 LARGEST = 32.0

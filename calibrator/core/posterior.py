@@ -61,6 +61,12 @@ class Posterior:
         index = int(np.searchsorted(np.cumsum(self.weights), share))
         return float(self.capacities[min(index, self.capacities.size - 1)])
 
+    def given(self, capacities: Sequence[float], weights: Sequence[float]) -> Posterior:
+        """With another prior than log-uniform: its weights on its own grid, which may have other ends."""
+        prior = np.interp(np.log(self.capacities), np.log(capacities), weights)
+        mass = self.weights * prior
+        return Posterior(self.capacities, mass / mass.sum())
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveData:

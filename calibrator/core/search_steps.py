@@ -16,6 +16,7 @@ class Test(StrEnum):
 
     SCREEN = "screen"  # cheap: is this level grossly overloaded?
     VERDICT = "verdict"  # full: SPRT between the ends of the indifference zone
+    SENTINEL = "sentinel"  # in between: does a level that held still hold?
     FIXED = "fixed"
 
 

@@ -19,7 +19,10 @@ or, alone: gross overload, at least 25 % in each quarter of a whole residence. A
 lower levels helps a fail; every pool starts at the level itself. A fail wins over a pass.
 
 **Screen.** The ramp's cheap question is only "grossly overloaded?": SPRT a against 8 a, alpha 5 %, beta 20 %, on the
-running visit alone; 0 of 24 passes a P99 (0 of 32 from level 64), the second early violation fails. It refutes nothing.
+running visit alone; 0 of 24 passes a P99 (0 of 32 from level 64), the second early violation fails. The watched warm-up
+may fail it as well, at half its weight. It refutes nothing.
+
+**Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the visits at that level alone.
 
 Visits whose audit has reasons are not judged. A level with no other visit is inconclusive for those reasons.
 Called by the visit every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
@@ -31,7 +34,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrator.core.clumps import clumps, design_effect, effect_at, gap_s
+from calibrator.core.clumps import PRIOR, clumps, design_effect, effect_at, gap_s
 from calibrator.core.measurement import Evidence, History, RampCount, Visit
 from calibrator.core.objective import Objective
 from calibrator.core.quantile import ratio_interval
@@ -45,6 +48,9 @@ SCREEN_LEAST = 24  # samples, so that the step is aimed by something; 32 from SC
 SCREEN_LEAST_WIDE = 32
 SCREEN_WIDE = 64
 SCREEN_TOLERATED = 3.0  # undecided at its last sample, a screen passes up to this multiple of the allowance
+SENTINEL_PASSES = math.log(0.95 / 0.10)  # alpha 5 %, beta 10 %: the guard and the next sweep look again
+SENTINEL_ENDS = (0.7, 4.0)  # in allowances; wider than the zone: cheap, and blind to small changes
+SENTINEL_TOLERATED = 1.5
 GROSS_RATIO = 0.25
 GROSS_COUNT = 4
 QUARTERS = 4
@@ -96,6 +102,8 @@ def is_settled(history: History, measure: Measure) -> bool:
         return True
     if measure.test is Test.SCREEN:
         return screen_result(history.objectives, running) is not None
+    if measure.test is Test.SENTINEL:
+        return sentinel_result(history, measure.level) is not None
     return level_verdict(history, measure.level).kind is not VerdictKind.INCONCLUSIVE
 
 
@@ -105,15 +113,21 @@ def screen_result(objectives: Sequence[Objective], visit: Visit) -> bool | None:
     if visit.ramp_failed:
         return False
     results = [
-        _screen(objective, visit.level, part) for objective, part in zip(objectives, visit.evidence, strict=True)
+        _screen(objective, visit.level, part, watched)
+        for objective, part, watched in zip(objectives, visit.evidence, visit.ramp, strict=True)
     ]
+    return _all(results)
+
+
+def _all(results: Sequence[bool | None]) -> bool | None:
     return False if False in results else None if None in results else True
 
 
-def _screen(objective: Objective, level: int, evidence: Evidence) -> bool | None:
+def _screen(objective: Objective, level: int, evidence: Evidence, watched: RampCount) -> bool | None:
     allowance = objective.allowance
-    ratio = Sprt(allowance, min(8.0 * allowance, (1.0 + allowance) / 2.0)).llr(evidence.n, evidence.exceedances)
-    if ratio >= SCREEN_FAILS:
+    test = Sprt(allowance, min(8.0 * allowance, (1.0 + allowance) / 2.0))
+    ratio = test.llr(evidence.n, evidence.exceedances)
+    if max(ratio, test.llr(watched.n, watched.exceedances) / PRIOR) >= SCREEN_FAILS:
         return False
     least = SCREEN_LEAST if level < SCREEN_WIDE else SCREEN_LEAST_WIDE
     return True if ratio <= SCREEN_PASSES and evidence.n >= least else None
@@ -127,6 +141,39 @@ def screen_leans_good(objectives: Sequence[Objective], visit: Visit) -> bool:
     )
 
 
+# ---------------------------------------------------------------------------------------------------------- sentinel
+def sentinel_result(history: History, level: int) -> bool | None:
+    """Does the level still hold? None: not known yet."""
+    visits = [visit for visit in judged(history) if visit.level == level]
+    if any(visit.ramp_failed for visit in visits):
+        return False
+    return _all([_sentinel(history, visits, level, index) for index in range(len(history.objectives))])
+
+
+def _sentinel(history: History, visits: Sequence[Visit], level: int, index: int) -> bool | None:
+    allowance = history.objectives[index].allowance
+    good, bad = SENTINEL_ENDS
+    test = Sprt(good * allowance, min(bad * allowance, (1.0 + 2.0 * allowance) / 3.0))
+    n, exceedances = _totals(visits, index)
+    ratio = test.llr(n, exceedances) / effect_at(level, design_effect(history, index))
+    return False if ratio >= DECIDED else True if ratio <= -SENTINEL_PASSES else None
+
+
+def sentinel_leans_good(history: History, level: int) -> bool:
+    """The answer of a sentinel that ended undecided: by its point estimate."""
+    visits = [visit for visit in judged(history) if visit.level == level]
+    return all(
+        exceedances <= SENTINEL_TOLERATED * objective.allowance * n
+        for index, objective in enumerate(history.objectives)
+        for n, exceedances in [_totals(visits, index)]
+    )
+
+
+def _totals(visits: Sequence[Visit], index: int) -> tuple[int, int]:
+    parts = [visit.evidence[index] for visit in visits]
+    return sum(part.n for part in parts), sum(part.exceedances for part in parts)
+
+
 # ----------------------------------------------------------------------------------------------------------- verdict
 def judged(history: History) -> list[Visit]:
     """The visits that may be judged."""
@@ -138,8 +185,7 @@ def _objective_verdict(history: History, level: int, index: int) -> ObjectiveVer
     effect = design_effect(history, index)
     visits = judged(history)
     kind, why = _judge(objective, visits, level, index, effect)
-    here = [visit.evidence[index] for visit in visits if visit.level == level]
-    n, exceedances = sum(part.n for part in here), sum(part.exceedances for part in here)
+    n, exceedances = _totals([visit for visit in visits if visit.level == level], index)
     effective_n = n / effect_at(level, effect)
     low, high = ratio_interval(exceedances, n, effective_n)
     seen = f"{objective}: {exceedances} of {n} requests exceeded at concurrency {level}"

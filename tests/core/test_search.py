@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from support.synthetic import P99, Player, Synthetic, cliff, logistic, run_sweep
 
+from calibrator.core.knowledge import know, must_leave, overload_s
 from calibrator.core.measurement import Bounds, History, Visit
 from calibrator.core.objective import parse_objective
-from calibrator.core.search import next_step, overload_s
+from calibrator.core.search import next_step
 from calibrator.core.search_steps import Conclusion, Measure, Test
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.sweep_record import Grade, SweepOutcome
@@ -155,7 +156,8 @@ def with_visit(
     [
         ((0.1, 0.1), "0" * 24, 0.0, 2.0),  # far from the limit: doubles
         ((None, None), "0" * 24, 0.0, 2.0),  # nothing known about the tail
-        ((0.4, 0.7), "0" * 24, 0.0, 1.4),  # aimed at 0.9: smaller step, never below the least
+        ((0.4, 0.7), "0" * 24, 0.0, 1.36),  # aimed at 0.9: smaller step
+        ((0.4, 0.9), "0" * 24, 0.0, 1.25),  # never below the least
         ((0.1, 0.1), "0" * 60 + "1", 0.0, 1.5),  # a violation was seen
         ((0.1, 0.1), "0" * 24, 3.0, 1.4),  # the engine queues
         ((0.4, 0.9), "0" * 24, 3.0, 1.15),  # the engine queues and the tail is near the limit
@@ -208,6 +210,130 @@ def test_lower_quantiles_need_fewer_requests(text: str, allowance: float) -> Non
     assert conclusion.capacity is not None
     assert 20 <= conclusion.capacity.estimate <= 36
     assert history.requests < 1300
+
+
+def test_the_cap_of_an_objective_for_short_prompts_and_one_for_all_is_the_smaller() -> None:
+    """Every other prompt is short; its objective breaks at 12, the one for all at 48."""
+    objectives = (parse_objective("ttft p99 <= 1s for prompts <= 1024 tokens"), parse_objective("e2e p99 <= 9s"))
+
+    class Classes(Player):
+        def visit(self, history: History, measure: Measure) -> Visit:
+            visit = super().visit(history, measure)
+            short, every = visit.evidence
+            halved = [index for index, bit in enumerate(short.bits) if bit == "1" and index % 2 == 0]
+            times_s = dict(
+                zip([i for i, bit in enumerate(short.bits) if bit == "1"], short.violation_at_s, strict=True)
+            )
+            part = replace(short, bits=short.bits[::2], violation_at_s=tuple(times_s[index] for index in halved))
+            return replace(visit, evidence=(part, every))
+
+    class TwoLimits(Synthetic):
+        def sample(self, level: int, n: int) -> np.ndarray:
+            values = np.where(self.rng.random(n) < (0.3 if level > 12 else 0.0), 2.0, 0.5)
+            return np.where(self.rng.random(n) < (0.3 if level > 48 else 0.0), 10.0, values)
+
+    conclusion, history = run_sweep(Classes(TwoLimits(lambda _: 0.0, np.random.default_rng(4)), objectives), LONG)
+    assert conclusion.capacity is not None
+    assert 9 <= conclusion.capacity.estimate <= 12
+    assert any(visit.evidence[0].n < visit.evidence[1].n for visit in history.visits)
+
+
+def test_an_objective_that_no_level_can_meet_is_named() -> None:
+    """The promises contradict each other: one always fails, the other never does."""
+    objectives = (P99, parse_objective("e2e p99 <= 100ms"))
+    player = Player(Synthetic(lambda _: 0.0, np.random.default_rng(1)), objectives)  # every latency is 0.5 s
+    conclusion, history = run_sweep(player, LONG)
+    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+    assert "e2e p99 <= 100ms" in conclusion.reason
+    assert "ttft" not in conclusion.reason
+    assert history.requests < 100
+
+
+# -------------------------------------------------------------------------------------------- a world that changes
+class Changing(Synthetic):
+    """Everything fails from request `first` to `last`; afterwards, or from then on, `ratio` is `then`."""
+
+    first: int = 10**9
+    last: int = 10**9
+    then: object = None
+    seen: int = 0
+
+    def sample(self, level: int, n: int) -> np.ndarray:
+        values = super().sample(level, n)
+        places = np.arange(self.seen, self.seen + n)
+        self.seen += n
+        if self.then is not None and self.seen > self.first:
+            self.ratio = self.then  # type: ignore[assignment]  # test shorthand
+        return np.where((places >= self.first) & (places < self.last), 2.0, values)
+
+
+@pytest.mark.parametrize("hit", [3, 8])
+def test_a_backend_that_dies_in_mid_level_and_returns_costs_no_capacity(hit: int) -> None:
+    source = Changing(cliff(24), np.random.default_rng(2))
+    source.first, source.last = 400, 400 + hit
+    conclusion, history = run_sweep(Player(source), LONG)
+    assert conclusion.capacity is not None
+    assert 14 <= conclusion.capacity.estimate <= 24
+    assert sum(visit.evidence[0].exceedances for visit in history.visits) >= hit
+
+
+def test_a_capacity_that_falls_in_mid_sweep_is_not_missed() -> None:
+    """From 60 to 30 after 500 requests; what was seen before still counts, so the answer may lie between."""
+    found = []
+    for seed in range(6):
+        source = Changing(cliff(60), np.random.default_rng(seed))
+        source.first, source.last, source.then = 500, 500, cliff(30)
+        conclusion, _ = run_sweep(Player(source), LONG)
+        assert conclusion.outcome is SweepOutcome.CALIBRATED
+        assert conclusion.capacity is not None
+        found.append(conclusion.capacity.estimate)
+    assert sum(estimate <= 33 for estimate in found) >= 5
+
+
+def test_organic_traffic_above_a_level_takes_it_out_of_the_search() -> None:
+    """The floor rises in mid-sweep: no lower level is measured, and what was certified below stays the answer."""
+    history, player = History((P99,)), synthetic(cliff(24))
+    certified = 0
+    while not certified:
+        step = next_step(history, LONG)
+        assert isinstance(step, Measure)
+        history = replace(history, visits=(*history.visits, player.visit(history, step)))
+        certified = know(history, LONG).certified
+    raised = replace(LONG, min_level=40)
+    while isinstance(step := next_step(history, raised), Measure):
+        assert step.level >= 40
+        history = replace(history, visits=(*history.visits, player.visit(history, step)))
+    assert step.grade is Grade.CERTIFIED
+    assert step.capacity is not None
+    assert step.capacity.estimate == certified
+    assert "now the lowest possible" in step.reason
+
+
+def test_a_ramp_whose_floor_rises_goes_on_above_it() -> None:
+    history = with_visit(with_visit(History((P99,)), 2, 0.1), 4, 0.1)
+    step = next_step(history, Bounds(min_level=20))
+    assert isinstance(step, Measure)
+    assert step.level == 20
+
+
+# ------------------------------------------------------------------------------------------- when a visit must end
+def test_an_overloaded_visit_ends_with_the_budget_and_a_harmless_one_goes_on() -> None:
+    bad = with_visit(History((P99,)), 8, 0.9, bits="01" * 12)
+    good = with_visit(bad, 4, 0.1)
+    spent = Bounds(overload_s=0.0)
+    assert must_leave(bad, spent)
+    assert not must_leave(good, spent)
+    assert not must_leave(bad, LONG)
+    assert must_leave(good, Bounds(duration_s=0.0))
+
+
+def test_after_the_overload_budget_the_answer_still_gets_its_test() -> None:
+    conclusion, history = run_sweep(synthetic(cliff(24)), Bounds(overload_s=0.001))
+    assert conclusion.grade is Grade.CERTIFIED
+    assert conclusion.capacity is not None
+    assert conclusion.capacity.estimate <= 24
+    assert "overload budget" in conclusion.reason
+    assert len([visit.level for visit in history.visits if visit.level > 24]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ replay, bad input

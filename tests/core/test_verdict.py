@@ -11,7 +11,7 @@ from calibrator.core.measurement import Audit, Evidence, History, RampCount, Vis
 from calibrator.core.objective import parse_objective
 from calibrator.core.search_steps import Measure, Test
 from calibrator.core.sweep_record import VerdictKind
-from calibrator.core.verdict import is_settled, level_verdict, screen_result, zone
+from calibrator.core.verdict import is_settled, level_verdict, ramp_has_failed, screen_result, sentinel_result, zone
 
 P99 = parse_objective("ttft p99 <= 1s")
 P95 = parse_objective("e2e p95 <= 9s")
@@ -120,6 +120,37 @@ def test_a_quarter_over_a_whole_residence_decides() -> None:
     assert level_verdict(history(slow), 64).kind is EXCEEDED
 
 
+def test_gross_overload_in_a_warm_up_scales_with_the_quantile() -> None:
+    """Below P90 a quarter of violations is allowed: twice the allowance, or halfway to certainty, is gross."""
+    for text, gross in [("ttft p99 <= 1s", 5), ("ttft p80 <= 1s", 8), ("ttft p50 <= 1s", 15)]:
+        objective = parse_objective(text)
+        assert ramp_has_failed(objective, RampCount(20, gross))
+        assert not ramp_has_failed(objective, RampCount(20, gross - 1))
+
+
+def test_a_failed_warm_up_speaks_only_for_the_objective_that_failed() -> None:
+    part = Evidence()
+    aborted = Visit(16, 0.0, 9.0, 1.0, (part, part), (RampCount(8, 0), RampCount(8, 6)), ramp_failed=True)
+    verdict = level_verdict(history(aborted, objectives=(P99, P95)), 16)
+    assert [each.kind for each in verdict.objectives] == [OPEN, EXCEEDED]
+
+
+@pytest.mark.parametrize(("n", "violations", "result"), [(64, 4, None), (64, 5, False), (512, 8, None)])
+def test_a_watched_warm_up_may_fail_a_screen_but_never_pass_it(n: int, violations: int, result: bool | None) -> None:  # noqa: FBT001 - a table's column
+    running = Visit(64, 0.0, 9.0, 1.0, (Evidence(),), (RampCount(n, violations),))
+    assert screen_result((P99,), running) is result
+
+
+@pytest.mark.parametrize(
+    ("n", "violations", "result"), [(100, 0, None), (200, 0, True), (200, 2, None), (100, 8, False)]
+)
+def test_sentinel(n: int, violations: int, result: bool | None) -> None:  # noqa: FBT001 - a table's column
+    seen = history(visit(16, evidence(n, violations)))
+    assert sentinel_result(seen, 16) is result
+    assert is_settled(seen, Measure(16, Test.SENTINEL, 420, "")) is (result is not None)
+    assert sentinel_result(history(visit(16, evidence(0, 0), ramp_failed=True)), 16) is False
+
+
 def test_a_failed_warm_up_fails_the_level_until_it_is_visited_again() -> None:
     failed = visit(16, evidence(0, 0), ramp_failed=True)
     assert level_verdict(history(failed), 16).kind is EXCEEDED
@@ -177,9 +208,9 @@ def test_design_effect_is_shrunk_toward_two_and_bounded() -> None:
     alone = history(visit(16, evidence(2000, 20, to_s=400.0)))
     assert 1.0 <= design_effect(alone, 0) < 1.3
     stalls = Evidence(
-        ("0" * 200 + "1" * 10) * 5, tuple(20.0 * stall + 0.01 * index for stall in range(5) for index in range(10))
+        ("0" * 400 + "1" * 40) * 5, tuple(20.0 * stall + 0.001 * index for stall in range(5) for index in range(40))
     )
-    assert design_effect(history(visit(16, stalls)), 0) == 8.0
+    assert design_effect(history(visit(64, stalls)), 0) == 32.0
 
 
 def test_gross_overload_and_spoilt_visits_teach_no_design_effect() -> None:

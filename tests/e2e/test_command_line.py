@@ -233,7 +233,7 @@ def test_the_demo_finds_the_capacity_of_its_engine() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     cap = int(done.stdout.split("Published cap: ")[1].split()[0])
     truth = true_capacity(
-        PARAMETER_SETS["seed"], (parse_objective("ttft p99 <= 300ms"),), WORKLOADS["seed"], max_level=128
+        PARAMETER_SETS["seed"], WORKLOADS["seed"], (parse_objective("ttft p99 <= 300ms"),), max_level=128
     ).capacity
     assert 0.6 * truth <= cap <= truth, (cap, truth)
     assert "curl http://127.0.0.1:" in done.stdout

@@ -7,7 +7,6 @@ purpose: its worker is of the lowest priority, and every core is busy for most o
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import uvloop
+from support.worker_factories import FACTS, humble
 
 from calibrator.clock import SystemClock
 from calibrator.core.measurement import Bounds
@@ -24,7 +24,7 @@ from calibrator.core.sample import Label
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord, VerdictKind
-from calibrator.core.workload import TokenScale, Workload, WorkloadClass
+from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.load.processes import WorkerPool, usable_cores
 from calibrator.load.selftest import StampServer
 from calibrator.ports import BackendFacts, Batch, LoadGenerator, SweepOrder, Target
@@ -33,7 +33,6 @@ from calibrator.wiring.generator import closed_loop
 
 LIMIT_S = 0.25  # the server's first tokens come after 20 to 40 ms
 LEVEL = 32
-FACTS = BackendFacts("s", TokenScale(), forces_length=True)
 CYCLE_S, BUSY_S = 0.7, 0.55
 BUSY = f"""
 import os, time
@@ -43,12 +42,6 @@ while True:
     if phase_s >= {BUSY_S}:
         time.sleep({CYCLE_S} - phase_s)
 """
-
-
-def humble(order: SweepOrder, index: int, step: int) -> LoadGenerator:
-    """A worker that runs only while nothing else wants to."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    return closed_loop(order, FACTS, index, step)
 
 
 def burn(count: int) -> list[subprocess.Popen[bytes]]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from calibrator.core.measurement import Bounds, Evidence, History, RampCount, Visit
+from calibrator.core.measurement import Bounds, Evidence, History, RampCount, Visit, WarmStart
 from calibrator.core.objective import Objective, parse_objective
 from calibrator.core.search import next_step
 from calibrator.core.search_steps import Conclusion, Measure, Step
@@ -148,12 +148,14 @@ def _tail(values: Sequence[float]) -> float:
     if len(values) >= 300:
         return float(np.quantile(values, 0.99))
     q75, q95 = (float(q) for q in np.quantile(values, [0.75, 0.95]))
-    return q95 * (q95 / max(q75, 1e-9)) ** 0.7
+    return float(q95 * (q95 / max(q75, 1e-9)) ** 0.7)
 
 
-def run_sweep(player: Player, bounds: Bounds | None = None, most_steps: int = 400) -> tuple[Conclusion, History]:
+def run_sweep(
+    player: Player, bounds: Bounds | None = None, most_steps: int = 400, warm: WarmStart | None = None
+) -> tuple[Conclusion, History]:
     """Play to the conclusion. Fails if the search does not end."""
-    history = History(player.objectives)
+    history = History(player.objectives, warm=warm)
     for _ in range(most_steps):
         step = next_step(history, bounds or Bounds())
         player.steps.append(step)

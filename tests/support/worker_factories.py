@@ -12,10 +12,12 @@ from calibrator.core.sample import ProbeRequest
 from calibrator.core.workload import PromptFactory, TokenScale, Workload
 from calibrator.errors import ConfigurationError
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import LoadGenerator
+from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder
+from calibrator.wiring.generator import closed_loop
 from support.scripted_backend import Answer, ScriptedBackend, ScriptedConnection
 
 OBJECTIVES = (parse_objective("ttft p99 <= 10s"),)
+FACTS = BackendFacts("s", TokenScale(), forces_length=True)
 
 
 def _loop(backend: ScriptedBackend, index: int, step: int) -> ClosedLoop:
@@ -94,3 +96,9 @@ def hung(index: int, step: int) -> LoadGenerator:
 
 async def forever() -> None:
     await asyncio.Event().wait()
+
+
+def humble(order: SweepOrder, index: int, step: int) -> LoadGenerator:
+    """A worker that runs only while nothing else wants to."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return closed_loop(order, FACTS, index, step)
