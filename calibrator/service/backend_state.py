@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calibrator.core.measurement import History
+from calibrator.core.measurement import History, WarmStart
+from calibrator.core.recalibration import looked_above, warm_start
 from calibrator.core.sample import RequestOutcome
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import BackendView, Counters, Health, Progress, Recommendation, SweepSummary
@@ -21,6 +22,15 @@ class Wanted:
 
     sweep_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the next scheduled sweep may start from."""
+
+    history: History
+    capacity: int  # per replica
+    since_look: int  # sweeps since the last one that measured above the capacity
 
 
 @dataclass(slots=True)
@@ -45,6 +55,7 @@ class BackendState:
     engine: str | None = None
     server_in_flight: float | None = None
     last: SweepSummary | None = None
+    calibration: Calibration | None = None
     last_at: dict[str, float] = field(default_factory=dict)
     generator_lag_s: float | None = None
     sweeps: Counter[str] = field(default_factory=Counter)
@@ -52,6 +63,22 @@ class BackendState:
     tokens: Counter[str] = field(default_factory=Counter)
     overload_s: float = 0.0
     polls: int = 0
+
+    def learn(self, record: SweepRecord) -> None:
+        """A calibrated sweep is what the next one starts from; after an infeasible one nothing is believed."""
+        if record.outcome is SweepOutcome.INFEASIBLE:
+            self.calibration = None
+        if record.outcome is SweepOutcome.CALIBRATED and record.capacity is not None and record.capacity.estimate >= 1:
+            before = 0 if self.calibration is None else self.calibration.since_look
+            since_look = 0 if looked_above(record.history) else before + 1
+            self.calibration = Calibration(record.history, record.capacity.estimate, since_look)
+
+    def warm_start(self) -> WarmStart | None:
+        """None: nothing is known, the sweep starts cold."""
+        known = self.calibration
+        if known is None:
+            return None
+        return warm_start(known.history, self.plan.bounds, known.capacity, known.since_look)
 
     def remember(self, record: SweepRecord) -> None:
         """Keep the summary of an ended sweep."""

@@ -100,6 +100,8 @@ class Supervisor:
         ended = [record for record in newest_first if record.outcome is not None and record.mode == "search"]
         for record in reversed(ended):
             state.remember(record)
+            if _is_about(record, plan):
+                state.learn(record)
         valid = (record.ended_at for record in ended if record.outcome in SAID_SOMETHING and _is_about(record, plan))
         state.due_at = next_due_at(plan.schedule, next(valid, None), now, self._draws.random())
         killed = sum(1 for _ in takewhile(lambda record: record.outcome is SweepOutcome.INTERRUPTED, ended))
@@ -172,6 +174,8 @@ class Supervisor:
 
     def _start_sweep(self, state: BackendState) -> None:
         plan = state.plan
+        # Who asks for a sweep wants to know anew; the schedule only asks whether the last answer still holds.
+        warm = state.warm_start() if state.wanted is None else None
         wanted, state.wanted = state.wanted or Wanted(self._new_id(), "schedule"), None
         order = SweepOrder(
             sweep_id=wanted.sweep_id,
@@ -183,6 +187,7 @@ class Supervisor:
             burst=plan.burst,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
+            warm=warm,
         )
         state.running_id, state.progress, state.partial = order.sweep_id, None, begun(order)
         state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
@@ -199,6 +204,7 @@ class Supervisor:
         record = self._ended_record(task, partial, is_overdue=state.is_overdue)
         self._plan_next(state, record)
         self._set_health(state, record)
+        state.learn(record)
         self._publisher.keep(record)
         state.settling = asyncio.create_task(self._settle(state, record))
         state.count(record)

@@ -317,6 +317,50 @@ def test_what_cannot_be_asked_for() -> None:
     run(scenario())
 
 
+# ------------------------------------------------------------------------------------------------------- recalibration
+def test_a_scheduled_sweep_starts_from_the_last_capacity_and_one_that_was_asked_for_does_not() -> None:
+    async def scenario() -> None:
+        async with service(plan(schedule=Schedule(every_s=600.0, jitter_ratio=0.0))) as running:
+            await asyncio.sleep(1500.0)
+            first, second, *_ = running.runner.orders
+            assert first.warm is None
+            assert second.warm is not None
+            assert second.warm.published == 40, "the capacity, not the cap with its margin"
+            await running.supervisor.request_sweep("chat", "new engine")
+            await asyncio.sleep(200.0)
+            assert running.runner.orders[-1].warm is None
+
+    run(scenario())
+
+
+def test_after_an_infeasible_sweep_and_after_errors_nothing_new_is_believed() -> None:
+    async def scenario() -> None:
+        scripts = [Script(), Script(outcome=SweepOutcome.ERROR), Script(outcome=SweepOutcome.INFEASIBLE), Script()]
+        schedule = Schedule(every_s=600.0, jitter_ratio=0.0)
+        async with service(plan(schedule=schedule), scripts={"chat": scripts}) as running:
+            await asyncio.sleep(3000.0)
+            warm = [order.warm is not None for order in running.runner.orders[:4]]
+            assert warm == [False, True, True, False]
+
+    run(scenario())
+
+
+def test_a_restart_recalibrates_from_what_is_stored_unless_it_is_about_something_else() -> None:
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with service(store=store):
+            await asyncio.sleep(HOUR_S)
+        async with service(store=store, first_id=100) as second:
+            await asyncio.sleep(8 * HOUR_S)
+            assert second.runner.orders[0].warm is not None
+        other = replace(plan(), objectives=(parse_objective("ttft p99 <= 900ms"),))
+        async with service(other, store=store, first_id=200) as third:
+            await asyncio.sleep(HOUR_S)
+            assert third.runner.orders[0].warm is None
+
+    run(scenario())
+
+
 # ------------------------------------------------------------------------------------------------------------- restart
 def test_a_restart_serves_the_stored_cap_at_once_and_counts_from_the_last_sweep() -> None:
     async def scenario() -> None:
