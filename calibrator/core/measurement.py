@@ -126,7 +126,7 @@ class Bounds:
 
     min_level: int = 1
     max_level: int = 512
-    requests: int = 1500
+    requests: int = 1800
     requests_per_level: int = 4
     duration_s: float = 1200.0
     overload_s: float = 120.0

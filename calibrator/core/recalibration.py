@@ -2,8 +2,9 @@
 
 1. **Sentinel** at the capacity in force: SPRT 0.7 a against 4 a (`core.verdict`), at most 420 samples of a P99.
 2. **Look** at 1.25 x, in every third sweep and after the sentinel passed: the same test.
-3. A failed sentinel, or a look that passed (and then its full test), opens a warm **search** (`core.search`) on the carried posterior, with half
-   the request budget. Otherwise the capacity is confirmed; it may shrink to the 20 % quantile of the posterior.
+3. A failed sentinel, or a look that passed (and then its full test), opens a warm **search** (`core.search`) on the
+   carried posterior, with half the budgets. Otherwise the capacity is confirmed; where the full test does not stand
+   behind it, it shrinks to the 20 % quantile of the posterior.
 
 **Carried posterior.** Since the sweep before, the capacity has drifted: 75 % of its weight is smeared by +-12 % (load
 mix, uptime), 25 % by +-70 % (something happened). The kernel was tuned by `calibrator simulate`.
@@ -107,10 +108,12 @@ def _answer(history: History, level: int, why: str) -> bool | Measure:
 
 
 def _confirmed(known: Knowledge, warm: WarmStart, level: int) -> Conclusion:
-    quantile = math.floor(known.posterior.quantile(PUBLISHED_QUANTILE) + 0.15)
-    estimate = max(known.certified, min(level, max(quantile, known.bounds.min_level)))
     pooled = History(known.history.objectives, (*warm.visits, *known.history.visits))
-    certified = estimate if level_verdict(pooled, estimate).kind is VerdictKind.WITHIN else known.certified
+    estimate, certified = level, level
+    if level_verdict(pooled, level).kind is not VerdictKind.WITHIN:
+        quantile = math.floor(known.posterior.quantile(PUBLISHED_QUANTILE) + 0.15)
+        estimate = max(known.certified, min(level, max(quantile, known.bounds.min_level)))
+        certified = estimate if level_verdict(pooled, estimate).kind is VerdictKind.WITHIN else known.certified
     grade = Grade.CERTIFIED if estimate <= certified else Grade.PROVISIONAL
     capacity = replace(known.capacity(estimate), certified=max(certified, known.certified))
     shrunk = "" if estimate == level else f", but {estimate} is the safer answer"

@@ -140,12 +140,13 @@ def _closing(known: Knowledge, why: str) -> Step:
     """Give the answer its own test."""
     history, level = known.history, known.estimate(CLOSING_QUANTILE)
     current = history.visits[-1].level
-    if current in known.locally_good and CLOSE_TO[0] * level <= current <= CLOSE_TO[1] * level:
+    is_near = current in known.locally_good and CLOSE_TO[0] * level <= current <= CLOSE_TO[1] * level
+    if is_near and known.is_undecided(current):
         level = current
     if not known.locally_good:  # the way down was cut short
         level = known.bounds.min_level
     is_tested = level < known.bounds.min_level or _has_enough(known, level) or not known.is_undecided(level)
-    if is_tested or (known.certified and level <= NEARLY * known.certified):
+    if is_tested or level <= NEARLY * known.certified:
         return _provisional(known, why)
     return _measure(history, level, f"closing test of {level}: {why}")
 

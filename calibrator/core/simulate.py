@@ -43,6 +43,7 @@ BASELINE_REQUESTS = 300
 BASELINE_RATIO = 1.05
 UNSAFE_RATIO = 1.1
 NEAR_RATIO = 0.15
+INDISTINCT = 1e-9  # of divergences: no number of requests tells the two levels apart
 MOST_STEPS = 1000  # of one sweep: it ends by its budgets long before
 
 
@@ -242,11 +243,12 @@ def bound_requests(truth: Truth, bounds: Bounds) -> float:
     """
     low, high = (min(MAX_LEVEL, max(1, round(truth.capacity * side))) for side in (1 - NEAR_RATIO, 1 + NEAR_RATIO))
     high = min(MAX_LEVEL, max(high, low + 1))
-    p, q = truth.exceedance_ratio(low), truth.exceedance_ratio(high)
+    p, q = (min(truth.exceedance_ratio(level), 1.0 - INDISTINCT) for level in (low, high))
     most = float(bounds.requests + bounds.requests_per_level * truth.capacity)
-    if p == q:
+    distances = _divergence(p, q), _divergence(q, p)
+    if min(distances) < INDISTINCT:
         return most
-    needed = 0.9 * math.log(19.0) * (1.0 / _divergence(p, q) + 1.0 / _divergence(q, p))
+    needed = 0.9 * math.log(19.0) * sum(1.0 / distance for distance in distances)
     return min(most, needed + low + 2 * high)
 
 

@@ -5,7 +5,7 @@ level N, and the true capacity N* is the highest level up to which no level exce
 
 | family | share | p(N), r = ln(N / knee) | |
 |---|---|---|---|
-| seed | .25 | Phi(-(z + r * elasticity / sigma)), z = Phi^-1(1 - allowance) turned | lognormal, P99 a power of N |
+| seed | .25 | Phi(r * elasticity / sigma - z), z = Phi^-1(1 - a) | lognormal, P99 a power of N |
 | logistic | .20 | logit p = logit a + k r, k 3-12 | heavier tail |
 | knee | .20 | floor .05-.4 %, then 8-60 % within a few per cent of N | queueing begins, KV memory ends |
 | shallow | .10 | logistic with k .8-2 | +-10 % of N cannot be told apart |

@@ -119,7 +119,7 @@ class BoundsSettings(Frozen):
 class BudgetSettings(Frozen):
     """Where a sweep stops, finished or not."""
 
-    requests: int = Field(default=1500, ge=1, description="requests, whatever the level")
+    requests: int = Field(default=1800, ge=1, description="requests, whatever the level")
     requests_per_level: int = Field(default=4, ge=0, description="further requests per unit of the highest level tried")
     duration_s: DurationS = Field(default=1200.0, alias="duration", description="wall time")
     overload_s: DurationS = Field(

@@ -23,7 +23,7 @@ GOOD = SweepOptions(
 def test_the_defaults_are_those_of_the_service() -> None:
     order = order_from(GOOD)
     assert order.target.url == "http://127.0.0.1:8000/v1"
-    assert (order.bounds.requests, order.bounds.duration_s, order.bounds.overload_s) == (1500, 1200.0, 120.0)
+    assert (order.bounds.requests, order.bounds.duration_s, order.bounds.overload_s) == (1800, 1200.0, 120.0)
     assert order.levels == ()
 
 

@@ -11,6 +11,7 @@ from support.synthetic import P99, Player, Synthetic, cliff, logistic, run_sweep
 from calibrator.core.knowledge import know, must_leave, overload_s
 from calibrator.core.measurement import Bounds, History, Visit
 from calibrator.core.objective import parse_objective
+from calibrator.core.posterior import Counts, ObjectiveData, capacity_posterior
 from calibrator.core.search import next_step
 from calibrator.core.search_steps import Conclusion, Measure, Test
 from calibrator.core.server_load import ServerLoadPeak
@@ -32,7 +33,7 @@ def test_a_clear_boundary_is_found(knee: int) -> None:
         assert conclusion.capacity is not None
         assert 0.85 * knee - 1e-9 <= conclusion.capacity.estimate <= knee
         assert conclusion.capacity.low <= knee <= conclusion.capacity.high
-        assert history.requests <= 1500 + 4 * knee + 512
+        assert history.requests <= 1800 + 4 * knee + 512
 
 
 @pytest.mark.parametrize(("knee", "slope"), [(5, 8.0), (30, 8.0), (100, 12.0)])
@@ -385,3 +386,15 @@ def test_a_generator_that_is_always_saturated_is_inconclusive() -> None:
     assert conclusion == Conclusion(SweepOutcome.INCONCLUSIVE, None, None, conclusion.reason)
     assert "generator saturated" in conclusion.reason
     assert len(history.visits) == 2
+
+
+def test_the_time_budget_ends_a_closing_test_too() -> None:
+    conclusion, history = run_sweep(synthetic(logistic(30.0)), Bounds(duration_s=40.0))
+    assert "the time budget ended" in conclusion.reason
+    assert history.elapsed_s < 60.0
+
+
+def test_a_visit_without_samples_says_nothing() -> None:
+    nothing = capacity_posterior([ObjectiveData(0.01, ())], 1, 64)
+    empty = capacity_posterior([ObjectiveData(0.01, (Counts(8, 0, 0),))], 1, 64)
+    assert np.array_equal(nothing.weights, empty.weights)
