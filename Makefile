@@ -34,7 +34,7 @@ demo: .venv/.runtime
 setup: .venv/.runtime .venv/.dev
 
 test: lint .venv-test/.wheel
-	CALIBRATOR_TEST_WHEEL=1 CALIBRATOR_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
+	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
 	  .venv-test/bin/python -m pytest --durations=15 $(ARGS)
 
 lint: .venv-test/.dev

@@ -111,7 +111,7 @@ def test_ci_entry_can_be_executed() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ wheel
-@pytest.mark.skipif(os.environ.get("CALIBRATOR_TEST_WHEEL") != "1", reason="only `make test` tests the built wheel")
+@pytest.mark.skipif(os.environ.get("TESTS_OF_THE_WHEEL") != "1", reason="only `make test` tests the built wheel")
 def test_the_wheel_is_what_is_tested_and_it_is_complete() -> None:
     package = Path(calibrator.__file__).parent
     assert package.is_relative_to(sys.prefix)

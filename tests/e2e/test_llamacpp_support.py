@@ -111,10 +111,10 @@ def test_a_missing_engine_fails_where_it_is_required(monkeypatch: pytest.MonkeyP
     from support.require import require
 
     require("a part", found=True, remedy="none")
-    monkeypatch.setenv("CALIBRATOR_REQUIRE_ENGINE", "1")
+    monkeypatch.setenv("TESTS_REQUIRE_ENGINE", "1")
     with pytest.raises(pytest.fail.Exception, match="a part is not installed: make setup"):
         require("a part", found=False, remedy="make setup")
-    monkeypatch.delenv("CALIBRATOR_REQUIRE_ENGINE")
+    monkeypatch.delenv("TESTS_REQUIRE_ENGINE")
     with pytest.raises(pytest.skip.Exception, match="a part is not installed"):
         require("a part", found=False, remedy="make setup")
 

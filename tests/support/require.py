@@ -1,6 +1,6 @@
 """Real components in tests: missing on a laptop is a skip, missing in CI is a failure, never silence.
 
-`make test` exports CALIBRATOR_REQUIRE_ENGINE=1.
+`make test` exports TESTS_REQUIRE_ENGINE=1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ def require(part: str, *, found: bool, remedy: str) -> None:
     if found:
         return
     reason = f"{part} is not installed: {remedy}"
-    if os.environ.get("CALIBRATOR_REQUIRE_ENGINE") == "1":
+    if os.environ.get("TESTS_REQUIRE_ENGINE") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
