@@ -105,7 +105,7 @@ async def sweep(make: Callable[[SweepOrder], LoadGenerator]) -> tuple[SweepRecor
             bounds=Bounds(duration_s=20.0),
             seed=1,
             levels=(LEVEL,),
-            requests_per_level=320,
+            requests_per_level=800,
         )
         parts = SweepParts(Inspector(), NoTelemetry(), lambda _: make(order), SystemClock())
         record = await run_sweep(order, parts, Listener())
