@@ -175,7 +175,6 @@ class Target:
     client_cert_file: str | None = None
     client_key_file: str | None = None
     metrics_url: str | None = None  # None: derived from url
-    simulated: str | None = None  # a parameter set of the embedded engine, in-process; for demo and tests
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
-import uvloop
 from support import worker_factories
+from support.real_processes import is_alive, on_uvloop
 
 from calibrator.core.measurement import Bounds
 from calibrator.core.sample import Label, Phase
@@ -28,19 +28,6 @@ from calibrator.ports import BackendFacts, Batch, SweepOrder, Target
 from calibrator.wiring.generator import generator
 
 COUNTED = Label(1, Phase.COUNTED)
-
-
-def on_uvloop(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(make())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def children() -> list[int]:

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 from support import sweep_entries
+from support.real_processes import is_alive, on_uvloop
 
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
@@ -35,19 +34,6 @@ class Listener:
 
     def partial(self, record: SweepRecord) -> None:
         self.records.append(record)
-
-
-def on_uvloop(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(make())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
