@@ -14,6 +14,7 @@ import typer
 import uvloop
 
 from calibrator import __version__
+from calibrator.core.burst import BurstMode
 from calibrator.errors import CalibratorError, ExitCode
 
 app = typer.Typer(
@@ -89,8 +90,8 @@ def sweep(
     min_level: Annotated[int, typer.Option("--min", help="Lowest level.")] = 1,
     max_level: Annotated[int, typer.Option("--max", help="Highest level that may be probed.")] = 512,
     burst: Annotated[
-        bool, typer.Option("--burst", help="After the search: simultaneous arrivals at the capacity.")
-    ] = False,
+        BurstMode, typer.Option(help="Simultaneous arrivals after the search; enforce: lower the capacity to them.")
+    ] = BurstMode.OFF,
     duration: Annotated[str, typer.Option(help="Time budget, e.g. 20m.")] = "20m",
     overload: Annotated[str, typer.Option(help="Budget of time above the SLA, e.g. 120s.")] = "120s",
     safety_margin: Annotated[float, typer.Option(help="Ratio taken off the capacity for the cap.")] = 0.1,

@@ -171,8 +171,8 @@ def _out(text: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- replay
 def replay(file: Path, output: str) -> None:
     """What the current policy would have done at each point of a recorded sweep."""
-    history = read_history(file)
-    steps = replayed(history, Bounds())
+    history, bounds = read_history(file)
+    steps = replayed(history, bounds)
     if output == "json":
         _out(json.dumps([_step_document(history, index, step) for index, step in enumerate(steps)], indent=2))
         return
@@ -198,12 +198,17 @@ def replayed(history: History, bounds: Bounds) -> Sequence[Step]:
     return [next_step(prefix, bounds) for prefix in prefixes]
 
 
-def read_history(file: Path) -> History:
-    """A history, alone or inside the document of a sweep. Raises ConfigurationError, also for another version."""
+def read_history(file: Path) -> tuple[History, Bounds]:
+    """A history, alone or inside the document of a sweep, and the bounds it was measured under (else the default ones).
+
+    Raises ConfigurationError, also for another version.
+    """
     try:
         document = json.loads(file.read_text())
         inside = document.get("history", document) if isinstance(document, dict) else document
-        return TypeAdapter(History).validate_python(inside, strict=False)
+        history = TypeAdapter(History).validate_python(inside, strict=False)
+        conditions = document.get("provenance") or {}
+        return history, TypeAdapter(Bounds).validate_python(conditions.get("bounds") or {})
     except OSError as error:
         raise ConfigurationError(
             f"{file} cannot be read: {error.strerror}.", "Give a file of a recorded sweep."

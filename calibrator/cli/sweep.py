@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from calibrator.cli import display
+from calibrator.core.burst import BurstMode
 from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import Objective, parse_duration_s, parse_objective
@@ -57,7 +58,7 @@ class SweepOptions:
     prompt_sigma: float
     trace: Path | None
     prefix_reuse_ratio: float
-    burst: bool
+    burst: BurstMode
     api: str
     stream: bool
     min_level: int

@@ -11,7 +11,7 @@ units, the order of keys is part of the document (people read it), and three rul
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 
 from calibrator.core.curve import CurveInsight, read_curve
@@ -42,6 +42,7 @@ def sweep_document(record: SweepRecord, *, cap: int | None) -> Document:
         "insight": insight_document(read_curve(record.levels, record.history.objectives, record.capacity)),
         "burst": burst_document(record.burst),
         "levels": [level_document(level) for level in record.levels],
+        "history": _plain(record.history),
     }
 
 
@@ -57,6 +58,17 @@ def provenance_document(provenance: Provenance) -> Document:
             for one in provenance.classes_achieved
         ],
     }
+
+
+def _plain(value: object) -> object:
+    """What is behind the number, unrounded: `calibrator simulate --replay` reads it. Infinity travels as a word."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def insight_document(insight: CurveInsight | None) -> Document | None:

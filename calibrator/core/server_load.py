@@ -6,6 +6,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """A Prometheus histogram as an engine shows it: how many observations were at or below each bound, ever.
+
+    `bounds` ascend and end with infinity; `counts` are cumulative, one for each bound.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        return self.counts[-1]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerLoad:
     """One scrape of one replica. Gauges are the moment's; counters count since the engine started."""
 
@@ -15,6 +30,19 @@ class ServerLoad:
     kv_usage_ratio: float | None = None
     preemptions_total: float | None = None
     process_start: str | None = None  # opaque: a change means that the engine restarted
+    finished_total: float | None = None  # requests that ended well
+    refused_total: float | None = None  # requests turned away or failed
+    prompt_tokens_total: float | None = None
+    output_tokens_total: float | None = None
+    prefix_queried_tokens_total: float | None = None  # prompt tokens looked up in the prefix cache, and found there
+    prefix_hit_tokens_total: float | None = None
+    ttft_s: Histogram | None = None
+    e2e_s: Histogram | None = None
+    tpot_s: Histogram | None = None
+    prompt_tokens: Histogram | None = None
+    output_tokens: Histogram | None = None
+    model: str | None = None  # as the metrics name it
+    version: str | None = None
 
     @property
     def in_flight_requests(self) -> float | None:

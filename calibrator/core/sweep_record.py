@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from calibrator.core.measurement import Audit, Capacity, History
+from calibrator.core.measurement import Audit, Bounds, Capacity, History
 from calibrator.core.server_load import ServerLoadPeak
 
 
@@ -143,6 +143,7 @@ class Provenance:
     software: str  # calibrator version
     cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: it does not say
     classes_achieved: tuple[ClassAchieved, ...] = ()
+    bounds: Bounds | None = None  # None: written by a release that did not keep them
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
     idle ─▶ N users start at once, one request each ─▶ all ended ─▶ idle ─▶ ...
 
 A closed loop spreads its requests over time; a gateway that has just restarted, or users after a page load, do not.
-The burst is reported beside the capacity and decides nothing: bursts that queue in front of the cap are shaped by the
-gateway, and the SLA's objectives are those of the steady state.
+By default the burst is reported beside the capacity and decides nothing: bursts that queue in front of the cap are
+shaped by the gateway, and the objectives are those of the steady state. `enforce` lowers the capacity until bursts
+hold as well (`core.burst`).
 
-Bounded: `SAMPLES` requests or `MOST_BURSTS` bursts, and `LIMIT_S` in all. The bursts end early, with what they have, if
-the backend does not become idle in time or the generator breaks.
+Bounded: `SAMPLES` requests or `MOST_BURSTS` bursts to report, `TEST_SAMPLES` to judge a level, and `LIMIT_S` in all for
+each level. The bursts end early, with what they have, if the backend does not become idle in time or the generator
+breaks.
 """
 
 from __future__ import annotations
@@ -16,14 +18,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from calibrator.core.burst import (
+    BurstBits,
+    BurstMode,
+    burst_bits,
+    burst_verdict,
+    leans_good,
+    limited,
+    step_down,
+    unlimited,
+)
 from calibrator.core.level_fold import outcome_of
 from calibrator.core.objective import Objective
 from calibrator.core.quantile import summarise
 from calibrator.core.sample import Label, Phase, RequestOutcome, Sample
-from calibrator.core.sweep_record import BurstReport, LevelReport
+from calibrator.core.search_steps import Conclusion
+from calibrator.core.sweep_record import BurstReport, LevelReport, VerdictKind
 from calibrator.ports import Batch, Clock, LoadGenerator
 
 SAMPLES = 120
+TEST_SAMPLES = 400  # of a P99, to judge a level; some 200 without a violation pass
 LEAST_BURSTS, MOST_BURSTS = 3, 20
 LIMIT_S = 120.0
 IDLE_S = 1.0
@@ -39,23 +53,56 @@ class Burster:
     clock: Clock
     objectives: Sequence[Objective]
     on_batch: Callable[[Batch], None]
+    report: BurstReport | None = None  # of the last level; None: nothing of a burst was seen
+    requests: int = 0  # of all levels
     _label: Label = field(default_factory=lambda: Label(FIRST_VISIT, Phase.RAMP))
     _is_broken: bool = False
 
-    async def measure(self, level: int, steady: LevelReport | None) -> BurstReport | None:
-        """None if nothing of a burst was seen. `steady`: what the search saw at `level`."""
+    async def follow(
+        self, found: Conclusion, mode: BurstMode, levels: Sequence[LevelReport], lowest: int
+    ) -> Conclusion:
+        """The conclusion after the bursts. `levels`: what the search saw, to stand beside them."""
+        capacity = found.capacity
+        if mode is BurstMode.OFF or capacity is None or capacity.estimate < 1:
+            return found
+        steady = {report.concurrency: report for report in levels}
+        level: int | None = capacity.estimate
+        while level is not None and not self._is_broken:
+            bursts = await self.measure(level, steady.get(level), judged=mode is BurstMode.ENFORCE)
+            if mode is BurstMode.REPORT:
+                return found
+            if not bursts:
+                break
+            verdict = burst_verdict(self.objectives, bursts)
+            proven = verdict is VerdictKind.WITHIN
+            if proven or (verdict is VerdictKind.INCONCLUSIVE and leans_good(self.objectives, bursts)):
+                return limited(found, capacity, level, proven=proven)
+            level = step_down(level, lowest)
+        return unlimited(found) if level is not None else limited(found, capacity, None, proven=True)
+
+    async def measure(self, level: int, steady: LevelReport | None, *, judged: bool = False) -> Sequence[BurstBits]:
+        """Bursts of one level: a few, or if `judged` until the test has decided. `steady`: the search's, at `level`."""
         ends_at_s = self.clock.monotonic() + LIMIT_S
-        bursts = min(MOST_BURSTS, max(LEAST_BURSTS, math.ceil(SAMPLES / level)))
+        strictest = min(objective.allowance for objective in self.objectives)
+        wanted = TEST_SAMPLES * 0.01 / strictest if judged else SAMPLES
+        most = max(LEAST_BURSTS, math.ceil(wanted / level))
         samples: list[Sample] = []
-        done = 0
-        for index in range(bursts):
+        bursts: list[BurstBits] = []
+        for index in range(most if judged else min(MOST_BURSTS, most)):
             if not await self._become_idle(ends_at_s):
                 break
             await self.clock.sleep(IDLE_S)
-            samples += await self._one(level, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
-            done += not self._is_broken
+            one = await self._one(level, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
+            samples += one
+            if self._is_broken:
+                break
+            bursts.append(burst_bits(self.objectives, one))
+            if judged and burst_verdict(self.objectives, bursts) is not VerdictKind.INCONCLUSIVE:
+                break
         await self._become_idle(ends_at_s)
-        return self._report(level, done, samples, steady) if samples else None
+        self.requests += len(samples)
+        self.report = self._report(level, len(bursts), samples, steady) if samples else None
+        return bursts
 
     async def _one(self, level: int, label: Label, ends_at_s: float) -> list[Sample]:
         """The first `level` requests of this label; their users leave after them."""

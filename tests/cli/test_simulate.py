@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
+from support.records import sweep as stored_sweep
 from support.synthetic import Player, Synthetic, logistic, run_sweep
 from typer.testing import CliRunner
 
 from calibrator.cli.app import app
 from calibrator.cli.simulate import SimulateOptions, read_history, replay, replayed, simulate
 from calibrator.core.measurement import Bounds, History
+from calibrator.core.render import sweep_document
 from calibrator.core.search_steps import Conclusion
 from calibrator.errors import ConfigurationError
 
@@ -83,7 +85,7 @@ def recorded(tmp_path: Path) -> tuple[Path, History]:
 
 def test_a_recorded_sweep_is_replayed_step_by_step(recorded: tuple[Path, History]) -> None:
     file, history = recorded
-    assert read_history(file) == history
+    assert read_history(file) == (history, Bounds())
     steps = replayed(history, Bounds())
     assert [step.level for step in steps[:-1]] == [visit.level for visit in history.visits]
     assert isinstance(steps[-1], Conclusion)
@@ -105,7 +107,17 @@ def test_a_history_inside_a_stored_sweep_is_found(recorded: tuple[Path, History]
     file, history = recorded
     wrapped = tmp_path / "record.json"
     wrapped.write_text(json.dumps({"sweep_id": "x", "history": json.loads(file.read_text())}))
-    assert read_history(wrapped) == history
+    assert read_history(wrapped) == (history, Bounds())
+
+
+def test_a_sweep_as_the_command_line_prints_it_is_replayed_under_its_own_bounds(
+    recorded: tuple[Path, History], tmp_path: Path
+) -> None:
+    full, bounds = stored_sweep(), Bounds(max_level=33, overload_s=7.0)
+    record = replace(full, history=read_history(recorded[0])[0], provenance=replace(full.provenance, bounds=bounds))
+    printed = tmp_path / "printed.json"
+    printed.write_text(json.dumps(sweep_document(record, cap=None), allow_nan=False))
+    assert read_history(printed) == (record.history, bounds)
 
 
 def test_a_history_of_another_version_is_refused(recorded: tuple[Path, History], tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from calibrator.cli.sweep import SweepOptions, exit_code, order_from
+from calibrator.core.burst import BurstMode
 from calibrator.core.sweep_record import SweepOutcome
 from calibrator.errors import ConfigurationError, ExitCode
 
 GOOD = SweepOptions(
     url="http://127.0.0.1:8000/v1/", model="m", objectives=("ttft p99 <= 500ms",), levels=None, requests=None,
     prompt_tokens=256, output_tokens=64, spread_ratio=0.0, prompt_sigma=0.0,
-    trace=None, prefix_reuse_ratio=0.0, burst=False, api="chat", stream=True, min_level=1, max_level=512,
+    trace=None, prefix_reuse_ratio=0.0, burst=BurstMode.OFF, api="chat", stream=True, min_level=1, max_level=512,
     duration="20m", overload="120s", safety_margin_ratio=0.1, api_key_env=None, api_key_file=None, ca_file=None,
     client_cert_file=None, client_key_file=None, metrics_url=None, seed=1, output="table",
 )  # fmt: skip

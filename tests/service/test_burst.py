@@ -10,9 +10,12 @@ from support.scripted_backend import Answer, ScriptedBackend, failing
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
+from calibrator.core.burst import BurstBits, BurstMode, burst_verdict
+from calibrator.core.measurement import Capacity
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import FailureKind, ProbeRequest
-from calibrator.core.sweep_record import BurstReport
+from calibrator.core.search_steps import Conclusion
+from calibrator.core.sweep_record import BurstReport, Grade, SweepOutcome, VerdictKind
 from calibrator.core.workload import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports import Batch
@@ -31,7 +34,9 @@ def burst(
         clock = LoopClock()
         load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
         await load.start()
-        report = await Burster(load, clock, SLA, batches.append).measure(level, None)
+        burster = Burster(load, clock, SLA, batches.append)
+        await burster.measure(level, None)
+        report = burster.report
         took_s = clock.monotonic()
         await load.stop()
         assert backend.in_flight == 0
@@ -76,3 +81,57 @@ def test_a_backend_that_never_ends_a_request_ends_the_burst_in_time() -> None:
 def test_every_request_is_handed_to_the_books() -> None:
     _, backend, _, batches = burst(lambda *_: Answer(0.05, 0.3), 8)
     assert sum(len(batch.ended) for batch in batches) == len(backend.requests)
+
+
+# ------------------------------------------------------------------------------------------------------------- enforce
+def enforced(answer: Callable[[ProbeRequest, int], Answer], capacity: int, lowest: int = 1) -> tuple[Conclusion, int]:
+    """What becomes of a certified capacity, and the requests it took."""
+    backend = ScriptedBackend(answer)
+    found = Conclusion(
+        SweepOutcome.CALIBRATED, Grade.CERTIFIED, Capacity(capacity, capacity, capacity + 2, capacity), "it holds"
+    )
+
+    async def scenario() -> tuple[Conclusion, int]:
+        clock = LoopClock()
+        load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
+        await load.start()
+        burster = Burster(load, clock, SLA, lambda _: None)
+        conclusion = await burster.follow(found, BurstMode.ENFORCE, (), lowest)
+        await load.stop()
+        return conclusion, burster.requests
+
+    return run_virtual(scenario())
+
+
+def test_bursts_that_hold_leave_the_capacity_as_it_is() -> None:
+    conclusion, requests = enforced(lambda *_: Answer(0.05, 0.3), 40)
+    assert conclusion.capacity is not None
+    assert (conclusion.capacity.estimate, conclusion.grade) == (40, Grade.CERTIFIED)
+    assert "bursts of 40 hold" in conclusion.reason
+    assert 195 <= requests <= 240  # Wald's boundary for bits without a violation, in whole bursts
+
+
+def test_bursts_that_do_not_hold_lower_the_capacity_until_they_do() -> None:
+    conclusion, _ = enforced(lambda _, in_flight: Answer(0.01 * in_flight, 0.5), 40)  # the 21st waits 210 ms
+    assert conclusion.capacity is not None
+    assert (conclusion.capacity.estimate, conclusion.capacity.certified) == (20, 20)
+    assert conclusion.capacity.low <= 20
+    assert conclusion.grade is Grade.CERTIFIED
+    assert "bursts of 40 do not hold, those of 20 do" in conclusion.reason
+
+
+def test_not_even_the_smallest_burst_holds() -> None:
+    conclusion, _ = enforced(lambda *_: Answer(0.5, 0.6), 10, lowest=4)
+    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+
+
+def test_bursts_that_never_end_leave_the_capacity_but_not_its_certificate() -> None:
+    conclusion, requests = enforced(lambda *_: Answer(0.05, 100_000.0), 4)
+    assert conclusion.capacity is not None
+    assert (conclusion.capacity.estimate, conclusion.grade, requests) == (4, Grade.PROVISIONAL, 0)
+
+
+def test_one_stall_does_not_refute() -> None:
+    bits = [BurstBits((40,), (20,)), *[BurstBits((40,), (0,))] * 4]
+    assert burst_verdict(SLA, bits) is not VerdictKind.EXCEEDED
+    assert burst_verdict(SLA, [*bits, *[BurstBits((40,), (20,))] * 2]) is VerdictKind.EXCEEDED

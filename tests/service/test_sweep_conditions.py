@@ -11,6 +11,7 @@ from support.virtual_time import run_virtual
 from calibrator.backends.simulated.inprocess import SimulatedBackend, SimulatedInspector, SimulatedTelemetry
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, EngineParameters
 from calibrator.clock import LoopClock
+from calibrator.core.burst import BurstMode
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import Objective, gap_quantiles, parse_objective
 from calibrator.core.sample import Flight, ProbeRequest, Sample
@@ -67,7 +68,7 @@ def sweep(
     levels: tuple[int, ...] = (),
     bounds: Bounds | None = None,
     alter: Alter = lambda sample: sample,
-    burst: bool = False,
+    burst: BurstMode = BurstMode.OFF,
 ) -> SweepRecord:
     sla: tuple[Objective, ...] = (parse_objective(objective),)
     order = SweepOrder(
@@ -118,7 +119,7 @@ def test_a_reasoning_model_is_calibrated_within_its_budget() -> None:
 def test_a_burst_at_the_capacity_stands_beside_the_steady_state() -> None:
     """Prompts that arrive together are computed one after the other: a burst is slower than the steady state."""
     workload = Workload((WorkloadClass(prompt_tokens=1_000, output_tokens=40),))
-    record = sweep(PARAMETER_SETS["large"], workload, objective="ttft p99 <= 500ms", burst=True)
+    record = sweep(PARAMETER_SETS["large"], workload, objective="ttft p99 <= 500ms", burst=BurstMode.REPORT)
     assert record.capacity is not None
     assert record.burst is not None
     assert record.burst.concurrency == record.capacity.estimate

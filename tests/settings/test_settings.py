@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from calibrator.core.burst import BurstMode
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import Metric, Objective
 from calibrator.core.recommendation import PublishPolicy
@@ -59,7 +60,7 @@ backends:
     workload:
       classes: [{name: a, share: 3, prompt_tokens: 300, output_tokens: 10}, {stream: false, spread_ratio: 0.5}]
       prefix_reuse: 0.5
-    burst: report
+    burst: enforce
     safety_margin_ratio: 0
     max_increase_ratio: 2
     valid_for: 1d
@@ -143,7 +144,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
         WorkloadClass(stream=False, spread_ratio=0.5),
     )
     assert plan.workload.prefix_reuse_ratio == 0.5
-    assert plan.burst
+    assert plan.burst is BurstMode.ENFORCE
 
 
 def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
@@ -273,11 +274,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         "backends.chat.objectives:",
         "Give a class that streams",
     ),
-    "an enforced burst": (
-        (*CHAT, "burst", "enforce"),
-        "burst: 'enforce' comes in a later release.",
-        "Give off or report.",
-    ),
+    "a burst that is not": ((*CHAT, "burst", "always"), "burst:", "enforce"),
     "mirrored": (
         (*CHAT, "workload", {"prefix_reuse": "mirror"}),
         "workload.prefix_reuse: 'mirror' (the live hit rate) comes in a later release.",
