@@ -219,6 +219,26 @@ def simulate(
         fail(error)
 
 
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="File of `sweep --output json`, or a sweep's address in a service.")],
+    kind: Annotated[str, typer.Option("--format", help="html, md or json.")] = "html",
+    compare: Annotated[str | None, typer.Option(help="An earlier sweep to stand beside it; likewise.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+) -> None:
+    """Make a report of a sweep: one self-contained file with the curve, the conditions and the evidence.
+
+    Example: calibrator report http://127.0.0.1:8300/v1/backends/demo/sweeps/ID --to report.html
+    """
+    from calibrator.cli import report as verb
+
+    try:
+        verb.write_report(sweep, kind, compare, to, token_env)
+    except CalibratorError as error:
+        fail(error)
+
+
 def _guarded(make: Callable[[], Coroutine[Any, Any, int]]) -> None:
     try:
         run(make())

@@ -1,0 +1,67 @@
+"""`calibrator report`: a sweep for people, from what `sweep --output json` printed or from a running service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+
+from calibrator.errors import ConfigurationError, UnreachableError
+from calibrator.web.models import SweepDocument
+from calibrator.web.report import FORMATS, report
+
+READ_LIMIT_S = 30.0
+LEAST_READABLE = 'Give a file that "calibrator sweep --output json" wrote, or the address of a sweep in a service.'
+
+
+def write_report(source: str, kind: str, compare: str | None, to: Path | None, token_env: str | None) -> None:
+    """Raises ConfigurationError, UnreachableError."""
+    if kind not in FORMATS:
+        raise ConfigurationError(f"'{kind}' is not a format of reports.", f"Use one of {', '.join(FORMATS)}.")
+    token = None if token_env is None else os.environ.get(token_env)
+    if token_env is not None and not token:
+        raise ConfigurationError(f"The variable {token_env} is not set.", "Set it, or change --token-env.")
+    other = None if compare is None else _read(compare, token)
+    text = report(_read(source, token), kind, other)
+    if to is None:
+        sys.stdout.write(text)
+        return
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{to} cannot be written: {error.strerror}.", "Choose another --to.") from None
+
+
+def _read(source: str, token: str | None) -> SweepDocument:
+    text = _fetched(source, token) if source.startswith(("http://", "https://")) else _file(Path(source))
+    try:
+        return SweepDocument.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"{source} is no sweep ({where}: {first['msg']}).", LEAST_READABLE) from None
+
+
+def _file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.", LEAST_READABLE) from None
+
+
+def _fetched(url: str, token: str | None) -> str:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        answer = httpx.get(url, headers=headers, timeout=READ_LIMIT_S, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UnreachableError(
+            f"{url} cannot be read: {error}.", "Check the address and that the service runs."
+        ) from None
+    if answer.status_code in (401, 403):
+        raise UnreachableError(f"{url} wants a token.", "Name the variable that holds it with --token-env.")
+    if answer.status_code != 200:
+        raise UnreachableError(f"{url} answers {answer.status_code}.", LEAST_READABLE)
+    return answer.text

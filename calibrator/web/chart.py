@@ -1,0 +1,148 @@
+"""A curve as an SVG: latency or throughput against concurrency. Static, so that it needs no script and prints.
+
+x is log2(concurrency), because levels are spaced by ratios; y is linear from 0. Every mark has a CSS class and no
+colour of its own: the page and the report bring theirs, light and dark. The numbers stand in a table beside the chart,
+which is what screen readers are given; the picture itself says what it shows in its title.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 42.0
+Y_TICKS = 5
+HEADROOM = 1.08  # of the highest mark
+CUT = 3.0  # points above this many limits are drawn at the upper edge: the interesting part is near the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    x: float  # requests in flight
+    y: float
+    low: float | None = None  # interval; None: y alone
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`css`: one of p50, p90, p99, goodput, throughput."""
+
+    name: str
+    css: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    title: str
+    unit: str  # of y
+    lines: Sequence[Line]
+    limit: float | None = None  # the SLA, a horizontal line
+    band: tuple[float, float] | None = None  # of the capacity, on the x axis
+    mark: float | None = None  # the cap or capacity, a vertical line
+
+
+def svg(chart: Chart) -> str:
+    """Empty when there is nothing to draw."""
+    points = [point for line in chart.lines for point in line.points if math.isfinite(point.y)]
+    if not points:
+        return ""
+    frame = _frame(chart, points)
+    box, label = f"0 0 {WIDTH:.0f} {HEIGHT:.0f}", escape(chart.title, quote=True)
+    parts = [
+        f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">',
+        *_band(chart, frame),
+        *_axes(chart, frame),
+        *(part for line in chart.lines for part in _line(line, frame)),
+        *_limit(chart, frame),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """From data to the picture."""
+
+    x_min: float
+    x_max: float
+    y_max: float
+
+    def x(self, value: float) -> float:
+        span = math.log2(self.x_max / self.x_min)
+        inside = min(max(value, self.x_min), self.x_max)
+        return LEFT + (WIDTH - LEFT - RIGHT) * math.log2(inside / self.x_min) / span
+
+    def y(self, value: float) -> float:
+        bottom = HEIGHT - BOTTOM
+        return bottom - (bottom - TOP) * min(max(value, 0.0), self.y_max) / self.y_max
+
+
+def _frame(chart: Chart, points: Sequence[Point]) -> _Frame:
+    xs = [point.x for point in points]
+    highest = max((max(point.y, point.high or 0.0) for point in points), default=1.0)
+    if chart.limit is not None:
+        highest = max(chart.limit, min(highest, CUT * chart.limit))
+    low, high = min(xs), max(xs)
+    return _Frame(low / 1.15, max(high, low * 1.5) * 1.15, highest * HEADROOM or 1.0)
+
+
+def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
+    bottom = HEIGHT - BOTTOM
+    for step in range(Y_TICKS + 1):
+        value = frame.y_max / HEADROOM * step / Y_TICKS
+        y = frame.y(value)
+        yield f'<path class="grid" d="M{LEFT:.1f} {y:.1f}H{WIDTH - RIGHT:.1f}"/>'
+        yield f'<text class="tick" x="{LEFT - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+    for level in _x_ticks(frame):
+        x = frame.x(level)
+        yield f'<path class="grid" d="M{x:.1f} {bottom:.1f}v5"/>'
+        yield f'<text class="tick" x="{x:.1f}" y="{bottom + 18:.1f}" text-anchor="middle">{level}</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text class="axis" x="{middle:.1f}" y="{HEIGHT - 6:.1f}" text-anchor="middle">requests in flight</text>'
+    yield f'<text class="axis" transform="translate(14 {(TOP + bottom) / 2:.1f}) rotate(-90)" text-anchor="middle">'
+    yield f"{escape(chart.unit)}</text>"
+
+
+def _x_ticks(frame: _Frame) -> list[int]:
+    first, last = math.ceil(math.log2(frame.x_min)), math.floor(math.log2(frame.x_max))
+    return [2**power for power in range(max(0, first), last + 1)]
+
+
+def _band(chart: Chart, frame: _Frame) -> Iterable[str]:
+    top, height = TOP, HEIGHT - BOTTOM - TOP
+    if chart.band is not None:
+        low, high = (frame.x(value) for value in chart.band)
+        yield f'<rect class="band" x="{low:.1f}" y="{top:.1f}" width="{max(2.0, high - low):.1f}" '
+        yield f'height="{height:.1f}"/>'
+    if chart.mark is not None:
+        yield f'<path class="mark" d="M{frame.x(chart.mark):.1f} {top:.1f}v{height:.1f}"/>'
+
+
+def _limit(chart: Chart, frame: _Frame) -> Iterable[str]:
+    if chart.limit is not None:
+        y = frame.y(chart.limit)
+        yield f'<path class="limit" d="M{LEFT:.1f} {y:.1f}H{WIDTH - RIGHT:.1f}"/>'
+
+
+def _line(line: Line, frame: _Frame) -> Iterable[str]:
+    points = sorted((point for point in line.points if math.isfinite(point.y)), key=lambda point: point.x)
+    if not points:
+        return
+    path = "L".join(f"{frame.x(point.x):.1f} {frame.y(point.y):.1f}" for point in points)
+    yield f'<path class="line {line.css}" d="M{path}"/>'
+    for point in points:
+        x = frame.x(point.x)
+        if point.low is not None:
+            high = frame.y_max if point.high is None else point.high
+            yield f'<path class="interval {line.css}" d="M{x:.1f} {frame.y(point.low):.1f}V{frame.y(high):.1f}"/>'
+        yield f'<circle class="dot {line.css}" cx="{x:.1f}" cy="{frame.y(point.y):.1f}" r="3">'
+        yield f"<title>{escape(line.name)} at {point.x:g}: {_number(point.y)}</title></circle>"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
