@@ -89,7 +89,7 @@ def _points(levels: list[LevelDocument], objective: Objective, quantile: str) ->
 
 
 def _rates(levels: list[LevelDocument], of: Callable[[LevelDocument], float | None]) -> list[Point]:
-    values = ((level, of(level)) for level in levels)
+    values = ((level, of(level)) for level in levels if level.n)
     return [Point(float(level.concurrency), value) for level, value in values if value is not None]
 
 
