@@ -5,6 +5,7 @@
 #   make lint    the static half of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
 #   make bench-generator   the load generator beside its peers, which it installs; half an hour
+#   make test-ray   the load generator on a real local Ray, in an environment with the extra; two minutes
 #   make setup   .venv for development: calibrator in editable form and all tools
 #   make docs    write the generated parts of the README
 #   make lock    resolve requirements/ anew
@@ -14,7 +15,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint bench bench-generator docs lock clean
+.PHONY: help demo setup test lint bench bench-generator test-ray docs lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -49,6 +50,9 @@ bench: .venv-test/.wheel
 bench-generator: .venv/.runtime
 	.venv/bin/python tests/benchmarks/bench_generator.py $(ARGS)
 
+test-ray: .venv-ray/.ray
+	.venv-ray/bin/python -m pytest tests/benchmarks/ray_workers.py -s $(ARGS)
+
 docs: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python -m support.readme
 
@@ -66,7 +70,7 @@ lock:
 	  --output-file requirements/dev.txt
 
 clean:
-	rm -rf .venv .venv-test build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-test .venv-ray build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # ------------------------------------------------------------------------------------------------------ environments
 
@@ -89,9 +93,14 @@ clean:
 	@.venv/bin/python $(PIP_INSTALL) --no-deps --no-index --no-build-isolation --editable .
 	@touch $@
 
-.venv/.dev .venv-test/.dev: %/.dev: requirements/dev.txt | %/.python
+.venv/.dev .venv-test/.dev .venv-ray/.dev: %/.dev: requirements/dev.txt | %/.python
 	@echo "Installing the locked development packages (once) ..."
 	@$(@D)/bin/python $(LOCKED) -r requirements/dev.txt
+	@touch $@
+
+# Ray is not locked: the newest is what people install.
+.venv-ray/.ray: pyproject.toml | .venv-ray/.dev
+	@$(@D)/bin/python $(PIP_INSTALL) --no-build-isolation --editable '.[ray]'
 	@touch $@
 
 # The source archive is built first and the wheel from it: what the archive lacks, the tests miss.

@@ -6,17 +6,24 @@ into `errors`, except a probe's failure, which is data (`core.sample.Failure`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
+from calibrator.core.admission import CarePolicy
+from calibrator.core.burst import BurstMode
+from calibrator.core.fleet import Found, ReplicaPlan
+from calibrator.core.guard import GuardPolicy
+from calibrator.core.harm import AbortLimits, SweepLimits
 from calibrator.core.measurement import Bounds, WarmStart
 from calibrator.core.objective import Objective
 from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.sample import Flight, Label, ProbeRequest, Sample
 from calibrator.core.schedule import Schedule
 from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress, Recommendation, Snapshot
+from calibrator.core.shares import HeldShare
+from calibrator.core.snapshot import Override, Progress, Recommendation, Snapshot
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.core.workload import TokenScale, Workload
 
@@ -106,7 +113,7 @@ class Batch:
     ended: Sequence[Sample] = ()
     in_flight: int = 0
     users: int = 0
-    turned_over: int = 0  # users that ended at least one request since the last `aim`
+    turned_over: int = 0  # users that ended at least one request since the visit of their label began
     all_started: bool = True  # every wanted user has been added
     loop_lag_s: Sequence[float] = ()  # one value a probe
     lag_probe_s: float = 0.0  # the probe's interval
@@ -114,6 +121,16 @@ class Batch:
     cpu_s: float = 0.0  # spent since the last poll, all processes together
     processes: int = 1
     broken: str = ""  # a part of the generator died: its requests never end, what was being measured is void
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """Where the workers of a generator run. Picklable: it travels to the sweep's process."""
+
+    kind: str = "processes"  # processes | ray
+    most_workers: int | None = None  # None: as many as the highest level needs
+    ray_address: str = "auto"
+    ray_start_s: float = 300.0  # that a worker may wait for a free core
 
 
 class LoadGenerator(Protocol):
@@ -124,7 +141,8 @@ class LoadGenerator(Protocol):
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
         """Hold `users` from now on. Users are added spread over `stagger_s`; surplus users leave as they end.
 
-        Requests that start from now on carry `label`.
+        Requests that start from now on carry `label`. Within a visit the number of users may change at any time: it
+        makes up for live traffic.
         """
         ...
 
@@ -157,9 +175,11 @@ class Telemetry(Protocol):
 
 
 class Discovery(Protocol):
-    """The replicas of a backend, as base URLs."""
+    """Finds the replicas of a backend."""
 
-    async def replicas(self) -> Sequence[str]: ...
+    async def find(self) -> Found:
+        """Raises UnreachableError if nobody answers; an empty answer is one."""
+        ...
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps
@@ -175,6 +195,13 @@ class Target:
     client_cert_file: str | None = None
     client_key_file: str | None = None
     metrics_url: str | None = None  # None: derived from url
+    host_name: str | None = None  # sent as Host and TLS server name; None: as in url
+
+    @property
+    def authority(self) -> str | None:
+        """The Host header where it is not the URL's."""
+        port = urlsplit(self.url).port
+        return self.host_name if self.host_name is None or port is None else f"{self.host_name}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +217,11 @@ class SweepOrder:
     seed: int
     levels: tuple[int, ...] = ()  # not empty: measure exactly these, no search
     requests_per_level: int = 0  # with `levels`
-    burst: bool = False  # after a search: simultaneous arrivals at the capacity, for the report
+    burst: BurstMode = BurstMode.OFF  # after a search: simultaneous arrivals at the capacity
     warm: WarmStart | None = None  # what is believed of the sweep before; None: a cold sweep
     started_at: float = 0.0
+    abort: AbortLimits = field(default_factory=AbortLimits)
+    limits: SweepLimits = field(default_factory=SweepLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +236,10 @@ class BackendPlan:
     bounds: Bounds
     schedule: Schedule
     policy: PublishPolicy
-    burst: bool = False
+    burst: BurstMode = BurstMode.OFF
+    replicas: ReplicaPlan = field(default_factory=ReplicaPlan)
+    guard: GuardPolicy = field(default_factory=GuardPolicy)
+    care: CarePolicy = field(default_factory=CarePolicy)
 
 
 class SweepListener(Protocol):
@@ -256,9 +288,46 @@ class Store(Protocol):
         """Newest first."""
         ...
 
+    async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
+        """Replace all that was held of this cap."""
+        ...
+
+    async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
+        """By client name."""
+        ...
+
+    async def save_override(self, backend: str, override: Override | None) -> None:
+        """Replace the one of this backend; None removes it."""
+        ...
+
+    async def overrides(self) -> Mapping[str, Override]:
+        """By backend, ended ones included."""
+        ...
+
     async def interrupt_running_sweeps(self, now: float) -> int:
         """Mark sweeps without outcome as interrupted (after a kill); returns how many."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """One gateway process asks for its part of a cap."""
+
+    client: str  # its identity: `client=`, Envoy's node id, HAProxy's agent-send; "" gets the whole cap, unshared
+    in_flight: int | None = None  # what it has under way; None: it does not say
+    rejected: int | None = None  # turned away by it since its last poll
+    per_replica: bool = False  # for gateways that limit each server: divides `replica_cap` instead of `cap`
+    is_waiting: bool = False  # a long poll that looks again: not counted as another poll
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of one client; over all clients of a backend the sum never exceeds the cap (or each client has 1)."""
+
+    requests: int | None  # >= 1; None: a joiner waits until the others' smaller shares were delivered or expired
+    clients: int
+    version: int  # changes with every change of what this client is told, also over restarts; not ordered
+    retry_after_s: float = 0.0
 
 
 class Operator(Protocol):
@@ -274,4 +343,18 @@ class Operator(Protocol):
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
 
-    def count_poll(self, backend: str) -> None: ...
+    async def override(self, backend: str, override: Override) -> bool:
+        """Pin the cap now. False: a restart would not remember it yet. Raises ConfigurationError (no such backend)."""
+        ...
+
+    async def clear_override(self, backend: str, author: str) -> bool:
+        """False: there was none. Raises ConfigurationError for a backend that does not exist."""
+        ...
+
+    def poll(self, backend: str, poll: Poll) -> Share:
+        """Count the poll, and answer it. Raises ConfigurationError for a backend that does not exist."""
+        ...
+
+    async def changed(self, backend: str, limit_s: float) -> None:
+        """Return when this backend's pollers may be told something else, after `limit_s`, or as the service stops."""
+        ...

@@ -31,6 +31,7 @@ class Endpoint:
     tls: ssl.SSLContext | None
     authority: str  # for the Host header
     path: str  # of the base URL, without a slash at its end
+    tls_name: str  # whom the server's certificate must be issued to
 
 
 def endpoint(
@@ -39,8 +40,12 @@ def endpoint(
     ca_file: str | None = None,
     client_cert_file: str | None = None,
     client_key_file: str | None = None,
+    host_name: str | None = None,
 ) -> Endpoint:
-    """Raises ConfigurationError for what is no http(s) URL, and for unreadable certificate files."""
+    """`host_name`: what the server is called, where the URL holds its address only.
+
+    Raises ConfigurationError for what is no http(s) URL, and for unreadable certificate files.
+    """
     parts = urlsplit(url)
     try:
         host, port = parts.hostname, parts.port
@@ -53,7 +58,11 @@ def endpoint(
         )
     secure = parts.scheme == "https"
     tls = tls_context(ca_file, client_cert_file, client_key_file) if secure else None
-    return Endpoint(host, port or (443 if secure else 80), tls, parts.netloc, parts.path.rstrip("/"))
+    authority = parts.netloc
+    if host_name is not None:
+        authority = host_name if port is None else f"{host_name}:{port}"
+    path = parts.path.rstrip("/")
+    return Endpoint(host, port or (443 if secure else 80), tls, authority, path, host_name or host)
 
 
 def tls_context(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext:
@@ -139,7 +148,7 @@ class Http1Client:
                 server.host,
                 server.port,
                 ssl=server.tls,
-                server_hostname=server.host if server.tls is not None else None,
+                server_hostname=server.tls_name if server.tls is not None else None,
             )
         return connection
 

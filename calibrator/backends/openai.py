@@ -50,6 +50,7 @@ class OpenAIBackend:
             ca_file=target.ca_file,
             client_cert_file=target.client_cert_file,
             client_key_file=target.client_key_file,
+            host_name=target.host_name,
         )
         self._dialect = _Dialect(target, self._server, forces_length=forces_length)
         self._now = now

@@ -71,6 +71,7 @@ class OpenAIInspector:
             ca_file=self._target.ca_file,
             client_cert_file=self._target.client_cert_file,
             client_key_file=self._target.client_key_file,
+            host_name=self._target.host_name,
         )
         listing = await self._listing(server)
         warnings = self._check_name(listing)
@@ -112,7 +113,9 @@ class OpenAIInspector:
         patience_s = min(self._timeout_s, MAX_LIST_S)
         try:
             async with httpx.AsyncClient(headers=headers, verify=verify, timeout=patience_s, trust_env=False) as client:
-                response = await client.get(url)
+                response = await client.get(
+                    url, headers={"Host": server.authority}, extensions={"sni_hostname": server.tls_name}
+                )
         except (httpx.HTTPError, httpx.InvalidURL):
             return _Listing()  # whatever it is, the probe meets it too, and our own client tells it better
         if response.status_code in (401, 403):

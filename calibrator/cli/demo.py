@@ -59,6 +59,7 @@ def _settings(state: Path, engine_url: str, parameters: str, port: int, objectiv
         {
             "listen": {"host": "127.0.0.1", "port": port},
             "store": {"path": str(state / "calibrator.db")},
+            "load": {"selftest": False},
             "backends": {
                 BACKEND: {
                     "url": f"{engine_url}/v1",

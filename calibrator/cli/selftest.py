@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,8 @@ from rich.table import Table
 from calibrator.core.render import number
 from calibrator.core.selftest import SelfTest, SelfTestLevel
 from calibrator.errors import ConfigurationError, ExitCode
+from calibrator.ports import LoadPlan
+from calibrator.wiring.generator import generator
 from calibrator.wiring.selftest import run_selftest
 
 OUTPUTS = ("table", "json")
@@ -25,7 +28,7 @@ async def selftest(streams: str, seconds: float, output: str) -> int:
         raise ConfigurationError(f"'{output}' is not an output.", f"Choose one of {', '.join(OUTPUTS)}.")
     if not 0.5 <= seconds <= 60.0:
         raise ConfigurationError(f"{seconds:g} s for each number of streams is impossible.", "Give 0.5 to 60.")
-    result = await run_selftest(_counts(streams), seconds)
+    result = await run_selftest(_counts(streams), seconds, partial(generator, plan=LoadPlan()))
     if output == "json":
         print(json.dumps(document(result), indent=2))  # noqa: T201 - the document is the output
     else:

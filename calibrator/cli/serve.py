@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -14,6 +15,8 @@ from rich.console import Console
 from calibrator.core.cost import sweep_cost
 from calibrator.core.objective import format_duration
 from calibrator.settings import Settings, backend_plans, load_settings, redacted
+from calibrator.wiring.generator import require_parts
+from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.service import running_service, until_told_to_stop
 
 
@@ -51,12 +54,17 @@ def configure_logging(level: str, form: str) -> None:
 def check(config: Path) -> None:
     """Print what is in force and what it will cost. Raises ConfigurationError with every problem found."""
     settings = load_settings(config, os.environ)
+    require_parts(settings.load.value())
     costs = cost_lines(settings)  # finds missing secrets: nothing is printed of a configuration that cannot work
+    guards = asyncio.run(guard_lines(backend_plans(settings, os.environ)))
     console = Console(highlight=False, soft_wrap=True)
     console.print("# The configuration in force (secrets redacted)")
     console.print(yaml.safe_dump(redacted(settings), sort_keys=False), markup=False)
     console.print("# What a sweep will cost")
     for line in costs:
+        console.print(line, markup=False)
+    console.print("# What the guard will watch between sweeps")
+    for line in guards:
         console.print(line, markup=False)
     console.print(f"{config} is valid.")
 

@@ -28,7 +28,7 @@ from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
-from calibrator.ports import SweepOrder, Target
+from calibrator.ports import LoadPlan, SweepOrder, Target
 from calibrator.settings.traces import read_trace
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 
@@ -90,7 +90,7 @@ async def sweep(options: SweepOptions) -> int:
     watcher = _Watcher(Console(stderr=True), tuple(str(objective) for objective in order.objectives))
     try:
         with watcher:
-            record = await sweep_runner().run(order, watcher)
+            record = await sweep_runner(LoadPlan()).run(order, watcher)
     except asyncio.CancelledError:
         partial = watcher.interrupted()
         if partial is None:

@@ -5,7 +5,7 @@ residence, because what lasts longer is overload and not a stall.
 
     gap = residence * max(2 / N, min(1/6, 32 / N))
 
-A level N turns over N requests per residence, so the gap is a sixth of a residence, but never fewer than 2 and never
+N requests of ours in flight turn over N times per residence, so the gap is a sixth of a residence, but never fewer than 2 and never
 more than 32 requests' worth: at high levels independent violations would otherwise be chained by chance. Overlapping
 lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
 
@@ -30,9 +30,9 @@ LARGEST = 32.0
 LEARN_BELOW_RATIO = 0.2
 
 
-def gap_s(level: int, residence_s: float) -> float:
+def gap_s(in_flight: float, residence_s: float) -> float:
     """Longest pause between two violations of one stall."""
-    return residence_s * max(2.0 / level, min(1.0 / 6.0, 32.0 / level))
+    return residence_s * max(2.0 / in_flight, min(1.0 / 6.0, 32.0 / in_flight))
 
 
 def effect_at(level: int, effect: float) -> float:
@@ -63,7 +63,7 @@ def design_effect(history: History, objective_index: int) -> float:
         evidence = visit.evidence[objective_index]
         if visit.audit.reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
             continue
-        for size in clumps(evidence.violation_at_s, gap_s(visit.level, visit.residence_s), visit.residence_s):
+        for size in clumps(evidence.violation_at_s, gap_s(visit.probes, visit.residence_s), visit.residence_s):
             squares += size * size
             total += size
     return min(LARGEST, max(1.0, squares / total))

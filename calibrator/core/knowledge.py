@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrator.core.clumps import design_effect, effect_at
 from calibrator.core.measurement import Bounds, Capacity, History, RampCount, Visit
@@ -79,6 +79,12 @@ class Knowledge:
         return Capacity(estimate, min(estimate, low), max(estimate, high), self.certified)
 
 
+def candidates(history: History, bounds: Bounds) -> Bounds:
+    """Without the levels that live traffic fills by itself; the highest always stays."""
+    lowest = min(max(bounds.min_level, history.organic_floor + 1), bounds.max_level)
+    return replace(bounds, min_level=lowest)
+
+
 def know(history: History, bounds: Bounds) -> Knowledge:
     """Everything that `history` says."""
     levels = sorted({visit.level for visit in judged(history)})
@@ -92,7 +98,7 @@ def know(history: History, bounds: Bounds) -> Knowledge:
         posterior = posterior.given(history.warm.capacities, history.warm.weights)
     return Knowledge(
         history=history,
-        bounds=bounds,
+        bounds=candidates(history, bounds),
         posterior=posterior,
         certified=certified,
         refuted=refuted,
@@ -100,9 +106,15 @@ def know(history: History, bounds: Bounds) -> Knowledge:
     )
 
 
-def overload_s(history: History) -> float:
-    """Seconds above the zone caused by us."""
-    return sum(visit.duration_s for visit in history.visits if _is_overloaded(history, visit))
+def overload_s(history: History, live: Sequence[tuple[float, float]] = ()) -> float:
+    """Seconds above the zone caused by us. `live`: spells in which live requests were, each counted once."""
+    probed = [visit for visit in history.visits if _is_overloaded(history, visit)]
+    shared_s = sum(
+        max(0.0, min(end_s, visit.ended_at_s) - max(start_s, visit.started_at_s))
+        for start_s, end_s in live
+        for visit in probed
+    )
+    return sum(visit.duration_s for visit in probed) + sum(end_s - start_s for start_s, end_s in live) - shared_s
 
 
 def _is_overloaded(history: History, visit: Visit) -> bool:

@@ -4,6 +4,9 @@ Order matters (DESIGN section 2): bits are read in the order in which requests *
 latencies likewise, up to the first request that has not ended. Whatever comes later in that order is not used, however
 early it finished: using it would favour the fast requests.
 
+Beside live traffic the total may be off the level (`core.organic`). A sample that started then is in no order; one whose
+start came into doubt afterwards is taken back, whatever became of it.
+
     events ──▶ LevelFold.add ──▶ evidence()  bits of the running visit          (verdict, search)
                              ├─▶ cut()       the next visit at this level starts here
                              └─▶ report()    all visits of the level together    (curve)
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,13 +52,23 @@ class _ObjectiveBits:
     bits: list[str] = field(default_factory=list)
     violations: list[int] = field(default_factory=list)  # request ids, one per '1'
 
+    def position(self, order: Sequence[int], count: int) -> int:
+        """Where in the start order the first `count` bits end."""
+        for index, request_id in enumerate(order):
+            if count == 0:
+                return index
+            bit = self.by_request.get(request_id)
+            count -= bit is not None and bit.violated is not None
+        return len(order)
+
 
 @dataclass(slots=True)
 class _Totals:
     """What passed while the level was held (counted phase), whoever started it."""
 
     held_s: float = 0.0
-    in_flight_s: float = 0.0  # integral of the in-flight count
+    in_flight_s: float = 0.0  # integral of the in-flight count, ours
+    organic_s: float = 0.0  # likewise, of live requests
     completed: int = 0
     good: int = 0
     prompt_tokens: int = 0
@@ -69,11 +83,12 @@ class LevelFold:
         self._objectives = tuple(objectives)
         self._visit = -1
         self._order: list[int] = []  # counted requests, start order
+        self._starts_s: list[float] = []  # theirs
         self._ended: dict[int, Sample] = {}
         self._ended_read = 0
         self._bits = [_ObjectiveBits() for _ in objectives]
         self._cut = [0 for _ in objectives]  # bits already given to earlier visits
-        self._ramp_ids: set[int] = set()
+        self._ramp_ids: dict[int, float] = {}  # and their starts
         self._ramp_bits: list[dict[int, bool]] = [{} for _ in objectives]
         self._ramp_from_s = math.inf
         self._durations = array("d")  # of this visit's ended requests
@@ -88,10 +103,10 @@ class LevelFold:
     def begin(self, visit: int) -> None:
         """A visit with a warm-up: earlier requests of this level that never got decided are left behind."""
         self._visit = visit
-        self._order, self._ended, self._ended_read = [], {}, 0
+        self._order, self._starts_s, self._ended, self._ended_read = [], [], {}, 0
         self._bits = [_ObjectiveBits() for _ in self._objectives]
         self._cut = [0 for _ in self._objectives]
-        self._ramp_ids, self._ramp_bits = set(), [{} for _ in self._objectives]
+        self._ramp_ids, self._ramp_bits = {}, [{} for _ in self._objectives]
         self._ramp_from_s = math.inf
         self._durations = array("d")
         self.visit_requests = 0
@@ -100,15 +115,34 @@ class LevelFold:
         """The last user was added at `at_s`: what starts later is watched."""
         self._ramp_from_s = min(self._ramp_from_s, at_s)
 
-    def started(self, request_id: int, label: Label, started_s: float) -> None:
+    def started(self, request_id: int, label: Label, started_s: float, *, on_level: bool = True) -> None:
         self.requests += 1
         self.visit_requests += 1
-        if label.visit != self._visit:
+        if label.visit != self._visit or not on_level:
             return
         if label.phase is Phase.COUNTED:
             self._order.append(request_id)
+            self._starts_s.append(started_s)
         elif started_s >= self._ramp_from_s:
-            self._ramp_ids.add(request_id)
+            self._ramp_ids[request_id] = started_s
+
+    def take_back(self, since_s: float) -> None:
+        """Nobody knows at which level the samples started that started since then.
+
+        What earlier visits were given stays theirs. Latencies that were shown stay shown.
+        """
+        keep = bisect_left(self._starts_s, since_s)
+        for state, cut in zip(self._bits, self._cut, strict=True):
+            keep = max(keep, state.position(self._order, cut))
+        self._order, self._starts_s = self._order[:keep], self._starts_s[:keep]
+        self._ended_read = min(self._ended_read, keep)
+        for state in self._bits:
+            if state.read > keep:
+                state.read, state.bits, state.violations = 0, [], []
+        for request_id in [one for one, started_s in self._ramp_ids.items() if started_s >= since_s]:
+            del self._ramp_ids[request_id]
+            for bits in self._ramp_bits:
+                bits.pop(request_id, None)
 
     def decided(self, request_id: int, objective: int, *, violated: bool | None, at_s: float) -> None:
         if request_id in self._ramp_ids:
@@ -127,11 +161,12 @@ class LevelFold:
             if sample.label.phase is Phase.COUNTED:
                 self._ended[sample.request_id] = sample
 
-    def held(self, seconds: float, in_flight: int, ended: Sequence[Sample]) -> None:
+    def held(self, seconds: float, in_flight: int, ended: Sequence[Sample], organic: float = 0.0) -> None:
         """One poll's worth of the counted phase: throughput counts what ended in it, whoever started it."""
         totals = self._totals
         totals.held_s += seconds
         totals.in_flight_s += seconds * in_flight
+        totals.organic_s += seconds * organic
         for sample in ended:
             if sample.completed:
                 totals.completed += 1
@@ -219,14 +254,17 @@ class LevelFold:
 
     @property
     def achieved_concurrency(self) -> float:
-        return self._totals.in_flight_s / self._totals.held_s if self._totals.held_s > 0 else 0.0
+        totals = self._totals
+        return (totals.in_flight_s + totals.organic_s) / totals.held_s if totals.held_s > 0 else 0.0
 
     def report(self, verdict: Verdict, counts: tuple[int, int], audit: Audit, server: ServerLoadPeak) -> LevelReport:
-        """`counts`: (n, exceedances) of the level as its verdict saw them."""
+        """`counts`: (n, exceedances) of the level as its verdict saw them. Rates are those of the whole level, as if
+        live requests were like ours."""
         totals, held_s = self._totals, self._totals.held_s
+        everybody = 1.0 + totals.organic_s / totals.in_flight_s if totals.in_flight_s > 0 else 1.0
 
         def rate(count: int) -> float:
-            return count / held_s if held_s > 0 else 0.0
+            return everybody * count / held_s if held_s > 0 else 0.0
 
         return LevelReport(
             concurrency=self.level,

@@ -75,6 +75,12 @@ class Visit:
     correlation: tuple[CorrelationTime | None, ...] = ()  # per objective: how long slow spells last at this level
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
+    organic: float | None = None  # mean in flight beside ours; None: could not be seen
+
+    @property
+    def probes(self) -> float:
+        """Ours in flight: what the rate of samples goes by."""
+        return max(1.0, self.level - (self.organic or 0.0))
 
     @property
     def duration_s(self) -> float:
@@ -100,6 +106,7 @@ class History:
     visits: tuple[Visit, ...] = ()
     version: int = HISTORY_VERSION
     warm: WarmStart | None = None  # None: a cold sweep
+    organic_floor: int = 0  # live requests in flight now: levels up to here cannot be held
 
     def __post_init__(self) -> None:
         if self.version != HISTORY_VERSION:

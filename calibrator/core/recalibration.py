@@ -87,7 +87,7 @@ def recalibration_step(known: Knowledge, warm: WarmStart) -> Step | None:
             return holds
         if holds:
             return _tested(known, above)
-    return _confirmed(known, warm, level)
+    return _confirmed(known, warm, min(level, max(warm.published, 1)) if history.organic_floor else level)
 
 
 def _tested(known: Knowledge, level: int) -> Measure | None:

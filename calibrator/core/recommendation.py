@@ -1,13 +1,14 @@
 """From a sweep to what is published: the one place where a number becomes a promise.
 
     replica_cap = max(1, floor(capacity * (1 - safety_margin_ratio)))
-    cap         = replica_cap * ready replicas, clamped to [min_cap, max_cap]
+    cap         = replica_cap * ready replicas * balance factor (`core.balance`), clamped to [min_cap, max_cap]
 
 | sweep | effect on the published cap |
 |---|---|
 | certified, at_max | lowers at once; raises by at most `max_increase_ratio` |
 | provisional | lowers at once; raises no further than its own highest certified level supports, and likewise bounded |
 | the first one that says something | published as it is: a fallback is a guess, and any measurement beats a guess |
+| aborted to spare users | lowers at once, never raises |
 | infeasible | the fallback, or what is published if that is lower: nothing was shown to be safe |
 | anything else | nothing changes |
 
@@ -24,11 +25,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from calibrator.core.balance import FleetSize
 from calibrator.core.objective import Metric, parse_objective
 from calibrator.core.snapshot import Rates, Recommendation, State
 from calibrator.core.sweep_record import Grade, LatencySummary, LevelReport, SweepOutcome, SweepRecord
 
 P99 = 0.99
+ONE_REPLICA = FleetSize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +83,19 @@ def under_policy(known: Recommendation, policy: PublishPolicy, now: float) -> Re
         reason = f"{reason}; clamped to the configured {policy.min_cap}..{policy.max_cap}"
     if cap == known.cap:
         return known
-    replicas = max(1, known.cap // known.replica_cap)
     return replace(
         known,
         version=known.version + 1,
         cap=cap,
-        replica_cap=max(1, cap // replicas),
-        rates=None if known.rates is None else _scaled(known.rates, min(1.0, cap / known.cap)),
+        replica_cap=max(1, known.replica_cap * cap // known.cap),
+        rates=None if known.rates is None else scaled(known.rates, min(1.0, cap / known.cap)),
         published_at=now,
         reason=reason,
     )
 
 
 def decide(
-    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, ready_replicas: int = 1
+    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, fleet: FleetSize = ONE_REPLICA
 ) -> Recommendation | None:
     """What an ended sweep changes; None: nothing."""
     if record.mode != "search":
@@ -102,36 +104,39 @@ def decide(
         return _infeasible(record, previous, policy, now)
     if record.outcome is not SweepOutcome.CALIBRATED or record.capacity is None or record.capacity.estimate < 1:
         return None
-    replicas = max(1, ready_replicas)
 
     def cap_of(capacity: int) -> int:
-        return policy.clamp(replica_cap(capacity, policy.safety_margin_ratio) * replicas)
+        weakest = min(capacity, fleet.smallest_other or capacity)
+        return policy.clamp(fleet.cap(replica_cap(weakest, policy.safety_margin_ratio)))
 
     capacity = record.capacity
-    is_first = previous.state is State.FALLBACK and previous.grade is None
+    is_first = previous.state in (State.FALLBACK, State.GUARDED) and previous.grade is None
     is_proven = record.grade in (Grade.CERTIFIED, Grade.AT_MAX)
     supported = capacity.estimate if is_proven or is_first else capacity.certified
     wanted, safe = cap_of(capacity.estimate), cap_of(supported) if supported else 0
+    if record.aborted is not None and wanted >= previous.cap:
+        return None
     cap = wanted
     if wanted > previous.cap:
         cap = max(previous.cap, min(wanted, safe))
         if not is_first:
             cap = min(cap, _raised(previous.cap, policy.max_increase_ratio))
     cap = policy.clamp(cap)
-    per_replica = max(1, cap // replicas)
-    grade, reason = record.grade, record.reason
+    per_replica = fleet.replica_cap_within(cap)
+    own = fleet.own(per_replica)
+    grade, reason = record.grade, f"{record.reason}{_fleet_words(fleet, capacity.estimate)}"
     if cap < wanted:
         reason = f"{reason}; the sweep supports {wanted}, raised no further than {cap} at once"
     if per_replica > capacity.estimate:
         grade, reason = Grade.PROVISIONAL, f"{reason}; lifted to the configured minimum of {policy.min_cap}"
-    elif capacity.certified and replica_cap(capacity.certified, policy.safety_margin_ratio) * replicas >= cap:
+    elif capacity.certified and fleet.cap(replica_cap(capacity.certified, policy.safety_margin_ratio)) >= cap:
         grade = Grade.CERTIFIED if grade is Grade.PROVISIONAL else grade  # what is published passed its own test
     level = _level_for(record.levels, per_replica)
     return Recommendation(
         backend=previous.backend,
         version=previous.version + 1,
         cap=cap,
-        replica_cap=per_replica,
+        replica_cap=own,
         state=State.CALIBRATED,
         grade=grade,
         capacity=capacity,
@@ -140,9 +145,50 @@ def decide(
         measured_at=record.ended_at,
         valid_until=now + policy.valid_for_s,
         sweep_id=record.sweep_id,
-        rates=None if level is None else _rates(level, cap, replicas),
+        rates=None if level is None else _rates(level, cap, max(1, fleet.replicas)),
         max_queue_wait_s=None if level is None else _queue_wait_s(level, record.provenance.objectives),
+        replicas=max(1, fleet.replicas),
+        balance_factor=fleet.factor_of_own(own),
     )
+
+
+def for_fleet(known: Recommendation, policy: PublishPolicy, fleet: FleetSize, now: float) -> Recommendation:
+    """The same measurement for another number of replicas, or another balance; the same object if nothing changes.
+
+    Without a ready replica the last cap stays. A fallback is a guess about the whole backend: its cap stays, and a
+    replica's part of it only falls.
+    """
+    replicas = fleet.replicas
+    if replicas < 1 or known.state is State.OVERRIDDEN:
+        return known
+    if known.state is State.FALLBACK or (known.uncut is not None and known.uncut.state is State.FALLBACK):
+        per_replica = min(known.replica_cap, max(1, known.cap // replicas))
+        if per_replica == known.replica_cap:
+            return known
+        return replace(known, version=known.version + 1, replica_cap=per_replica, replicas=replicas, published_at=now)
+    factor = fleet.factor_of_own(known.replica_cap)
+    if (replicas, factor) == (known.replicas, known.balance_factor):
+        return known
+    cap, uncut = policy.clamp(fleet.cap_of_own(known.replica_cap)), known.uncut
+    return replace(
+        known,
+        version=known.version + 1,
+        cap=cap,
+        rates=None if known.rates is None else scaled(known.rates, cap / known.cap),
+        uncut=None if uncut is None else replace(uncut, cap=policy.clamp(fleet.cap_of_own(uncut.replica_cap))),
+        published_at=now,
+        replicas=replicas,
+        balance_factor=factor,
+    )
+
+
+def _fleet_words(fleet: FleetSize, capacity: int) -> str:
+    words = ""
+    if fleet.smallest_other is not None and fleet.smallest_other < capacity:
+        words += f"; the smallest replica measured holds {fleet.smallest_other}"
+    if fleet.share < 1.0:
+        words += f"; {fleet.share:.0%} of the engine group's"
+    return words
 
 
 def _raised(cap: int, max_increase_ratio: float) -> int:
@@ -188,10 +234,10 @@ def _rates(level: LevelReport, cap: int, replicas: int) -> Rates:
         prompt_tokens_per_minute=60.0 * level.prompt_tokens_per_second,
         output_tokens_per_minute=60.0 * level.output_tokens_per_second,
     )
-    return _scaled(full, share)
+    return scaled(full, share)
 
 
-def _scaled(rates: Rates, factor: float) -> Rates:
+def scaled(rates: Rates, factor: float) -> Rates:
     return Rates(
         requests_per_second=rates.requests_per_second * factor,
         prompt_tokens_per_minute=rates.prompt_tokens_per_minute * factor,

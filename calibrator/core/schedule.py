@@ -10,6 +10,7 @@ window inside the skipped hour is empty that week, and one around the repeated h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -73,6 +74,17 @@ def next_open_at(schedule: Schedule, at: float) -> float:
         return at
     spans = [span for window in schedule.windows for span in _spans(window, at)]
     return min(max(at, opens) for opens, closes in spans if closes > max(at, opens))
+
+
+def next_close_at(schedule: Schedule, at: float) -> float:
+    """When the windows that are open at `at` have closed; infinity without windows, `at` if none is open."""
+    if not schedule.windows:
+        return math.inf
+    spans = [span for window in schedule.windows for span in _spans(window, at)]
+    closes_at = at
+    while later := [closes for opens, closes in spans if opens <= closes_at < closes]:
+        closes_at = max(later)
+    return closes_at
 
 
 def _spans(window: Window, at: float) -> Iterator[tuple[float, float]]:

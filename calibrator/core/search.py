@@ -16,6 +16,9 @@ The policy escalates with overdose control and asks a sequential test on both si
 5. **Answer:** the certified level; where no test was finished, the 20 % quantile if it is higher (and then only
    provisional), below every refuted level and not above the highest locally good one.
 
+Levels that live traffic fills by itself (`History.organic_floor`) are no candidates. If the lowest that is left fails,
+the capacity lies among them: what is known by then is the answer, and `infeasible` is not, because nobody measured there.
+
 Pure and replayable: the state is recomputed from the history, so a stored sweep can be resumed or judged anew. Every
 `Measure` becomes one visit; the same level twice is one stay without a second warm-up. Sample sizes are those of a P99
 and scale with the allowance of the strictest objective.
@@ -31,6 +34,7 @@ from calibrator.core.knowledge import (
     MIDDLE,
     PUBLISHED_QUANTILE,
     Knowledge,
+    candidates,
     know,
     overload_s,
     samples_at,
@@ -66,7 +70,9 @@ def next_step(history: History, bounds: Bounds) -> Step:
     if 0 < spoilt < MOST_SPOILT:
         level = history.visits[-1].level
         return _measure(history, level, f"level {level} again: {history.visits[-1].audit.reasons[0]}")
-    ramp = ramp_step(history, bounds) if history.warm is None else None
+    if history.organic_floor >= bounds.max_level:
+        return _provisional(know(history, bounds), f"live traffic alone holds about {history.organic_floor} in flight")
+    ramp = ramp_step(history, candidates(history, bounds)) if history.warm is None else None
     return ramp if ramp is not None and not history.visits else _after(know(history, bounds), ramp, spoilt)
 
 
@@ -86,6 +92,8 @@ def _after(known: Knowledge, ramp: Measure | None, spoilt: int) -> Step:
 
 def _spoilt_in_a_row(history: History) -> int:
     count = 0
+    if history.visits and history.visits[-1].level <= history.organic_floor:
+        return 0
     for visit in reversed(history.visits):
         if not visit.audit.reasons or visit.level != history.visits[-1].level:
             break
@@ -165,11 +173,16 @@ def _decided(known: Knowledge) -> Conclusion | None:
     if certified and refuted is not None and refuted <= lowest:  # organic traffic has risen above it meanwhile
         return _certified(known, f"level {certified} holds and level {refuted}, now the lowest possible, does not")
     if refuted is not None and refuted <= lowest:
-        return _infeasible(known)
+        return _infeasible(known) if lowest > known.history.organic_floor + 1 or lowest <= 1 else _covered(known)
     tight = TIGHT_RATIO if known.history.warm is None else TIGHT_RATIO_WARM
     if certified and known.posterior.quantile(MIDDLE) / certified <= tight:
         return _certified(known, f"level {certified} holds and the capacity is probably little higher")
     return None
+
+
+def _covered(known: Knowledge) -> Conclusion:
+    live = known.history.organic_floor
+    return _provisional(known, f"level {known.refuted} fails, and live traffic alone holds about {live} in flight")
 
 
 def _infeasible(known: Knowledge) -> Conclusion:
@@ -196,3 +209,18 @@ def _provisional(known: Knowledge, reason: str) -> Conclusion:
         return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, f"{reason}, and no level is known to hold")
     grade = Grade.CERTIFIED if estimate <= known.certified else Grade.PROVISIONAL
     return Conclusion(SweepOutcome.CALIBRATED, grade, known.capacity(estimate), reason)
+
+
+# --------------------------------------------------------------------------------------------------- ended from outside
+def given_up(history: History, bounds: Bounds, reason: str) -> Conclusion:
+    """What the evidence so far supports, when something outside the search ends it."""
+    if not history.visits:
+        return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, f"{reason}, before anything was measured")
+    return _provisional(know(history, bounds), reason)
+
+
+def aborted(history: History, bounds: Bounds, reason: str) -> Conclusion:
+    """Ended to spare users: an answer only where a level was refuted, for then the cap may have to come down."""
+    if history.visits and know(history, bounds).refuted is not None:
+        return given_up(history, bounds, reason)
+    return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, reason)

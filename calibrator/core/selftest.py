@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+STREAM_EVENTS_PER_S = 50.0  # of one stream: a quick engine
+USABLE_RATIO = 0.5  # of what CPU allows; beyond, stamps queue behind work
+ADDED_ALLOWED_S, ADDED_ALLOWED_RATIO = 0.005, 0.1  # of the tightest limit; below the former nothing is material
+HELD_RATIO = 0.9  # of the wanted streams
+
 
 @dataclass(frozen=True, slots=True)
 class SelfTestLevel:
@@ -47,6 +52,11 @@ class SelfTest:
         each = self.events_per_s_and_core
         return None if each is None else each * self.cores
 
+    @property
+    def streams(self) -> int | None:
+        """How many streams of a quick engine all cores together can measure."""
+        return None if self.events_per_s is None else int(USABLE_RATIO * self.events_per_s / STREAM_EVENTS_PER_S)
+
 
 @dataclass(frozen=True, slots=True)
 class SelfTestRun:
@@ -75,3 +85,17 @@ def summarise_level(run: SelfTestRun, wanted_events_per_s: float) -> SelfTestLev
         cpu_us_per_event=run.cpu_s / run.events * 1e6 if run.events else None,
         loop_lag_p99_s=float(np.quantile(run.lags_s, 0.99)) if len(run.lags_s) else 0.0,
     )
+
+
+def too_slow(test: SelfTest, tightest_limit_s: float) -> str:
+    """Why a machine with this result must not measure against this limit; empty: it may."""
+    allowed_s = max(ADDED_ALLOWED_S, ADDED_ALLOWED_RATIO * tightest_limit_s)
+    for level in test.levels:
+        if level.held < HELD_RATIO * level.streams:
+            return f"it held {level.held:.0f} of {level.streams} streams"
+        if level.added_latency_p99_s is None:
+            return f"of {level.streams} streams none ended in time"
+        if level.added_latency_p99_s > allowed_s:
+            added_ms, allowed_ms = level.added_latency_p99_s * 1e3, allowed_s * 1e3
+            return f"it adds {added_ms:.1f} ms (P99) at {level.streams} streams, {allowed_ms:.1f} ms are allowed"
+    return ""

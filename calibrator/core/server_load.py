@@ -19,6 +19,18 @@ class Histogram:
     def total(self) -> float:
         return self.counts[-1]
 
+    def since(self, earlier: Histogram) -> Histogram | None:
+        """What was observed since an earlier scrape. None: the engine restarted meanwhile, or has other bounds."""
+        if self.bounds != earlier.bounds:
+            return None
+        counts = tuple(now - before for now, before in zip(self.counts, earlier.counts, strict=True))
+        return None if min(counts) < 0.0 else Histogram(self.bounds, counts)
+
+
+def grown(now: float | None, before: float | None) -> float | None:
+    """Increase of a counter. None: not known at both ends, or it fell, as after a restart."""
+    return None if now is None or before is None or now < before else now - before
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:

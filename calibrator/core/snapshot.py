@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from calibrator.core.admission import HeldBack
 from calibrator.core.measurement import Capacity
 from calibrator.core.sweep_record import Grade, LevelReport, SweepOutcome
 
@@ -39,6 +40,16 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncut:
+    """What was published before the guard lowered it."""
+
+    cap: int
+    replica_cap: int
+    state: State
+    since: float  # first cut
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """What is published. 1 <= replica_cap, 1 <= cap: gateways read 0, negative or null as "block all" or "no limit"."""
 
@@ -57,6 +68,20 @@ class Recommendation:
     rates: Rates | None = None
     max_queue_wait_s: float | None = None
     warnings: tuple[str, ...] = ()  # of the sweep behind it: what makes the number doubtful
+    replicas: int = 1  # that `cap` counts on
+    balance_factor: float = 1.0  # `cap` over `replicas` times `replica_cap`, before the configured bounds
+    uncut: Uncut | None = None  # guarded: what the guard may step back up to
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A cap that a person pinned; it ends by itself."""
+
+    cap: int  # as asked for; the configured bounds may clamp it
+    reason: str
+    author: str
+    set_at: float
+    expires_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,7 @@ class Progress:
     elapsed_s: float
     duration_budget_s: float
     in_flight: int
+    organic: float | None = None  # live requests in flight beside ours; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +129,42 @@ class Counters:
     probe_tokens: Mapping[str, int]  # "prompt", "output"
     probe_overload_s: float = 0.0
     gateway_polls: int = 0
+    sweep_aborts: Mapping[str, int] = field(default_factory=dict)  # by AbortReason
+    live_exceedances: int = 0  # live requests over an objective while sweeps ran
+
+
+class Standing(StrEnum):
+    """Whether a replica counts; `core.fleet` says when."""
+
+    READY = "ready"
+    JOINING = "joining"
+    DOWN = "down"
+    APART = "apart"
+    BALANCED = "balanced"
+    RESERVE = "reserve"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica of a backend."""
+
+    url: str
+    standing: Standing
+    organic_in_flight: float | None = None
+    engine: str | None = None
+    model: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuardView:
+    """The watch over live users between sweeps."""
+
+    is_watching: bool
+    bounds_s: Mapping[str, float | None]  # by objective: the bucket bound counted above; None: none known
+    trips: Mapping[str, int]  # by core.guard.GuardReason, since this process started
+    breach_reason: str | None = None  # objectives are broken, but lowering the cap would not help
+    breach_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +188,43 @@ class BackendView:
     last_sweep_at: Mapping[str, float] = field(default_factory=dict)  # end of the last sweep by outcome
     next_sweep_at: float | None = None
     progress: Progress | None = None
+    override: Override | None = None  # in force: `recommendation` is what it makes of `beneath`
+    beneath: Recommendation | None = None
+    reserved_for_probes: int = 0  # of the cap, while a replica in rotation is swept
+    gateway_clients: int = 0  # live pollers of the cap and of the replica's cap
+    gateway_clients_over_cap: int = 0
+    replicas: tuple[ReplicaView, ...] = ()
+    discovery_problem: str = ""  # why the set of replicas may be out of date
+    in_flight_peak: float | None = None  # organic, of the last 60 s
+    headroom_min_ratio: float | None = None  # of the last 60 s
+    guard: GuardView | None = None
+    held_back: HeldBack | None = None  # why a sweep that was due has not started
+    shadow: Recommendation | None = None  # `publish: shadow`: what gateways get instead of the recommendation
 
     def state_at(self, now: float) -> State:
         """State with staleness applied."""
         published = self.recommendation
         aged = published.valid_until is not None and now > published.valid_until
         return State.STALE if aged and published.state is not State.OVERRIDDEN else published.state
+
+    @property
+    def told(self) -> Recommendation:
+        """What gateways go by. A person's pin counts in the shadow, too."""
+        return self.recommendation if self.shadow is None or self.override is not None else self.shadow
+
+    def told_state_at(self, now: float) -> State:
+        return self.state_at(now) if self.told is self.recommendation else self.told.state
+
+    @property
+    def served_cap(self) -> int:
+        """What gateways get: the cap, less what probes take of it now."""
+        return max(1, self.told.cap - self.reserved_for_probes)
+
+    @property
+    def served_replica_cap(self) -> int:
+        """The same for gateways that limit each replica: all replicas give way alike, so the sum falls as much."""
+        reserved = -(-self.reserved_for_probes // max(1, self.ready_replicas or 1))
+        return max(1, self.told.replica_cap - reserved)
 
     @property
     def headroom(self) -> float | None:
@@ -148,3 +241,4 @@ class Snapshot:
     ready: bool = True  # this process has loaded its state; never depends on a backend
     config_reload_success: bool = True
     generator_lag_s: float | None = None
+    generator_events_per_s: float | None = None  # that all cores can measure, by the self-test of the start

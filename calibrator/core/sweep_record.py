@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from calibrator.core.harm import Abort, Harm
 from calibrator.core.measurement import Audit, Bounds, Capacity, History
 from calibrator.core.server_load import ServerLoadPeak
 
@@ -100,6 +101,7 @@ class LevelReport:
     errors: tuple[tuple[str, int], ...]  # (failure kind, count), most frequent first
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
+    organic_in_flight: float | None = None  # mean, beside ours; None: could not be seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +174,5 @@ class SweepRecord:
     error_exit_code: int = 1  # for outcome `error`: `errors.ExitCode` of its cause
     outcomes: tuple[tuple[str, int], ...] = ()  # probe requests by RequestOutcome
     burst: BurstReport | None = None  # None: not asked for, or not one burst came to its end
+    aborted: Abort | None = None  # ended to spare live users: it may lower a cap, never raise one
+    harm: Harm = field(default_factory=Harm)

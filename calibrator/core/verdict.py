@@ -259,7 +259,7 @@ def _gross_ratio(test: Sprt) -> float:
 def _is_gross(visit: Visit, index: int, test: Sprt) -> bool:
     """Enough violations in each quarter of one whole residence; counted from the visit's first violation."""
     evidence = visit.evidence[index]
-    per_quarter = _gross_ratio(test) * visit.level / QUARTERS
+    per_quarter = _gross_ratio(test) * visit.probes / QUARTERS
     if visit.residence_s <= 0.0 or evidence.exceedances < max(GROSS_COUNT, QUARTERS * per_quarter):
         return False
     first_s = min(evidence.violation_at_s)
@@ -294,4 +294,4 @@ def _outlasts_a_stall(test: Sprt, pool: Sequence[Visit], index: int, effect: flo
 def _largest_clump(visits: Sequence[Visit], index: int) -> int:
     residence_s = max(visit.residence_s for visit in visits)
     times_s = [at_s for visit in visits for at_s in visit.evidence[index].violation_at_s]
-    return max(clumps(times_s, gap_s(visits[0].level, residence_s), residence_s), default=1)
+    return max(clumps(times_s, gap_s(visits[0].probes, residence_s), residence_s), default=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+
+from calibrator.core.fleet import Found, ReplicaAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,5 +14,5 @@ class StaticDiscovery:
 
     urls: tuple[str, ...]
 
-    async def replicas(self) -> Sequence[str]:
-        return self.urls
+    async def find(self) -> Found:
+        return Found(tuple(ReplicaAddress(url) for url in self.urls), math.inf)

@@ -82,12 +82,12 @@ class ClosedLoop:
         self._watch = asyncio.create_task(self._watch_lag())
 
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
-        new_level, new_visit = users != self._wanted, label.visit != self._label.visit
+        is_other, is_new_visit = users != self._wanted, label.visit != self._label.visit
         self._label, self._wanted = label, users
-        if new_level or new_visit:
+        if is_new_visit:
             for user in self._users:
                 user.turned_over = False
-        if not new_level:
+        if not is_other:
             return
         if self._adder is not None:
             self._adder.cancel()

@@ -1,7 +1,7 @@
 """What the pool and its workers say to each other: pickles behind a length, over a private pair of sockets.
 
     pool                                   worker
-    Hello(path, factory, index, step) ──▶
+    Hello(factory, index, step)       ──▶
                                       ◀──  Ready
     Aim(turn, users, label, stagger)  ──▶
                                       ◀──  Report(turn, batch)   every `REPORT_S`, with or without events
@@ -34,9 +34,8 @@ WorkerFactory = Callable[[int, int], LoadGenerator]  # (index, step): request id
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """`factory` stays pickled until `path` is in force: the worker could not import it before."""
+    """`factory` is a pickled `WorkerFactory`."""
 
-    path: tuple[str, ...]
     factory: bytes
     index: int
     step: int
@@ -59,6 +58,7 @@ class Aim:
 class Report:
     turn: int
     batch: Batch
+    told_s: float  # the worker's monotonic clock when it made the batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from calibrator.core.sample import Label, Phase, Sample
-from calibrator.core.selftest import SelfTestLevel, SelfTestRun, summarise_level
+from calibrator.core.selftest import STREAM_EVENTS_PER_S, SelfTestLevel, SelfTestRun, summarise_level
 from calibrator.errors import GeneratorError
 from calibrator.load.messages import Channel, Pace, Sent, Serving, Tell
 from calibrator.ports import Batch, LoadGenerator
 
-MOST_EVENTS_PER_S = 50.0  # of one stream: a quick engine
 TOTAL_EVENTS_PER_S = 20_000.0  # of all streams: beyond this the loopback server itself takes much of a core
 OUTPUT_TOKENS = 24
 STAGGER_S = 0.3
@@ -37,7 +36,7 @@ RAMP, COUNTED = Label(1, Phase.RAMP), Label(1, Phase.COUNTED)
 
 def pace_per_s(streams: int) -> float:
     """Token events a second that each of so many streams gets."""
-    return min(MOST_EVENTS_PER_S, TOTAL_EVENTS_PER_S / streams)
+    return min(STREAM_EVENTS_PER_S, TOTAL_EVENTS_PER_S / streams)
 
 
 class StampServer:
@@ -153,11 +152,6 @@ def _added_s(samples: Sequence[Sample], stamps: dict[int, tuple[float, float, fl
         if sent is not None and sample.completed and sample.ttft_s is not None and sample.last_token_s is not None:
             added_s += [sample.started_s + sample.ttft_s - sent[1], sample.started_s + sample.last_token_s - sent[2]]
     return added_s
-
-
-def _spawn(sock: socket.socket) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "calibrator.load.stamp_server", str(sock.fileno())]
-    return subprocess.Popen(command, pass_fds=(sock.fileno(),))  # noqa: S603 - our own interpreter and module
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

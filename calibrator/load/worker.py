@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import uvloop
@@ -36,7 +37,6 @@ class Worker:
         channel = await Channel.over(sock, self._heard, self._lost)
         hello = await self._hello
         try:
-            sys.path[:] = hello.path
             load = pickle.loads(hello.factory)(hello.index, hello.step)  # noqa: S301 - from the pool that started this process
             await load.start()
             try:
@@ -54,7 +54,7 @@ class Worker:
     async def _report(self, load: LoadGenerator, channel: Channel) -> None:
         while not self._leash.is_set():
             batch = await load.poll()
-            channel.send(Report(self._turn, batch))
+            channel.send(Report(self._turn, batch, time.monotonic()))
             try:
                 async with asyncio.timeout(REPORT_S):
                     await self._leash.wait()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from calibrator.core.balance import Balance, FleetSize
+from calibrator.core.harm import AbortReason
 from calibrator.core.measurement import History, WarmStart
+from calibrator.core.override import overlaid
 from calibrator.core.recalibration import looked_above, warm_start
+from calibrator.core.recommendation import fallback
 from calibrator.core.sample import RequestOutcome
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import BackendView, Counters, Health, Progress, Recommendation, SweepSummary
+from calibrator.core.snapshot import BackendView, Counters, Health, Override, Progress, Recommendation, SweepSummary
 from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
-from calibrator.ports import BackendPlan, SweepOrder
+from calibrator.ports import BackendPlan, SweepOrder, Target
+from calibrator.service.admission import Door
+from calibrator.service.fleet import Fleet
+from calibrator.service.guard_watch import GuardWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,7 @@ class Wanted:
 
     sweep_id: str
     reason: str
+    by_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,9 @@ class BackendState:
     """Mutable, owned by the supervisor; nothing else writes to it."""
 
     plan: BackendPlan
+    fleet: Fleet
+    guard: GuardWatch = field(init=False)
+    door: Door = field(init=False)
     due_at: float = 0.0
     failures: int = 0  # sweeps in a row that said nothing
     wanted: Wanted | None = None
@@ -45,15 +56,15 @@ class BackendState:
     must_end_at_s: float = 0.0  # monotonic; a sweep that runs longer is ended from outside
     is_overdue: bool = False
     settling: asyncio.Task[None] | None = None  # an ended sweep on its way to the store
-    looking: asyncio.Task[None] | None = None
+    leader: BackendState = field(init=False)  # measures for all that share its engines; often itself
+    share: float = 1.0  # of what the leader measures
+    sized: tuple[int, Balance] | None = None  # ready replicas and balance that the published cap was made for
+    target: Target | None = None  # the replica that the running sweep measures, or the last one did
     running_id: str | None = None
     progress: Progress | None = None
     partial: SweepRecord | None = None  # newest state of the running sweep
     health: Health = Health.OK
     health_reason: str = ""
-    up: bool | None = None
-    engine: str | None = None
-    server_in_flight: float | None = None
     last: SweepSummary | None = None
     calibration: Calibration | None = None
     last_at: dict[str, float] = field(default_factory=dict)
@@ -62,10 +73,20 @@ class BackendState:
     requests: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     overload_s: float = 0.0
+    aborts: Counter[str] = field(default_factory=Counter)
+    live_exceedances: int = 0
     polls: int = 0
+    gateways: tuple[int, int] = (0, 0)  # live clients, and those of them beyond the cap
+
+    def __post_init__(self) -> None:
+        self.leader = self
+        self.guard = GuardWatch(self.plan.guard, self.plan.objectives)
+        self.door = Door(self.plan)
 
     def learn(self, record: SweepRecord) -> None:
         """A calibrated sweep is what the next one starts from; after an infeasible one nothing is believed."""
+        if record.aborted is not None:
+            return
         if record.outcome is SweepOutcome.INFEASIBLE:
             self.calibration = None
         if record.outcome is SweepOutcome.CALIBRATED and record.capacity is not None and record.capacity.estimate >= 1:
@@ -79,6 +100,16 @@ class BackendState:
         if known is None:
             return None
         return warm_start(known.history, self.plan.bounds, known.capacity, known.since_look)
+
+    def heed(self, record: SweepRecord) -> None:
+        """Which replica was measured, and what it holds."""
+        found = record.capacity if record.outcome is SweepOutcome.CALIBRATED else None
+        ended_at = record.started_at if record.ended_at is None else record.ended_at
+        self.fleet.measured(record.provenance.url, ended_at, None if found is None else found.estimate)
+
+    def size(self, measuring: str | None = None) -> FleetSize:
+        """`measuring`: the replica whose own capacity is being published."""
+        return self.leader.fleet.size(self.share, measuring)
 
     def remember(self, record: SweepRecord) -> None:
         """Keep the summary of an ended sweep."""
@@ -100,12 +131,28 @@ class BackendState:
         lags_s = [visit.audit.loop_lag_p99_s for visit in record.history.visits]
         self.generator_lag_s = max(lags_s) if lags_s else self.generator_lag_s
 
-    def look(self, load: ServerLoad | None) -> None:
-        """An engine without metrics is unknown, not down; one that had them and stopped answering is down."""
-        if load is not None:
-            self.up, self.engine, self.server_in_flight = True, load.engine, load.in_flight_requests
-        else:
-            self.up, self.server_in_flight = (None if self.up is None else False), None
+    @property
+    def probes_in_flight(self) -> int:
+        return 0 if self.progress is None else self.progress.in_flight
+
+    def is_measuring(self, url: str) -> bool:
+        return self.running is not None and self.target is not None and self.target.url == url
+
+    @property
+    def may_start(self) -> bool:
+        """Whether there is a replica to measure, whose users were looked for, and this backend measures it."""
+        fleet = self.fleet
+        return (
+            self.leader is self and not fleet.refusal and fleet.look is not None and fleet.next_target() is not None
+        )
+
+    @property
+    def reserved_for_probes(self) -> int:
+        """This backend's part of the probes, while a replica in rotation is swept."""
+        leader = self.leader
+        if leader.running is None or leader.target is None or not self.fleet.is_in_rotation(leader.target.url):
+            return 0
+        return math.ceil(leader.probes_in_flight * self.share)
 
     def count(self, record: SweepRecord) -> None:
         """Add an ended sweep to the totals of this process."""
@@ -113,34 +160,59 @@ class BackendState:
         self.requests.update(dict(record.outcomes))
         self.tokens.update({"prompt": record.prompt_tokens, "output": record.output_tokens})
         self.overload_s += record.overload_s
+        self.live_exceedances += record.harm.live_exceedances
+        if record.aborted is not None:
+            self.aborts[record.aborted.reason.value] += 1
+        self.door.spend(record)
 
-    def view(self, published: Recommendation) -> BackendView:
-        probes = self.progress.in_flight if self.progress is not None else 0
-        organic = None if self.server_in_flight is None else max(0.0, self.server_in_flight - probes)
+    def _shadow(self, published: Recommendation) -> Recommendation:
+        """What gateways get while nothing that was measured is enforced: the same for as long as the fallback is."""
+        resting = fallback(self.plan.name, self.plan.policy, published.published_at, published.version)
+        return replace(resting, reason="publish: shadow; gateways get the configured fallback")
+
+    def view(self, beneath: Recommendation, override: Override | None = None) -> BackendView:
+        published = beneath if override is None else overlaid(beneath, override, self.plan.policy)
+        fleet = self.fleet
+        refusal, care = fleet.refusal, self.plan.care
         return BackendView(
             name=self.plan.name,
             model=self.plan.target.model,
             objectives=tuple(str(objective) for objective in self.plan.objectives),
             recommendation=published,
-            health=self.health,
-            health_reason=self.health_reason,
+            health=Health.ERROR if refusal else Health.OBSERVE if care.observe else self.health,
+            health_reason=refusal or self.health_reason,
             counters=Counters(
                 sweeps={outcome.value: self.sweeps[outcome.value] for outcome in SweepOutcome},
                 probe_requests={outcome.value: self.requests[outcome.value] for outcome in RequestOutcome},
                 probe_tokens={kind: self.tokens[kind] for kind in ("prompt", "output")},
                 probe_overload_s=self.overload_s,
                 gateway_polls=self.polls,
+                sweep_aborts={reason.value: self.aborts[reason.value] for reason in AbortReason},
+                live_exceedances=self.live_exceedances,
             ),
             fallback_cap=self.plan.policy.fallback_cap,
-            up=self.up,
-            engine=self.engine,
-            ready_replicas=1,
-            organic_in_flight=organic,
-            probe_in_flight=probes,
+            up=fleet.up,
+            engine=fleet.engine,
+            ready_replicas=fleet.ready_replicas,
+            organic_in_flight=fleet.organic_in_flight,
+            probe_in_flight=self.probes_in_flight,
             last_sweep=self.last,
             last_sweep_at=dict(self.last_at),
-            next_sweep_at=None if self.running is not None else self.due_at,
-            progress=self.progress,
+            next_sweep_at=None if self.leader.running is not None else self.leader.due_at,
+            progress=self.leader.progress,
+            override=override,
+            beneath=None if override is None else beneath,
+            gateway_clients=self.gateways[0],
+            gateway_clients_over_cap=self.gateways[1],
+            # At most the swept replica's part of the cap: beyond it, users of the others would give way for nothing.
+            reserved_for_probes=min(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
+            replicas=fleet.views(),
+            discovery_problem=fleet.problem,
+            in_flight_peak=fleet.in_flight_peak,
+            headroom_min_ratio=fleet.headroom_min_ratio,
+            guard=self.guard.view(),
+            held_back=None if self.leader.running is not None else self.leader.door.held,
+            shadow=self._shadow(published) if care.shadow else None,
         )
 
 

@@ -46,11 +46,16 @@ class Publisher:
         self._one_writer = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
+        self.changes = 0  # of what is served
         self._log = structlog.get_logger()
 
     @property
     def served(self) -> Mapping[str, Recommendation]:
         return self._served
+
+    def newest(self, backend: str) -> Recommendation:
+        """What is served, or will be as soon as it is stored."""
+        return self._pending.get(backend) or self._served[backend]
 
     def adopt(self, stored: Iterable[Recommendation]) -> None:
         """What the store remembers is served at once after a restart."""
@@ -128,6 +133,7 @@ class Publisher:
     def _serve(self, recommendation: Recommendation) -> None:
         known = self._served.get(recommendation.backend)
         self._served[recommendation.backend] = recommendation
+        self.changes += 1
         if known is not recommendation:
             state = recommendation.state.value
             self._log.info("published", backend=recommendation.backend, cap=recommendation.cap, state=state)

@@ -6,7 +6,7 @@
 |   a quarter of all violations, and half the allowance of all bits |               | latency                    |
 | the busiest process used 90 % of a core, half of the time         | an exceedance | stamps queue behind work   |
 | P99 of the send delay above 10 % of the tightest limit            | an exceedance | requests left in bunches   |
-| fewer in flight than 90 % of the level                            | both          | another level was measured |
+| fewer in flight than 90 % of the users asked for                  | both          | another level was measured |
 | a part of the generator died                                      | both          | requests are missing       |
 
 In flight is what the backend had, not what we thought: a request whose end we saw late by d of its residence R was not
@@ -71,22 +71,22 @@ class SelfWatch:
         if counted:
             self._in_flight.append(batch.in_flight)
 
-    def audit(self, level: int, objectives: Sequence[Objective], residence_s: float) -> Audit:
-        """`residence_s`: median time that a request stayed; 0.0 where none ended."""
+    def audit(self, wanted: float, objectives: Sequence[Objective], residence_s: float) -> Audit:
+        """`wanted`: users asked for; `residence_s`: median time that a request stayed; 0.0 where none ended."""
         lag_s, delay_s = _p99(self._lags_s), _p99(self._send_delays_s)
         cpu_ratio = float(np.median(self._cpu_ratios)) if self._cpu_ratios else 0.0
         held = self._held(residence_s)
         reasons = [f"generator broken: {self.broken}"] if self.broken else []
         reasons += self._reasons_against_violations(objectives, lag_s, delay_s, cpu_ratio)
         refused = self._failed > REFUSAL_RATIO * max(1, self._ended)
-        short = held < HELD_RATIO * level - 0.5
+        short = held < HELD_RATIO * wanted - 0.5
         if len(self._in_flight) >= MIN_POLLS_TO_JUDGE_HOLD and short and not refused:
-            reasons.append(f"generator saturated: it held {held:.1f} of {level} requests in flight")
+            reasons.append(f"generator saturated: it held {held:.1f} of {wanted:.3g} requests in flight")
         return Audit(
             loop_lag_p99_s=lag_s,
             send_delay_p99_s=delay_s,
             cpu_ratio=cpu_ratio,
-            wanted_concurrency=float(level),
+            wanted_concurrency=float(wanted),
             achieved_concurrency=held,
             reasons=tuple(reasons),
         )

@@ -1,6 +1,6 @@
 """The service between sweeps: one tick decides what is due, starts it, collects what ended, and publishes.
 
-    tick:  collect ended sweeps ─▶ publish ─▶ start due sweeps ─▶ write what waits ─▶ look at the engines
+    tick:  collect ended sweeps ─▶ publish ─▶ start due sweeps ─▶ write what waits; looks at the engines go beside it
 
 A tick waits for nothing, so it is atomic, and the endless loop around it is trivial. Whatever takes time has a task of
 its own: each sweep, each look at an engine's metrics, and the writing to the store. Everything a backend can do wrong
@@ -16,30 +16,46 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 
 import structlog
 
+from calibrator.core.admission import Admitted, HeldBack, HoldReason
+from calibrator.core.fleet import FleetLook
+from calibrator.core.guard_signals import certified_queue
+from calibrator.core.guarded import after_event
 from calibrator.core.objective import format_duration
-from calibrator.core.recommendation import decide, fallback, under_policy
+from calibrator.core.recommendation import decide, fallback, for_fleet, under_policy
 from calibrator.core.schedule import next_due_at, next_open_at, retry_at
-from calibrator.core.snapshot import Health, Recommendation, Snapshot
+from calibrator.core.snapshot import Health, Override, Recommendation, Snapshot, State
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.errors import CalibratorError, ConfigurationError
-from calibrator.ports import BackendPlan, Clock, Store, SweepOrder, SweepRunner, Telemetry
+from calibrator.errors import ConfigurationError
+from calibrator.ports import (
+    BackendPlan,
+    Clock,
+    Discovery,
+    Poll,
+    Share,
+    Store,
+    SweepOrder,
+    SweepRunner,
+    Target,
+    Telemetry,
+)
+from calibrator.service.admission import TRY_AGAIN_S, when
 from calibrator.service.backend_state import BackendState, Ear, Wanted, begun
+from calibrator.service.fleet import Fleet, Surroundings
+from calibrator.service.overrides import OverrideKeeper
 from calibrator.service.publisher import Publisher
+from calibrator.service.shares import ShareKeeper
+from calibrator.service.sweep_end import SAID_NOTHING, SAID_SOMETHING, ended_record, is_about
 
 TICK_S = 0.25
-LOOK_S = 1.0  # between two looks at the engines' own metrics
-LOOK_LIMIT_S = 2.0  # a scrape that takes longer counts as no answer
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
 STOP_LIMIT_S = 4.0
 SWEEPS_READ_AT_START = 20
-SAID_SOMETHING = (SweepOutcome.CALIBRATED, SweepOutcome.INFEASIBLE)
-SAID_NOTHING = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCELLED)
 
 
 class Supervisor:
@@ -52,25 +68,32 @@ class Supervisor:
         runner: SweepRunner,
         store: Store,
         clock: Clock,
-        telemetry: Mapping[str, Telemetry],
+        telemetry: Callable[[Target], Telemetry],
+        discovery: Callable[[BackendPlan], Discovery],
         max_parallel: int,
         draws: random.Random,
         new_id: Callable[[], str],
     ) -> None:
-        self._states = {plan.name: BackendState(plan) for plan in plans}
+        self._states = {
+            plan.name: BackendState(plan, self._fleet(plan, discovery(plan), telemetry, clock)) for plan in plans
+        }
+        self._share_engines()
         self._runner = runner
         self._store = store
         self._clock = clock
-        self._telemetry = telemetry
         self._max_parallel = max_parallel
         self._draws = draws
         self._new_id = new_id
         self._publisher = Publisher(store, clock)
+        self._shares = ShareKeeper(store, clock)
+        self._overrides = OverrideKeeper(store, clock)
         self._log = structlog.get_logger()
         self._started_at = clock.wall()
-        self._looked_s = -LOOK_S
+        self._changes = 0
+        self._picture: tuple[tuple[int, int], Snapshot] | None = None
         self._is_ready = False
         self._is_stopping = False
+        self._generator_events_per_s: float | None = None
 
     # --------------------------------------------------------------------------------------------- life cycle
     async def start(self) -> None:
@@ -83,9 +106,14 @@ class Supervisor:
         self._publisher.adopt(stored for stored in known.values() if stored.backend in self._states)
         for name, state in self._states.items():
             self._restore_cap(state.plan, known.get(name), now)
-            self._restore_schedule(state, await self._store.sweeps(name, SWEEPS_READ_AT_START), now)
+            measured_by = state.leader.plan.name
+            self._restore_schedule(state, await self._store.sweeps(measured_by, SWEEPS_READ_AT_START), now)
+            await state.door.restore(self._store, now)
         await self._publisher.flush()
+        await self._overrides.restore()
+        await self._shares.restore(self.snapshot().backends.values())
         self._is_ready = True
+        self._changes += 1
 
     def _restore_cap(self, plan: BackendPlan, known: Recommendation | None, now: float) -> None:
         if known is None:
@@ -100,9 +128,10 @@ class Supervisor:
         ended = [record for record in newest_first if record.outcome is not None and record.mode == "search"]
         for record in reversed(ended):
             state.remember(record)
-            if _is_about(record, plan):
+            if is_about(record, plan):
                 state.learn(record)
-        valid = (record.ended_at for record in ended if record.outcome in SAID_SOMETHING and _is_about(record, plan))
+                state.heed(record)
+        valid = (record.ended_at for record in ended if record.outcome in SAID_SOMETHING and is_about(record, plan))
         state.due_at = next_due_at(plan.schedule, next(valid, None), now, self._draws.random())
         killed = sum(1 for _ in takewhile(lambda record: record.outcome is SweepOutcome.INTERRUPTED, ended))
         if killed > 1:  # one may be an ordinary restart
@@ -117,6 +146,7 @@ class Supervisor:
     async def stop(self) -> None:
         """End every sweep, save what they had, start nothing more. May be called again."""
         self._is_stopping = True
+        self._shares.ring_all()
         running = [state.running for state in self._states.values() if state.running is not None]
         for sweep in running:
             sweep.cancel()
@@ -126,19 +156,24 @@ class Supervisor:
             if state.running is not None:
                 self._guard(self._collect, state)
         await self._publisher.close()
-        rest = [task for state in self._states.values() for task in (state.settling, state.looking) if task is not None]
+        await self._shares.close()
+        await self._overrides.close()
+        rest = [state.settling for state in self._states.values() if state.settling is not None]
         for task in rest:
             task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        closing = (state.fleet.close() for state in self._states.values())
+        await asyncio.gather(*rest, *closing, return_exceptions=True)
 
     # --------------------------------------------------------------------------------------------------- tick
     def tick(self) -> None:
         """One round; never raises, whatever a backend, the store or an engine does."""
+        self._changes += 1
         for state in self._states.values():
             self._guard(self._attend, state)
         self._start_due()
         self._publisher.write_behind()
-        self._look_at_engines()
+        self._overrides.tick()
+        self._shares.tick(self.snapshot().backends.values())
 
     def _guard(self, step: Callable[[BackendState], None], state: BackendState) -> None:
         try:
@@ -149,6 +184,9 @@ class Supervisor:
             state.due_at = max(state.due_at, self._clock.wall() + state.plan.schedule.every_s)
 
     def _attend(self, state: BackendState) -> None:
+        state.gateways = self._shares.clients(state.plan.name)
+        if not self._is_stopping:
+            state.fleet.tend()
         if state.running is None:
             now = self._clock.wall()
             if state.due_at <= now:  # it waited for its turn: its window may have closed meanwhile
@@ -164,36 +202,68 @@ class Supervisor:
         now = self._clock.wall()
         busy = [state.plan.engine_group for state in self._states.values() if state.running is not None]
         idle = (state for state in self._states.values() if state.running is None)
-        due = [state for state in idle if state.wanted is not None or state.due_at <= now]
+        due = [state for state in idle if state.may_start and (state.wanted is not None or state.due_at <= now)]
         for state in sorted(due, key=lambda state: (state.wanted is None, state.due_at)):
             if self._is_stopping or len(busy) >= self._max_parallel:
                 return
             if state.plan.engine_group not in busy:
                 self._guard(self._start_sweep, state)
-                busy.append(state.plan.engine_group)
+                if state.running is not None:
+                    busy.append(state.plan.engine_group)
 
     def _start_sweep(self, state: BackendState) -> None:
-        plan = state.plan
+        plan, target = state.plan, state.fleet.next_target()
+        if target is None:
+            return
+        answer = self._admitted(state, is_asked=state.wanted is not None and state.wanted.by_person)
+        if isinstance(answer, HeldBack):
+            self._hold_back(state, answer)
+            return
+        state.door.held = None
         # Who asks for a sweep wants to know anew; the schedule only asks whether the last answer still holds.
         warm = state.warm_start() if state.wanted is None else None
         wanted, state.wanted = state.wanted or Wanted(self._new_id(), "schedule"), None
         order = SweepOrder(
             sweep_id=wanted.sweep_id,
             backend=plan.name,
-            target=plan.target,
+            target=target,
             objectives=plan.objectives,
             workload=plan.workload,
-            bounds=plan.bounds,
+            bounds=answer.bounds,
             burst=plan.burst,
+            abort=plan.care.abort,
+            limits=answer.limits,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
             warm=warm,
         )
-        state.running_id, state.progress, state.partial = order.sweep_id, None, begun(order)
+        state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
         state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
         state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep)))
         self._publisher.keep(state.partial)
         self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason)
+
+    def _admitted(self, state: BackendState, *, is_asked: bool) -> Admitted | HeldBack:
+        served = self._publisher.served
+        published = served[state.plan.name]
+        return state.door.ask(
+            self._clock.wall(),
+            is_asked=is_asked,
+            organic=state.fleet.in_flight_peak,
+            cap=sum(served[one.plan.name].cap for one in self._states.values() if one.leader is state),
+            capacity=None if published.capacity is None else published.capacity.estimate or None,
+            replicas=state.fleet.ready_replicas,
+        )
+
+    def _hold_back(self, state: BackendState, held: HeldBack) -> None:
+        """A due sweep waits; in `observe` it counts as done, so that each one that would have run is told."""
+        now = self._clock.wall()
+        if held.reason is HoldReason.OBSERVE:
+            state.wanted, state.due_at = None, next_due_at(state.plan.schedule, now, now, self._draws.random())
+        else:
+            state.due_at = max(state.due_at, now + TRY_AGAIN_S if held.until is None else held.until)
+        if not state.door.knows(held) or held.reason is HoldReason.OBSERVE:
+            self._log.info("sweep held back", backend=state.plan.name, reason=held.reason.value, why=held.words)
 
     def _collect(self, state: BackendState) -> None:
         """Take in a sweep that ended, in whatever way. The next due time is set before anything can fail."""
@@ -201,52 +271,40 @@ class Supervisor:
         state.running, state.running_id, state.progress, state.partial = None, None, None, None
         if task is None or partial is None:
             return
-        record = self._ended_record(task, partial, is_overdue=state.is_overdue)
+        now = self._clock.wall()
+        record = ended_record(task, partial, now, is_overdue=state.is_overdue, is_stopping=self._is_stopping)
         self._plan_next(state, record)
-        self._set_health(state, record)
         state.learn(record)
+        state.heed(record)
         self._publisher.keep(record)
-        state.settling = asyncio.create_task(self._settle(state, record))
         state.count(record)
-        decided = decide(record, self._publisher.served[state.plan.name], state.plan.policy, self._clock.wall())
-        if decided is not None:
-            self._publisher.publish(decided)
+        sharing = [one for one in self._states.values() if one.leader is state]
+        state.settling = asyncio.create_task(self._settle(sharing, record))
+        for one in sharing:
+            self._set_health(one, record)
+            self._decide(one, record)
         self._log.info(
             "sweep ended", backend=state.plan.name, sweep=record.sweep_id, outcome=str(record.outcome),
             why=record.reason, requests=record.requests, duration=format_duration(round(record.duration_s, 1)),
         )  # fmt: skip
 
-    async def _settle(self, state: BackendState, record: SweepRecord) -> None:
+    def _decide(self, state: BackendState, record: SweepRecord) -> None:
+        size = state.size(measuring=record.provenance.url)
+        served = self._publisher.served[state.plan.name]
+        decided = decide(record, served, state.plan.policy, self._clock.wall(), size)
+        if decided is not None:
+            self._publisher.publish(decided)
+            state.guard.begin_anew()
+
+    async def _settle(self, sharing: Sequence[BackendState], record: SweepRecord) -> None:
         """Who sees that a sweep ended shall also see what it published: so first give the store its chance."""
         await self._publisher.flush()
-        state.remember(record)
-
-    def _ended_record(self, task: asyncio.Task[SweepRecord], partial: SweepRecord, *, is_overdue: bool) -> SweepRecord:
-        ended = replace(partial, outcome=SweepOutcome.ERROR, ended_at=self._clock.wall())
-        if task.done() and not task.cancelled():
-            error = task.exception()
-            if error is None:
-                return task.result()
-            if isinstance(error, CalibratorError):
-                return replace(ended, reason=error.cause, remedy=error.remedy, error_exit_code=int(error.exit_code))
-            self._log.error("sweep failed unexpectedly", backend=partial.backend, exc_info=error)
-            return replace(
-                ended, reason=f"unexpected {type(error).__name__}: {error}", remedy="Please report this bug."
-            )
-        if is_overdue:
-            remedy = "See whether the backend answers, and whether this machine has time to measure."
-            return replace(
-                ended, reason="The sweep did not end long after its time budget; it was given up.", remedy=remedy
-            )
-        return replace(
-            ended,
-            outcome=SweepOutcome.INTERRUPTED,
-            reason="the service was stopped" if self._is_stopping else "the sweep was cancelled",
-        )
+        for state in sharing:
+            state.remember(record)
 
     def _plan_next(self, state: BackendState, record: SweepRecord) -> None:
         now, schedule = self._clock.wall(), state.plan.schedule
-        if record.outcome in SAID_SOMETHING:
+        if record.outcome in SAID_SOMETHING and record.aborted is None:
             state.failures, state.due_at = 0, next_due_at(schedule, now, now, self._draws.random())
         else:
             state.failures += 1
@@ -258,58 +316,120 @@ class Supervisor:
         elif record.outcome not in SAID_NOTHING:  # even an inconclusive sweep shows that the error is gone
             state.health, state.health_reason = Health.OK, ""
 
-    # ------------------------------------------------------------------------------------------------ engines
-    def _look_at_engines(self) -> None:
-        """In the background: one slow engine delays neither the tick nor the other engines."""
-        now_s = self._clock.monotonic()
-        if self._is_stopping or now_s - self._looked_s < LOOK_S:
-            return
-        self._looked_s = now_s
-        for name, telemetry in self._telemetry.items():
-            state = self._states[name]
-            if state.looking is None or state.looking.done():
-                state.looking = asyncio.create_task(self._look_at(state, telemetry))
+    # ------------------------------------------------------------------------------------------------ replicas
+    def _fleet(
+        self, plan: BackendPlan, discovery: Discovery, telemetry: Callable[[Target], Telemetry], clock: Clock
+    ) -> Fleet:
+        name = plan.name
+        return Fleet(plan, discovery, telemetry, clock, partial(self._surroundings, name), partial(self._saw, name))
 
-    async def _look_at(self, state: BackendState, telemetry: Telemetry) -> None:
-        load = None
-        try:
-            async with asyncio.timeout(LOOK_LIMIT_S):
-                load = await telemetry.scrape()
-        except TimeoutError:
-            pass
-        except Exception as error:  # noqa: BLE001 - `scrape` never raises; should it, the engine is unknown for now
-            self._log.error("unexpected", backend=state.plan.name, error=repr(error))
-        state.look(load)
+    def _share_engines(self) -> None:
+        """Backends of one group at the same addresses share the sweeps of the first, and its capacity by weight.
+
+        At other addresses of the group there are other engines, which only must not be swept at the same time.
+        """
+        sharing: dict[object, list[BackendState]] = {}
+        for state in self._states.values():
+            plan = state.plan
+            places = (plan.replicas.urls or plan.target.url, plan.replicas.dns)
+            sharing.setdefault((plan.engine_group, places), []).append(state)
+        for states in sharing.values():
+            total = sum(state.plan.replicas.weight for state in states)
+            for state in states:
+                state.leader, state.share = states[0], state.plan.replicas.weight / total
+
+    def _surroundings(self, name: str) -> Surroundings:
+        served = self._publisher.served[name]
+        return Surroundings(served.cap, served.replica_cap, self._probes_on)
+
+    def _probes_on(self, url: str) -> int:
+        """Backends of one engine group have the same replicas: the probes of each are probes to all."""
+        return sum(state.probes_in_flight for state in self._states.values() if state.is_measuring(url))
+
+    def _saw(self, name: str, look: FleetLook) -> None:
+        """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`."""
+        self._guard(self._fit_to_fleet, self._states[name])
+        self._guard(partial(self._watch_users, look), self._states[name])
+
+    def _fit_to_fleet(self, state: BackendState) -> None:
+        """Replicas came or went, or their balance is known better."""
+        size = state.size()
+        if state.sized == (size.replicas, size.balance):
+            return
+        known = self._publisher.newest(state.plan.name)
+        fitted = for_fleet(known, state.plan.policy, size, self._clock.wall())
+        if fitted is not known:
+            self._publisher.publish(fitted)
+        state.sized = (size.replicas, size.balance)
+
+    def _watch_users(self, look: FleetLook, state: BackendState) -> None:
+        name, group = state.plan.name, state.plan.engine_group
+        served = self._publisher.served[name]
+        event = state.guard.saw(
+            look,
+            is_guarded=served.state is State.GUARDED,
+            is_sweeping=any(one.running is not None for one in self._states.values() if one.plan.engine_group == group),
+            queue_allowed=certified_queue(() if state.last is None else state.last.levels, served.replica_cap),
+        )
+        if event is None:
+            return
+        self._changes += 1
+        changed = after_event(event, served, state.plan.guard.cut_ratio, state.plan.policy, self._clock.wall())
+        if changed is not None:
+            self._publisher.publish(changed)
+        if event.wants_sweep and state.wanted is None and state.running is None:
+            state.wanted = Wanted(self._new_id(), f"guard: {event.words}")
+        self._log.warning("guard", backend=name, action=event.action.value, why=event.words)
 
     # ----------------------------------------------------------------------------------------------- operator
     def snapshot(self) -> Snapshot:
+        """Made once a tick and once a change of a cap, however many ask."""
+        stamp = (self._changes, self._publisher.changes)
+        if self._picture is None or self._picture[0] != stamp:
+            self._picture = stamp, self._new_picture()
+        return self._picture[1]
+
+    def _new_picture(self) -> Snapshot:
         lags_s = [state.generator_lag_s for state in self._states.values() if state.generator_lag_s is not None]
         served = self._publisher.served
         return Snapshot(
             taken_at=self._clock.wall(),
             started_at=self._started_at,
-            backends={name: state.view(served[name]) for name, state in self._states.items() if name in served},
+            backends={
+                name: state.view(served[name], self._overrides.of(name))
+                for name, state in self._states.items()
+                if name in served
+            },
             ready=self._is_ready,
             generator_lag_s=max(lags_s, default=None),
+            generator_events_per_s=self._generator_events_per_s,
         )
+
+    def rate_generator(self, events_per_s: float | None) -> None:
+        """What the self-test of the start found; None: nothing."""
+        self._generator_events_per_s = events_per_s
 
     async def request_sweep(self, backend: str, reason: str) -> str:
         state = self._states.get(backend)
         if state is None:
-            raise ConfigurationError(
-                f"There is no backend '{backend}'.", f"Configured are: {', '.join(sorted(self._states))}."
-            )
+            raise self._unknown(backend)
+        state = state.leader
         if self._is_stopping:
             raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
         if state.running is not None:
             raise ConfigurationError(f"Sweep {state.running_id} of '{backend}' is running.", "Wait for its end.")
         if state.wanted is not None:
             raise ConfigurationError(f"Sweep {state.wanted.sweep_id} of '{backend}' is queued.", "Wait for its end.")
-        state.wanted = Wanted(self._new_id(), reason)
+        self._changes += 1
+        held = self._admitted(state, is_asked=True)
+        if isinstance(held, HeldBack):
+            raise ConfigurationError(f"Sweeps of '{backend}' are held back: {held.words}.", when(held))
+        state.wanted = Wanted(self._new_id(), reason, by_person=True)
         return state.wanted.sweep_id
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
-        return await self._publisher.sweeps(backend, limit)
+        state = self._states.get(backend)
+        return await self._publisher.sweeps(backend if state is None else state.leader.plan.name, limit)
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         for state in self._states.values():
@@ -317,15 +437,33 @@ class Supervisor:
                 return state.partial
         return await self._publisher.sweep(sweep_id)
 
-    def count_poll(self, backend: str) -> None:
-        if backend in self._states:
-            self._states[backend].polls += 1
+    async def override(self, backend: str, override: Override) -> bool:
+        if backend not in self._states:
+            raise self._unknown(backend)
+        try:
+            return await self._overrides.put(backend, override)
+        finally:
+            self._changes += 1
 
+    async def clear_override(self, backend: str, author: str) -> bool:
+        if backend not in self._states:
+            raise self._unknown(backend)
+        try:
+            return await self._overrides.clear(backend, author)
+        finally:
+            self._changes += 1
 
-def _is_about(record: SweepRecord, plan: BackendPlan) -> bool:
-    """A sweep for other objectives, another model or other traffic does not put off the next one."""
-    measured = record.provenance
-    objectives = tuple(str(objective) for objective in plan.objectives)
-    return (measured.model, measured.workload, measured.objectives) == (
-        plan.target.model, str(plan.workload), objectives
-    )  # fmt: skip
+    def poll(self, backend: str, poll: Poll) -> Share:
+        view = self.snapshot().backends.get(backend)
+        if view is None:
+            raise self._unknown(backend)
+        self._states[backend].polls += not poll.is_waiting
+        return self._shares.poll(view, poll)
+
+    async def changed(self, backend: str, limit_s: float) -> None:
+        await self._shares.changed(backend, limit_s)
+
+    def _unknown(self, backend: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"There is no backend '{backend}'.", f"Configured are: {', '.join(sorted(self._states))}."
+        )

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field, replace
 
 from calibrator import __version__
 from calibrator.core.achieved import AchievedFold
+from calibrator.core.burst import BurstMode, unlimited
 from calibrator.core.knowledge import must_leave, overload_s
 from calibrator.core.level_fold import LevelFold, outcome_of
 from calibrator.core.measurement import History, Visit
+from calibrator.core.organic import LAG_S
 from calibrator.core.sample import Phase, RequestOutcome
 from calibrator.core.search import next_step
 from calibrator.core.search_steps import Conclusion, Measure, Step, Test
 from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import BurstReport, LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.sweep_record import LevelReport, Provenance, SweepOutcome, SweepRecord
 from calibrator.core.verdict import is_settled, level_verdict
 from calibrator.errors import CalibratorError, ExitCode
 from calibrator.ports import (
@@ -40,6 +42,9 @@ from calibrator.ports import (
     Telemetry,
 )
 from calibrator.service.burst import Burster
+from calibrator.service.cross_watch import CrossWatch
+from calibrator.service.organic import LiveTraffic
+from calibrator.service.sparing import SETTLE_S, AbortedError, Sparing
 from calibrator.service.visit import Holder, ServerWatch
 
 SCRAPE_S = 1.0
@@ -94,8 +99,11 @@ class _Sweep:
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
         self._server = ServerWatch()
+        self._live = LiveTraffic(parts.clock)
+        self._sparing = Sparing(order, parts.clock)
+        self._cross = CrossWatch()
         self._holder: Holder | None = None
-        self._burst: BurstReport | None = None
+        self._burster: Burster | None = None
 
     async def run(self) -> Conclusion:
         clock = self._parts.clock
@@ -104,13 +112,13 @@ class _Sweep:
         self._facts = await self._parts.inspector.inspect(self._order.workload)
         self._origin_s = clock.monotonic()
         load = self._parts.load(self._facts)
-        self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._book)
+        self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book)
         watcher = asyncio.create_task(self._watch_server())
         try:
             await load.start()
+            await self._live.begin()
             conclusion = await self._measure_all(self._holder)
-            await self._measure_burst(load, conclusion)
-            return conclusion
+            return await self._measure_burst(load, conclusion)
         finally:
             watcher.cancel()
             await load.stop()
@@ -120,6 +128,8 @@ class _Sweep:
         while True:
             step = self._next()
             if isinstance(step, Conclusion):
+                if await self._was_shaken(holder):
+                    continue
                 return step
             fold = self._folds.setdefault(step.level, LevelFold(step.level, self._order.objectives))
             measure = step
@@ -127,21 +137,36 @@ class _Sweep:
             def should_leave(running: Visit, measure: Measure = measure, fold: LevelFold = fold) -> bool:
                 return self._should_leave(running, measure, fold)
 
-            visit = await holder.hold(measure, fold, should_leave)
-            self._history = replace(self._history, visits=(*self._history.visits, visit))
+            visit = self._live.left(await holder.hold(measure, fold, should_leave))
+            self._cross.leave(visit.level)
+            before = self._live.voided(self._history.visits, self._origin_s)
+            self._history = replace(self._history, visits=(*before, visit))
             self._listener.partial(self.record(None))
 
-    async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> None:
-        capacity = conclusion.capacity
-        if not self._order.burst or capacity is None or capacity.estimate < 1:
-            return
-        burster = Burster(load, self._parts.clock, self._order.objectives, self._book)
-        steady = next((one for one in self._levels() if one.concurrency == capacity.estimate), None)
-        self._burst = await burster.measure(capacity.estimate, steady)
+    async def _was_shaken(self, holder: Holder) -> bool:
+        """Did live traffic change just before the end? Then the last visit is void, and the search goes on."""
+        if not self._live.most or not self._history.visits or self._sparing.abort is not None:
+            return False
+        await holder.pause(LAG_S + SCRAPE_S)
+        before = self._history.visits
+        self._history = replace(self._history, visits=self._live.voided(before, self._origin_s))
+        return self._history.visits != before
+
+    async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
+        self._burster = Burster(load, self._parts.clock, self._order.objectives, self._book)
+        order, mode = self._order, self._order.burst if self._sparing.abort is None else BurstMode.OFF
+        try:
+            return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
+        except AbortedError:
+            return unlimited(conclusion) if mode is BurstMode.ENFORCE else conclusion
 
     # --------------------------------------------------------------------------------------------- decisions
     def _next(self) -> Step:
         order = self._order
+        self._history = replace(self._history, organic_floor=self._live.watch.floor)
+        ended = self._sparing.conclusion(self._history)
+        if ended is not None:
+            return self._nothing_worked() or ended
         if not order.levels:
             step = next_step(self._history, order.bounds)
             if isinstance(step, Conclusion) and step.outcome is not SweepOutcome.ERROR:
@@ -166,7 +191,7 @@ class _Sweep:
         history = replace(self._history, visits=(*self._history.visits, running))
         self._show(running, measure, history, now_s)
         bounds = self._order.bounds
-        if now_s >= bounds.duration_s:
+        if now_s >= bounds.duration_s or self._sparing.must_stop(history) or running.level <= self._live.watch.floor:
             return True
         if measure.test is Test.FIXED:
             enough = min(part.n for part in running.evidence) >= measure.max_samples
@@ -175,6 +200,8 @@ class _Sweep:
 
     # -------------------------------------------------------------------------------------------- observation
     def _book(self, batch: Batch) -> None:
+        self._cross.ended(batch.ended)
+        self._sparing.book(batch)
         tally = self._tally
         for sample in batch.ended:
             tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
@@ -184,13 +211,22 @@ class _Sweep:
             self._achieved.add(sample)
             if sample.failure is not None:
                 tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
+        if self._burster is not None and self._sparing.abort is not None:
+            raise AbortedError
 
     async def _watch_server(self) -> None:
+        clock = self._parts.clock
         while True:
+            asked_s = clock.monotonic()
             load = await self._parts.telemetry.scrape()
+            answered_s = clock.monotonic()
             if load is not None:
                 self._server.add(load)
-            await self._parts.clock.sleep(SCRAPE_S)
+                if self._holder is not None and self._holder.phase is Phase.COUNTED:
+                    self._cross.scraped(load)
+            await self._sparing.saw(load)
+            self._live.saw(asked_s, answered_s, load)
+            await self._parts.clock.sleep(SCRAPE_S - SETTLE_S)
 
     def _show(self, running: Visit, measure: Measure, history: History, now_s: float) -> None:
         if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
@@ -208,6 +244,7 @@ class _Sweep:
             requests=history.requests,
             elapsed_s=now_s,
             in_flight=self._holder.in_flight,
+            organic=self._live.watch.estimate,
         )
         self._listener.progress(progress)
 
@@ -248,13 +285,13 @@ class _Sweep:
             grade=None if conclusion is None else conclusion.grade,
             capacity=None if conclusion is None else conclusion.capacity,
             reason="" if conclusion is None else conclusion.reason,
-            requests=self._history.requests + (0 if self._burst is None else self._burst.n),
+            requests=self._history.requests + (0 if self._burster is None else self._burster.requests),
             duration_s=elapsed_s,
-            overload_s=overload_s(self._history),
+            overload_s=overload_s(self._history, self._sparing.overload(self._origin_s)),
             prompt_tokens=tally.prompt_tokens,
             output_tokens=tally.output_tokens,
             levels=self._levels(),
-            warnings=() if facts is None else (*facts.warnings, *self._achieved.warnings(facts.token_scale.overhead)),
+            warnings=self._warnings(),
             provenance=Provenance(
                 backend=order.backend,
                 url=order.target.url,
@@ -266,15 +303,24 @@ class _Sweep:
                 output_tokens_achieved=tally.output_tokens / tally.completed if tally.completed else None,
                 seed=order.seed,
                 software=__version__,
+                bounds=order.bounds,
                 cached_ratio_achieved=self._achieved.cached_ratio,
                 classes_achieved=self._achieved.classes(),
             ),
             history=self._history,
             remedy=remedy,
             error_exit_code=int(error_exit_code),
-            burst=self._burst,
+            burst=None if self._burster is None else self._burster.report,
+            aborted=self._sparing.abort,
+            harm=self._sparing.harm,
             outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        if self._facts is None:
+            return ()
+        achieved = self._achieved.warnings(self._facts.token_scale.overhead)
+        return (*self._facts.warnings, *achieved, *self._cross.warnings, *self._live.warnings)
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))

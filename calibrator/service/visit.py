@@ -5,6 +5,9 @@
 The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
 long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
 events folded, and the running visit judged by pure functions; all this file adds is the waiting.
+
+A level is the total on the replica: beside live traffic fewer probes are held, and after each scrape their number is
+steered anew (`core.organic`).
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.level_fold import LevelFold
 from calibrator.core.measurement import Visit
 from calibrator.core.objective import Objective
+from calibrator.core.organic import band, is_on_level, probes_for, steered
 from calibrator.core.sample import FailureKind, Label, Phase, Sample
 from calibrator.core.search_steps import Measure, Test
 from calibrator.core.server_load import ServerLoad, ServerLoadPeak
 from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
 from calibrator.ports import Batch, Clock, LoadGenerator
+from calibrator.service.organic import LiveTraffic
 from calibrator.service.self_watch import SelfWatch
 
 POLL_S = 0.05
@@ -61,6 +66,30 @@ def _larger(known: float | None, seen: float | None) -> float | None:
 
 
 @dataclass(slots=True)
+class _Beside:
+    """Time integrals of one visit."""
+
+    seconds: float = 0.0
+    organic: float = 0.0
+    counted_seconds: float = 0.0
+    wanted: float = 0.0
+
+    def add(self, seconds: float, organic: float | None, wanted: int, *, counted: bool) -> None:
+        self.seconds += seconds
+        self.organic += seconds * (organic or 0.0)
+        if counted:
+            self.counted_seconds += seconds
+            self.wanted += seconds * wanted
+
+    @property
+    def mean_organic(self) -> float:
+        return self.organic / self.seconds if self.seconds > 0.0 else 0.0
+
+    def mean_wanted(self, otherwise: int) -> float:
+        return self.wanted / self.counted_seconds if self.counted_seconds > 0.0 else float(otherwise)
+
+
+@dataclass(slots=True)
 class Holder:
     """Runs visits one after the other on one generator; remembers where it stands."""
 
@@ -69,14 +98,18 @@ class Holder:
     objectives: tuple[Objective, ...]
     origin_s: float
     server: ServerWatch
+    live: LiveTraffic
     on_batch: Callable[[Batch], None]
     level: int = 0
+    probes: int = 0  # users asked for
     visit: int = 0
     phase: Phase = Phase.RAMP
     in_flight: int = 0
     residence_s: float = 0.0
     residence_p90_s: float = 0.0
     _dead_streak: int = 0
+    _looks: int = 0  # scrapes that the probes were steered by
+    _beside: _Beside = field(default_factory=_Beside)
 
     async def hold(self, measure: Measure, fold: LevelFold, should_leave: Callable[[Visit], bool]) -> Visit:
         """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
@@ -84,10 +117,10 @@ class Holder:
         if measure.level != self.level:
             self.visit += 1
             fold.begin(self.visit)
-            self.phase = Phase.RAMP
-            self.load.aim(measure.level, Label(self.visit, Phase.RAMP), self.residence_s)
-            self.level = measure.level
+            self.phase, self.level = Phase.RAMP, measure.level
+            self._aim(probes_for(self.level, self.live.watch.estimate), self.residence_s)
         self.server.reset()
+        self._beside = _Beside()
         watch = SelfWatch()
         ramp_done_at_s: float | None = None
         last_s = self._now_s()
@@ -96,6 +129,7 @@ class Holder:
             batch = await self.load.poll()
             now_s = self._now_s()
             self._absorb(fold, batch, now_s - last_s, watch)
+            self._steer(fold)
             last_s = now_s
             if self.phase is Phase.RAMP and batch.all_started:
                 if ramp_done_at_s is None:
@@ -103,7 +137,7 @@ class Holder:
                     fold.ramp_complete(self.clock.monotonic())
                 if self._is_warm(batch, now_s - ramp_done_at_s):
                     self.phase = Phase.COUNTED
-                    self.load.aim(self.level, Label(self.visit, Phase.COUNTED), 0.0)
+                    self._aim(self.probes, 0.0)
             running = self._value(measure, fold, started_at_s, now_s)
             if should_leave(running) or watch.broken:
                 break
@@ -111,7 +145,7 @@ class Holder:
             running,
             tail_ratio=fold.tail_ratio(),
             correlation=fold.correlation(),
-            audit=watch.audit(self.level, self.objectives, running.residence_s),
+            audit=watch.audit(self._beside.mean_wanted(self.probes), self.objectives, running.residence_s),
         )
         if watch.broken:  # requests that nobody will end stand in the start order: the next visit begins a new one
             self.level = 0
@@ -120,13 +154,45 @@ class Holder:
         fold.cut()
         return visit
 
+    async def pause(self, seconds: float) -> None:
+        """Without probes; the next visit warms up anew."""
+        self.level, self.phase = 0, Phase.RAMP
+        self._aim(0, 0.0)
+        until_s = self._now_s() + seconds
+        while self._now_s() < until_s:
+            await self.clock.sleep(POLL_S)
+            self._note(await self.load.poll())
+
+    def _note(self, batch: Batch) -> None:
+        self.live.watch.ours(self.clock.monotonic(), batch.in_flight)
+        self.in_flight = batch.in_flight
+        self.on_batch(batch)
+
+    def _aim(self, probes: int, stagger_s: float) -> None:
+        self.probes = probes
+        self.load.aim(probes, Label(self.visit, self.phase), stagger_s)
+
+    def _steer(self, fold: LevelFold) -> None:
+        """Once a scrape."""
+        watch = self.live.watch
+        if watch.looks == self._looks:
+            return
+        self._looks = watch.looks
+        if watch.doubt > band(self.level):
+            fold.take_back(watch.doubt_s)
+        probes = steered(self.level, watch.estimate, self.probes)
+        if probes != self.probes:
+            self._aim(probes, 0.0)
+
     def _is_warm(self, batch: Batch, since_last_start_s: float) -> bool:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
         return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
 
     def _absorb(self, fold: LevelFold, batch: Batch, seconds: float, watch: SelfWatch) -> None:
+        organic = self.live.watch.estimate
+        on_level = is_on_level(self.level, organic, batch.users)
         for start in batch.started:
-            fold.started(start.request_id, start.label, start.started_s)
+            fold.started(start.request_id, start.label, start.started_s, on_level=on_level)
         for bit in batch.decided:
             fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
         for sample in batch.ended:
@@ -134,10 +200,10 @@ class Holder:
             self._check(sample)
         counted = self.phase is Phase.COUNTED
         if counted:
-            fold.held(seconds, batch.in_flight, batch.ended)
+            fold.held(seconds, batch.in_flight, batch.ended, organic or 0.0)
         watch.add(batch, counted=counted)
-        self.in_flight = batch.in_flight
-        self.on_batch(batch)
+        self._beside.add(seconds, organic, self.probes, counted=counted)
+        self._note(batch)
 
     def _check(self, sample: Sample) -> None:
         failure = sample.failure
@@ -164,6 +230,7 @@ class Holder:
             ramp_failed=fold.ramp_failed(),
             requests=fold.visit_requests,
             server=self.server.peak,
+            organic=None if self.live.watch.estimate is None else self._beside.mean_organic,
         )
 
     def _now_s(self) -> float:

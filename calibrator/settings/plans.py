@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibrator.core.burst import BurstMode
 from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.schedule import Schedule, Window
 from calibrator.ports import BackendPlan, Target
@@ -122,7 +123,10 @@ def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:
         objectives=backend.objectives,
         workload=backend.workload.value(),
         bounds=backend.limits(),
-        burst=backend.burst == "report",
+        burst=BurstMode(backend.burst),
+        guard=backend.guard.value(),
+        care=backend.care.value(observe=backend.mode == "observe", shadow=backend.publish == "shadow"),
+        replicas=backend.replicas.value(),
         schedule=Schedule(backend.every_s, backend.jitter_ratio, tuple(_window(window) for window in backend.windows)),
         policy=PublishPolicy(
             fallback_cap=backend.fallback_cap,

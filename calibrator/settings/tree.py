@@ -16,7 +16,12 @@ from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds
 from calibrator.core.workload import MAX_PREFIX_REUSE, Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
+from calibrator.settings.care import CareSettings
+from calibrator.settings.gateways import GatewaysSettings
+from calibrator.settings.guard import GuardSettings
+from calibrator.settings.load_generator import LoadSettings
 from calibrator.settings.problems import Problem, refuse
+from calibrator.settings.replicas import ReplicasSettings, with_url
 from calibrator.settings.traces import read_trace
 from calibrator.settings.values import (
     ApiUrl,
@@ -161,12 +166,6 @@ def _not_mirrored(value: Any) -> Any:
     return value
 
 
-def _not_enforced(value: Any) -> Any:
-    if value == "enforce":
-        refuse(Problem("", "'enforce' comes in a later release.", "Give off or report."))
-    return value
-
-
 class WorkloadSettings(Frozen):
     """The probe traffic; a cap holds for traffic like it."""
 
@@ -215,8 +214,11 @@ class BackendSettings(Frozen):
     fallback_cap: int = Field(
         ge=1, le=1_000_000, description="cap published until a sweep has measured one, and when none is safe"
     )
+    replicas: ReplicasSettings = Field(default=ReplicasSettings(), description="engines behind this name, where many")
     engine_group: Name | None = Field(
-        default=None, description="backends that share an engine, swept one at a time; default: own name"
+        default=None,
+        description="backends that share an engine, swept one at a time; at one address they share the first one's "
+        "sweep, and its capacity by weight; default: own name",
     )
     api: Literal["chat", "completions"] = Field(default="chat", description="operation that the probes use")
     api_key: Secret | None = Field(default=None, description="bearer token for the engine")
@@ -232,14 +234,26 @@ class BackendSettings(Frozen):
     jitter_ratio: float = Field(
         default=0.1, ge=0.0, le=0.5, description="sweeps move by this share, so that fleets spread out"
     )
-    windows: tuple[WindowSettings, ...] = Field(default=(), description="when sweeps may start; none: always")
+    windows: tuple[WindowSettings, ...] = Field(
+        default=(), description="when sweeps run; one that still runs when its window closes ends there; none: always"
+    )
     bounds: BoundsSettings = Field(default=BoundsSettings(), description="levels to search")
     budget: BudgetSettings = Field(default=BudgetSettings(), description="hard limits of one sweep")
     cap: CapSettings = Field(default=CapSettings(), description="range of the published cap")
     workload: WorkloadSettings = Field(default=WorkloadSettings(), description="what the probes look like")
-    burst: Annotated[Literal["off", "report"], BeforeValidator(_not_enforced)] = Field(
-        default="off", description="after a sweep: simultaneous arrivals at the capacity, shown beside the steady state"
+    burst: Literal["off", "report", "enforce"] = Field(
+        default="off",
+        description="after a sweep: simultaneous arrivals at the capacity, shown beside the steady state; enforce: "
+        "lower the capacity until they hold too",
     )
+    mode: Literal["measure", "observe"] = Field(
+        default="measure", description="observe: no probes at all; the log and the API tell when a sweep would have run"
+    )
+    publish: Literal["enforce", "shadow"] = Field(
+        default="enforce", description="shadow: gateways get fallback_cap; API and metrics show what was measured"
+    )
+    care: CareSettings = Field(default=CareSettings(), description="what live users may have to bear for a sweep")
+    guard: GuardSettings = Field(default=GuardSettings(), description="what protects live users between sweeps")
     safety_margin_ratio: float = Field(
         default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"
     )
@@ -249,6 +263,11 @@ class BackendSettings(Frozen):
     valid_for_s: DurationS | None = Field(
         default=None, alias="valid_for", description="age at which a recommendation counts as stale; default: 3 x every"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finds_its_url(cls, value: Any) -> Any:
+        return with_url(value)
 
     @property
     def validity_s(self) -> float:
@@ -304,10 +323,18 @@ class Settings(BaseSettings):
     store: StoreSettings = Field(default=StoreSettings(), description="what survives a restart")
     auth: AuthSettings = Field(default=AuthSettings(), description="who may read and write")
     sweeps: SweepsSettings = Field(default=SweepsSettings(), description="limits over all backends")
+    load: LoadSettings = Field(default=LoadSettings(), description="where the load of sweeps comes from")
+    gateways: GatewaysSettings = Field(default=GatewaysSettings(), description="gateways with a protocol of their own")
     log: LogSettings = Field(default=LogSettings(), description="what is written to stderr")
     backends: dict[Name, BackendSettings] = Field(
         min_length=1, description="what is measured, each under the name that gateways ask for"
     )
+
+    @model_validator(mode="after")
+    def _gateways_know_the_backends(self) -> Self:
+        if problems := tuple(self.gateways.problems(self.backends)):
+            refuse(*problems)
+        return self
 
     @model_validator(mode="after")
     def _engines_are_swept_one_at_a_time(self) -> Self:
@@ -316,8 +343,18 @@ class Settings(BaseSettings):
         problems = []
         for name, backend in self.backends.items():
             group = backend.engine_group or name
-            other, known = group_of.setdefault(backend.url, (name, group))
-            if group != known:
+            places = {backend.url, *backend.replicas.urls, *backend.replicas.measure_on}
+            for other, known in {group_of.setdefault(url, (name, group)) for url in places}:
+                if group == known:
+                    if backend.objectives != self.backends[other].objectives:
+                        problems.append(
+                            Problem(
+                                f"backends.{name}.objectives",
+                                f"'{name}' and '{other}' share the sweeps of one engine but not one SLA.",
+                                "Give both the same objectives, the stricter ones.",
+                            )
+                        )
+                    continue
                 problems.append(
                     Problem(
                         f"backends.{name}.engine_group",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from calibrator.core.snapshot import Recommendation
+from calibrator.core.shares import HeldShare
+from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import StoreError
-from calibrator.stores.documents import RECOMMENDATION, SWEEP
+from calibrator.stores.documents import OVERRIDE, RECOMMENDATION, SWEEP
 from calibrator.stores.lock import InstanceLock
 from calibrator.stores.migrate import migrate
 from calibrator.stores.retention import FAILED_FACTOR, interrupted
-from calibrator.stores.schema import recommendations, sweeps
+from calibrator.stores.schema import overrides, recommendations, shares, sweeps
 
 BUSY_TIMEOUT_MS = 10_000  # longer than any transaction of ours; a foreign reader's checkpoint may hold the file
 _READ_ONLY = {"begin": "BEGIN"}  # execution option: a snapshot, no write lock
@@ -113,6 +114,35 @@ class SqliteStore:
             for record in records:
                 await _put(connection, record)
         return len(records)
+
+    async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
+        book = {"backend": backend, "per_replica": per_replica}
+        rows = [{**book, "client": one.client, "requests": one.requests, "gap_s": one.gap_s} for one in held]
+        async with self._writing() as connection:
+            await connection.execute(delete(shares).filter_by(**book))
+            if rows:
+                await connection.execute(shares.insert(), rows)
+
+    async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
+        statement = (
+            select(shares.c.client, shares.c.requests, shares.c.gap_s)
+            .where(shares.c.backend == backend, shares.c.per_replica == per_replica)
+            .order_by(shares.c.client)
+        )
+        async with self._reading() as connection:
+            return tuple(HeldShare(*row) for row in await connection.execute(statement))
+
+    async def save_override(self, backend: str, override: Override | None) -> None:
+        async with self._writing() as connection:
+            await connection.execute(delete(overrides).where(overrides.c.backend == backend))
+            if override is not None:
+                document = OVERRIDE.write(override)
+                await connection.execute(overrides.insert().values(backend=backend, document=document))
+
+    async def overrides(self) -> Mapping[str, Override]:
+        async with self._reading() as connection:
+            rows = (await connection.execute(select(overrides.c.backend, overrides.c.document))).all()
+        return {backend: OVERRIDE.read(document) for backend, document in rows}
 
     async def _forget(self, connection: AsyncConnection, backend: str) -> None:
         calibrated = sweeps.c.outcome == SweepOutcome.CALIBRATED.value

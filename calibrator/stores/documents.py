@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from calibrator.core.snapshot import Recommendation
+from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError, StoreError
 
@@ -41,3 +41,4 @@ class Codec(Generic[T]):
 
 RECOMMENDATION = Codec(Recommendation)
 SWEEP = Codec(SweepRecord)
+OVERRIDE = Codec(Override)

@@ -5,10 +5,27 @@ A change here needs a migration: a test compares this metadata with the migrated
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}  # names are stable
+)
+
+shares = Table(  # who was told how much of which cap, as far as it counts still
+    "shares",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("per_replica", Boolean, primary_key=True),
+    Column("client", Text, primary_key=True),
+    Column("requests", Integer, nullable=False),
+    Column("gap_s", Float, nullable=False),
+)
+
+overrides = Table(
+    "overrides",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("document", Text, nullable=False),
 )
 
 recommendations = Table(  # append-only: what was published, and when

@@ -17,6 +17,7 @@ import asyncio
 import math
 import ssl
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +29,7 @@ from calibrator.errors import ConfigurationError
 from calibrator.ports import Target
 from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER, PROCESS_START_METRIC, EngineMetrics
 
+NEW_CONNECTION_EVERY = 5  # scrapes
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 _WANTED = (*(name for row in ENGINES for name in row.names), PROCESS_START_METRIC)
@@ -40,9 +42,14 @@ class HttpTelemetry:
         self._url = target.metrics_url or derived_metrics_url(target.url)
         self._model = target.model
         self._timeout_s = timeout_s
+        self._scrapes = 0
         headers = {"User-Agent": f"calibrator/{__version__}"}
         if target.api_key is not None and target.metrics_url is None:  # a foreign host does not get our key
             headers["Authorization"] = f"Bearer {target.api_key}"
+        if target.authority is not None and target.metrics_url is None:
+            headers["Host"] = target.authority
+        # The URL may hold an address only, while certificates are issued to names.
+        self._extensions = {} if target.host_name is None else {"sni_hostname": target.host_name}
         self._client = httpx.AsyncClient(
             headers=headers,
             verify=_tls_context(target) if self._url.startswith("https:") else False,
@@ -52,7 +59,7 @@ class HttpTelemetry:
 
     async def scrape(self) -> ServerLoad | None:
         try:
-            async with asyncio.timeout(self._timeout_s), self._client.stream("GET", self._url) as response:
+            async with asyncio.timeout(self._timeout_s), self._get() as response:
                 if response.status_code != 200:
                     return None
                 page = bytearray()
@@ -64,6 +71,12 @@ class HttpTelemetry:
             return parse_server_load(page.decode("utf-8", "replace"), self._model, header)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
             return None  # out of reach or unreadable: None is the answer, and the caller says so
+
+    def _get(self) -> AbstractAsyncContextManager[httpx.Response]:
+        """Now and then over a new connection: a load balancer shows only there that it leads to several engines."""
+        self._scrapes += 1
+        headers = {"Connection": "close"} if self._scrapes % NEW_CONNECTION_EVERY == 0 else None
+        return self._client.stream("GET", self._url, headers=headers, extensions=self._extensions)
 
     async def close(self) -> None:
         await self._client.aclose()

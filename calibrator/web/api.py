@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,11 +16,13 @@ from calibrator.errors import ConfigurationError
 from calibrator.ports import Clock, Operator
 from calibrator.web.auth import Access
 from calibrator.web.documents import backend_document
+from calibrator.web.exchange import Views, json_answer, parsed_body, parsed_query
 from calibrator.web.models import (
     BackendDocument,
     BackendList,
     CapDocument,
     CapQuery,
+    ReportQuery,
     SweepAccepted,
     SweepDocument,
     SweepList,
@@ -31,93 +30,70 @@ from calibrator.web.models import (
     SweepsQuery,
 )
 from calibrator.web.operation import Answer, Operation
-from calibrator.web.polling import cap_response, entity_tag, hold, matches
-from calibrator.web.problems import SAFE_HEADERS, Problem, invalid
-
-MAX_BODY_BYTES = 65_536
-RETRY_AFTER_S = 2  # a start takes seconds
-
-Model = TypeVar("Model", bound=BaseModel)
+from calibrator.web.overriding import Overriding
+from calibrator.web.polling import CapPolls
+from calibrator.web.problems import Problem
+from calibrator.web.report import REPORT_HEADERS, REPORT_TYPES, report
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
     operator: Operator
     clock: Clock
-    is_stopping: Callable[[], bool]
+    views: Views
+    polls: CapPolls
+    overriding: Overriding
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
         """`writable` False: there is no write route at all."""
-        written = (self._start_sweep_operation(),) if writable else ()
+        written = (self._start_sweep_operation(), *self.overriding.operations()) if writable else ()
         return (*self._read_operations(), *written)
 
     async def list_backends(self, _request: Request) -> Response:
-        views = self._backends().values()
-        return _json(BackendList(backends=[backend_document(view, self.clock.wall()) for view in views]))
+        views = self.views.all().values()
+        return json_answer(BackendList(backends=[backend_document(view, self.clock.wall()) for view in views]))
 
     async def get_backend(self, request: Request) -> Response:
-        return _json(backend_document(self._backend(request), self.clock.wall()))
+        return json_answer(backend_document(self.views.one(request.path_params["name"]), self.clock.wall()))
 
     async def get_cap(self, request: Request) -> Response:
-        name = self._backend(request).name
-        query = _parse(CapQuery, request.query_params, "query")
-        self.operator.count_poll(name)
-        known = ", ".join(request.headers.getlist("if-none-match"))
-        if query.wait > 0.0 and known:
-            await hold(lambda: self._is_current(name, known), self.clock, query.wait, self.is_stopping)
-        return cap_response(self._backend(request), self.clock.wall(), known)
+        name = self.views.one(request.path_params["name"]).name
+        return await self.polls.answer(request, name, parsed_query(CapQuery, request))
 
     async def list_sweeps(self, request: Request) -> Response:
-        view = self._backend(request)
-        query = _parse(SweepsQuery, request.query_params, "query")
+        view = self.views.one(request.path_params["name"])
+        query = parsed_query(SweepsQuery, request)
         records = await self.operator.sweeps(view.name, query.limit)
-        return _json(SweepList.model_validate({"sweeps": [sweep_summary(record) for record in records]}))
+        return json_answer(SweepList.model_validate({"sweeps": [sweep_summary(record) for record in records]}))
 
     async def get_sweep(self, request: Request) -> Response:
-        view = self._backend(request)
-        sweep_id = request.path_params["sweep_id"]
+        view = self.views.one(request.path_params["name"])
+        return json_answer(await self._sweep(view, request.path_params["sweep_id"]))
+
+    async def get_report(self, request: Request) -> Response:
+        view = self.views.one(request.path_params["name"])
+        query = parsed_query(ReportQuery, request)
+        sweep = await self._sweep(view, request.path_params["sweep_id"])
+        other = None if query.compare is None else await self._sweep(view, query.compare)
+        return Response(report(sweep, query.kind, other), headers=REPORT_HEADERS, media_type=REPORT_TYPES[query.kind])
+
+    async def _sweep(self, view: BackendView, sweep_id: str) -> SweepDocument:
         record = await self.operator.sweep(sweep_id) if sweep_id.isprintable() else None
         if record is None or record.backend != view.name:
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
-        return _json(SweepDocument.model_validate(sweep_document(record, cap=_published_cap(view, record))))
+        return SweepDocument.model_validate(sweep_document(record, cap=_published_cap(view, record)))
 
     async def start_sweep(self, request: Request) -> Response:
-        view = self._backend(request)
-        body = await _body(request)
-        try:
-            wanted = SweepRequest.model_validate_json(body) if body.strip() else SweepRequest()
-        except ValidationError as error:
-            raise invalid(error, "body") from None
+        view = self.views.one(request.path_params["name"])
+        wanted = await parsed_body(SweepRequest, request)
         try:
             sweep_id = await self.operator.request_sweep(view.name, wanted.reason)
         except ConfigurationError as error:
             raise Problem(HTTPStatus.CONFLICT, str(error)) from None
         location = f"/v1/backends/{quote(view.name, safe='')}/sweeps/{quote(sweep_id, safe='')}"
-        response = _json(SweepAccepted(sweep_id=sweep_id, backend=view.name), HTTPStatus.ACCEPTED)
+        response = json_answer(SweepAccepted(sweep_id=sweep_id, backend=view.name), HTTPStatus.ACCEPTED)
         response.headers["Location"] = location
         return response
-
-    def _backends(self) -> Mapping[str, BackendView]:
-        snapshot = self.operator.snapshot()
-        if not snapshot.ready:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "The service has not loaded its state yet; ask again.",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
-        return snapshot.backends
-
-    def _backend(self, request: Request) -> BackendView:
-        backends = self._backends()
-        view = backends.get(request.path_params["name"])
-        if view is None:
-            detail = f"There is no such backend; configured are: {', '.join(backends) or 'none'}."
-            raise Problem(HTTPStatus.NOT_FOUND, detail, backends=list(backends))
-        return view
-
-    def _is_current(self, name: str, if_none_match: str) -> bool:
-        view = self.operator.snapshot().backends.get(name)
-        return view is not None and matches(if_none_match, entity_tag(view, self.clock.wall()))
 
     def _read_operations(self) -> tuple[Operation, ...]:
         return (
@@ -177,6 +153,17 @@ class Api:
                 access=Access.READ,
                 problems=(404, 503),
             ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/sweeps/{sweep_id}/report",
+                "getReport",
+                "One sweep as a self-contained file for people",
+                self.get_report,
+                (Answer(200, "The report", media_type="text/html"),),
+                access=Access.READ,
+                query=ReportQuery,
+                problems=(400, 404, 503),
+            ),
         )
 
     def _start_sweep_operation(self) -> Operation:
@@ -196,28 +183,3 @@ class Api:
 def _published_cap(view: BackendView, record: SweepRecord) -> int | None:
     published = view.recommendation
     return published.cap if published.sweep_id == record.sweep_id else None
-
-
-def _json(document: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(document.model_dump_json(), status, headers=SAFE_HEADERS, media_type="application/json")
-
-
-def _parse(model: type[Model], query: Mapping[str, str], what: str) -> Model:
-    try:
-        return model.model_validate(dict(query))
-    except ValidationError as error:
-        raise invalid(error, what) from None
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body, read no further than the limit."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise Problem(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The body is longer than {MAX_BODY_BYTES} bytes.",
-                headers={"Connection": "close"},  # the rest of it stays unread
-            )
-    return body

@@ -21,16 +21,20 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from calibrator.errors import StoreError
 from calibrator.ports import Clock, Operator
 from calibrator.web import problems
-from calibrator.web.api import RETRY_AFTER_S, Api
+from calibrator.web.api import Api
 from calibrator.web.auth import Access, Gatekeeper, Tokens
+from calibrator.web.exchange import RETRY_AFTER_S, Views
 from calibrator.web.metrics import SnapshotCollector, metrics_response, registry
 from calibrator.web.openapi import Json, openapi_document
-from calibrator.web.operation import Answer, Operation, routes
+from calibrator.web.operation import Answer, Operation, guarded, routes
+from calibrator.web.overriding import Overriding
 from calibrator.web.page import CSS_PATH, HEADERS, page
+from calibrator.web.polling import CapPolls
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -44,14 +48,18 @@ def create_app(
     software_version: str,
     lifespan: Lifespan | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
+    extra_routes: Sequence[Route] = (),
 ) -> Starlette:
+    """`extra_routes`: gateways' own protocols, for which the caller must show a read token like any reader."""
     collector = SnapshotCollector(operator.snapshot, clock, software_version)
     site = _Site(operator, clock, software_version, registry(collector))
-    api = Api(operator, clock, is_stopping)
+    views = Views(operator)
+    api = Api(operator, clock, views, CapPolls(operator, clock, views, is_stopping), Overriding(operator, clock, views))
     operations = [*api.operations(writable=any(operator_tokens())), *site.operations()]
     operations.append(_describe(operations, software_version))
+    gatekeeper = Gatekeeper(operator_tokens, read_tokens)
     app = Starlette(
-        routes=routes(operations, Gatekeeper(operator_tokens, read_tokens)),
+        routes=[*routes(operations, gatekeeper), *(guarded(route, gatekeeper) for route in extra_routes)],
         lifespan=lifespan,
         exception_handlers={
             problems.Problem: problems.on_problem,

@@ -39,11 +39,45 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "in_flight": {"organic": number(view.organic_in_flight), "probe": view.probe_in_flight},
             "headroom": number(view.headroom),
             "headroom_ratio": None if view.headroom is None else number(view.headroom / published.cap),
+            "override": override_document(view),
+            "guard": _guard(view),
+            "gateway_clients": view.gateway_clients,
+            "gateway_clients_over_cap": view.gateway_clients_over_cap,
             "progress": None if running is None else _rounded(running),
             "last_sweep": None if last is None else _last_sweep(last),
             "next_sweep_at": timestamp(view.next_sweep_at),
         }
     )
+
+
+def override_document(view: BackendView) -> dict[str, object] | None:
+    pin, beneath = view.override, view.beneath
+    if pin is None or beneath is None:
+        return None
+    return {
+        "cap": pin.cap,
+        "reason": pin.reason,
+        "author": pin.author,
+        "set_at": timestamp(pin.set_at),
+        "expires_at": timestamp(pin.expires_at),
+        "cap_beneath": beneath.cap,
+        "state_beneath": beneath.state,
+    }
+
+
+def _guard(view: BackendView) -> dict[str, object] | None:
+    guard, uncut = view.guard, (view.beneath or view.recommendation).uncut
+    if guard is None:
+        return None
+    return {
+        "is_watching": guard.is_watching,
+        "bounds_s": guard.bounds_s,
+        "guarded_since": None if uncut is None else timestamp(uncut.since),
+        "uncut_cap": None if uncut is None else uncut.cap,
+        "breach_reason": guard.breach_reason,
+        "breach_since": timestamp(guard.breach_since),
+        "trips": guard.trips,
+    }
 
 
 def _last_sweep(last: SweepSummary) -> dict[str, object]:

@@ -73,11 +73,23 @@ METRICS: tuple[Metric, ...] = (
     Metric("probe_requests_total", "counter", (*_B, "outcome"), "Probe requests ended."),
     Metric("probe_tokens_total", "counter", (*_B, "kind"), "Tokens that probes cost, prompt or output."),
     Metric("probe_overload_seconds_total", "counter", _B, "Seconds in which probes pushed the backend over its SLA."),
+    Metric(
+        "guard_trips_total",
+        "counter",
+        (*_B, "reason"),
+        "Alarms of the watch over live users; all but breach_not_concurrency lowered the cap.",
+    ),
+    Metric("guard_breach", "gauge", _B, "1 while live users miss the SLA and a lower cap would not help, else 0."),
     Metric("backend_up", "gauge", _B, "1 if the engine answers, 0 if not; absent before it was asked."),
     Metric("backend_health", "gauge", (*_B, "health"), "1 for the health of measuring this backend, else 0."),
+    Metric("gateway_clients", "gauge", _B, "Gateways among which the cap is divided."),
+    Metric("gateway_clients_over_cap", "gauge", _B, "Gateways beyond the cap: all have 1, together more than the cap."),
     Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
     Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
+    Metric(
+        "generator_events_per_second", "gauge", (), "Token events this machine can measure, by the self-test of the start."
+    ),
     Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
 )
 
@@ -116,6 +128,7 @@ class SnapshotCollector(Collector):
     def _points(self, snapshot: Snapshot, now: float) -> Iterator[Point]:
         yield "config_reload_success", (), snapshot.config_reload_success
         yield "generator_lag_seconds", (), snapshot.generator_lag_s
+        yield "generator_events_per_second", (), snapshot.generator_events_per_s
         yield "build_info", (self._version,), 1.0
         for view in snapshot.backends.values():
             for points in (_published(view, now), _live(view), _measured(view), _counted(view)):
@@ -181,6 +194,12 @@ def _counted(view: BackendView) -> Iterator[Point]:
     for kind, count in counters.probe_tokens.items():
         yield "probe_tokens_total", (kind,), count
     yield "probe_overload_seconds_total", (), counters.probe_overload_s
+    if view.guard is not None:
+        for reason, count in view.guard.trips.items():
+            yield "guard_trips_total", (reason,), count
+        yield "guard_breach", (), view.guard.breach_reason is not None
+    yield "gateway_clients", (), view.gateway_clients
+    yield "gateway_clients_over_cap", (), view.gateway_clients_over_cap
     yield "gateway_polls_total", (), counters.gateway_polls
 
 

@@ -7,7 +7,7 @@ Documents of sweeps are projected in `core.render`, which the command line share
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from calibrator.core.snapshot import Health, State
 from calibrator.core.sweep_record import Grade, SweepOutcome, VerdictKind
 
 MAX_WAIT_S = 60.0
+MAX_OVERRIDE_S = 30 * 86_400.0
 MAX_COUNT = 1_000_000_000
 CLIENT_PATTERN = r"^[A-Za-z0-9._:@/-]{1,128}$"
 
@@ -40,14 +41,20 @@ class CapQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    client: str | None = Field(default=None, pattern=CLIENT_PATTERN, description="who polls, unique per process")
+    client: str | None = Field(
+        default=None,
+        pattern=CLIENT_PATTERN,
+        description="who polls: one stable name a process; without it the whole cap is answered and nothing is shared",
+    )
     in_flight: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="requests it has in flight now")
-    rejected: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="requests it refused since its start")
+    rejected: int | None = Field(
+        default=None, ge=0, le=MAX_COUNT, description="requests it refused since its last poll"
+    )
     wait: float = Field(
         default=0.0,
         ge=0.0,
         le=MAX_WAIT_S,
-        description="with If-None-Match: seconds to wait for a change before answering 304",
+        description="seconds to wait: with If-None-Match for a change, as a joiner for a share",
     )
 
 
@@ -55,6 +62,33 @@ class SweepsQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     limit: int = Field(default=20, ge=1, le=200, description="how many, newest first")
+
+
+class ReportQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["html", "md", "json"] = Field(default="html", alias="format", description="of the report")
+    compare: str | None = Field(default=None, max_length=64, description="id of an earlier sweep to stand beside it")
+
+
+Words = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class OverrideRequest(BaseModel):
+    """A cap that a person pins. It always ends: `expires_in_s` is its longest life."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cap: int = Field(ge=1, le=1_000_000, description="clamped to the configured bounds")
+    reason: Words
+    author: Words
+    expires_in_s: float = Field(gt=0, le=MAX_OVERRIDE_S, description="seconds from now")
+
+
+class ClearQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    author: Words = Field(default="unnamed", description="who removes it, for the log")
 
 
 class SweepRequest(BaseModel):
@@ -73,9 +107,10 @@ class CapDocument(Wire):
     """What gateways poll. `share` is what the asking gateway may have in flight."""
 
     backend: str
-    cap: int = Field(ge=1, description="in-flight requests of the whole backend")
+    cap: int = Field(ge=1, description="in-flight requests of the whole backend, less what probes take of it now")
     replica_cap: int = Field(ge=1, description="in-flight requests of one replica, for per-server gateways")
-    share: int = Field(ge=1, description="in-flight requests of this client; the cap while caps are not divided")
+    share: int = Field(ge=1, description="in-flight requests of this client; the cap where it gave no name")
+    clients_seen: int = Field(ge=0, description="clients that the cap is divided among")
     max_queue_wait_s: float | None = Field(
         default=None, ge=0, exclude_if=_is_none, description="how long a gateway may queue above the cap; or absent"
     )
@@ -140,6 +175,39 @@ class ProgressDocument(Wire):
     in_flight: int
 
 
+class OverrideDocument(Wire):
+    """A person's pin, and what is served again when it ends."""
+
+    cap: int = Field(ge=1, description="as asked for; the published one may be clamped")
+    reason: str
+    author: str
+    set_at: Time
+    expires_at: Time
+    cap_beneath: int = Field(ge=1, description="what would be published without it, now")
+    state_beneath: State
+
+
+class OverrideAccepted(Wire):
+    backend: str
+    cap: int = Field(ge=1, description="published from now on")
+    override: OverrideDocument
+    stored: bool = Field(description="false: in force, but a restart would not remember it yet; it is tried again")
+
+
+class GuardDocument(Wire):
+    """The watch over live users between sweeps."""
+
+    is_watching: bool
+    bounds_s: dict[str, float | None] = Field(
+        description="by objective: the bucket bound above which requests are counted; null: the engine shows none"
+    )
+    guarded_since: Time | None = Field(description="first cut since the last sweep; null while the cap is not lowered")
+    uncut_cap: int | None = Field(ge=1, description="published before the first cut; steps back up end there")
+    breach_reason: str | None = Field(description="signal of a breach that a lower cap would not end; or null")
+    breach_since: Time | None
+    trips: dict[str, int] = Field(description="alarms by reason since this process started")
+
+
 class BackendDocument(Wire):
     name: str
     model: str
@@ -166,6 +234,10 @@ class BackendDocument(Wire):
     in_flight: InFlight
     headroom: float | None
     headroom_ratio: float | None
+    override: OverrideDocument | None
+    guard: GuardDocument | None
+    gateway_clients: int = Field(ge=0, description="live pollers of the cap")
+    gateway_clients_over_cap: int = Field(ge=0, description="pollers that the cap has no request left for")
     progress: ProgressDocument | None
     last_sweep: LastSweep | None
     next_sweep_at: Time | None
@@ -266,6 +338,17 @@ class ClassAchievedDocument(Wire):
     output_tokens: float | None
 
 
+class BoundsDocument(Wire):
+    """What the sweep was allowed."""
+
+    min_level: int
+    max_level: int
+    requests: int
+    requests_per_level: int
+    duration_s: float
+    overload_s: float
+
+
 class ProvenanceDocument(Wire):
     backend: str
     url: str
@@ -279,6 +362,7 @@ class ProvenanceDocument(Wire):
     software: str
     cached_ratio_achieved: float | None = Field(description="of the prompt tokens, by the server's usage")
     classes_achieved: list[ClassAchievedDocument]
+    bounds: BoundsDocument | None = Field(description="null: not kept by the release that measured")
 
 
 class InsightDocument(Wire):
@@ -313,6 +397,7 @@ class SweepDocument(SweepSummaryDocument):
     insight: InsightDocument | None
     burst: BurstDocument | None = Field(description="null: not asked for")
     levels: list[LevelDocument]
+    history: dict[str, Any] = Field(description="visits and their bits, unrounded; `calibrator simulate` replays it")
 
 
 class SweepList(Wire):

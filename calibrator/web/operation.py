@@ -58,3 +58,14 @@ def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper) -
         return await operation.handler(request)
 
     return Route(path, endpoint, methods=list(by_method), name=operations[0].operation_id)
+
+
+def guarded(route: Route, gatekeeper: Gatekeeper) -> Route:
+    """A route that another layer made, behind a read token."""
+
+    async def endpoint(request: Request) -> Response:
+        gatekeeper.check(request, Access.READ)
+        response: Response = await route.endpoint(request)
+        return response
+
+    return Route(route.path, endpoint, methods=list(route.methods or ()), name=route.name)

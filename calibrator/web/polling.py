@@ -4,16 +4,19 @@
 |---|---|
 | a cap is known, fallback and stale ones included | 200, marked by `state`; strong ETag; `Cache-Control` |
 | If-None-Match names the current ETag | 304 with the same ETag |
-| the same with `wait=S` | held until the ETag changes (200), S seconds passed or the service stops (304) |
+| the same with `wait=S` | held until share, cap, version or state change (200), S seconds passed or we stop (304) |
+| a joiner, and the others still hold the whole cap | 503 with Retry-After; with `wait=S` held until it has a share |
 | this process has not loaded its state yet | 503 with Retry-After: gateways keep their last value |
 
-The ETag is `"<share>-<version>-<state>"`. A body is a function of these three and of the backend's name: all else in it
-belongs to the version. So it is byte-stable while nothing changed, and the strong ETag keeps its promise. Going stale
-is a change of `state` under an unchanged version.
+The ETag is `"<share>-<cap>-<clients>-<version>-<state>"`. A body is a function of these and of the backend's name: all
+else in it belongs to the version, or, in the state `overridden`, to the end of the override, which then stands in the
+ETag too. So it is byte-stable while nothing changed, and the strong ETag keeps its promise; and made bodies are kept.
+Going stale is a change of `state` under an unchanged version. Other clients that come or go do not end a long poll
+unless the share changes by it; the next answer tells their number.
 
-`share` equals `cap`: caps are not divided among pollers in this release, so every gateway *process* that enforces one
-adds to what the backend sees. `client`, `in_flight` and `rejected` are checked, for gateways set up today to be right
-when caps are divided. `RateLimit-Policy` (IETF draft) repeats the share as information.
+`client` makes a sharer of who asks (core.shares). Without it the whole cap is answered and nothing is taken from
+anybody: that is for people and monitoring, or for the only gateway there is; whoever enforces it beside sharers adds to
+what the backend sees. `RateLimit-Policy` (IETF draft) repeats the share as information.
 
 If-None-Match follows RFC 9110 section 13.1.2: a list, or `*`; weak comparison; a field that does not parse matches
 nothing, which costs one body and is always right.
@@ -21,75 +24,138 @@ nothing, which costs one body and is always right.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.render import number, timestamp
-from calibrator.core.snapshot import BackendView
-from calibrator.ports import Clock
-from calibrator.web.models import CapDocument, TokensPerMinute
+from calibrator.core.snapshot import BackendView, State
+from calibrator.ports import Clock, Operator, Poll, Share
+from calibrator.web.exchange import Views
+from calibrator.web.models import CapDocument, CapQuery, TokensPerMinute
+from calibrator.web.problems import Problem
 
 POLL_S = 5  # how often a gateway should ask; what caches may reuse
 STALE_IF_ERROR_S = 86_400  # for caches in between; clients go by valid_until
-WATCH_S = 0.2  # how soon a long poll sees a change, and a shutdown
+LOOK_S = 5.0  # a long poll looks whether its client is still there, which also keeps the client's share
+MOST_KEPT = 4096  # made answers; a few KB each
 
 _ENTITY_TAG = r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*+")'
 # Possessive quantifiers: without them a long run of blanks costs quadratic time.
 _LIST = re.compile(rf"[\s,]*+{_ENTITY_TAG}\s*+(?:,[\s,]*+{_ENTITY_TAG}\s*+)*+[\s,]*+")
 
 
-def cap_document(view: BackendView, now: float) -> CapDocument:
-    published = view.recommendation
-    rates = published.rates
-    rps = None if rates is None else number(rates.requests_per_second)
-    prompt = None if rates is None else number(rates.prompt_tokens_per_minute)
-    output = None if rates is None else number(rates.output_tokens_per_minute)
-    return CapDocument(
-        backend=view.name,
-        cap=published.cap,
-        replica_cap=published.replica_cap,
-        share=published.cap,
-        max_queue_wait_s=number(published.max_queue_wait_s),
-        requests_per_second=rps or None,  # a rate limit of 0 would block all
-        tokens_per_minute=TokensPerMinute(prompt=prompt, output=output) if prompt and output else None,
-        state=view.state_at(now),
-        grade=published.grade,
-        version=published.version,
-        measured_at=timestamp(published.measured_at),
-        valid_until=timestamp(published.valid_until),
-    )
-
-
-def entity_tag(view: BackendView, now: float) -> str:
-    published = view.recommendation
-    return f'"{published.cap}-{published.version}-{view.state_at(now)}"'
-
-
 def matches(if_none_match: str, etag: str) -> bool:
     """Whether the client's representation is the current one."""
-    if if_none_match.strip() == "*":
+    if if_none_match == etag or if_none_match.strip() == "*":
         return True
     return _LIST.fullmatch(if_none_match) is not None and etag in re.findall(_ENTITY_TAG, if_none_match)
 
 
-def cap_response(view: BackendView, now: float, if_none_match: str) -> Response:
-    etag = entity_tag(view, now)
-    headers = {
-        "ETag": etag,
-        "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
-        "RateLimit-Policy": f'"llm";q={view.recommendation.cap};qu="concurrent-requests"',
-        "X-Content-Type-Options": "nosniff",
-    }
-    if matches(if_none_match, etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(cap_document(view, now).model_dump_json(), headers=headers, media_type="application/json")
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one client is told at one moment."""
+
+    view: BackendView
+    share: Share
+    state: State
+
+    @property
+    def essence(self) -> tuple[object, ...]:
+        """What ends a long poll when it changes."""
+        published = self.view.told
+        return self.share.requests, self.view.served_cap, published.version, published.valid_until, self.state
+
+    def etag(self) -> str:
+        published = self.view.told
+        tag = f"{self.share.requests}-{self.view.served_cap}-{self.share.clients}-{published.version}-{self.state}"
+        if self.state is State.OVERRIDDEN:
+            tag = f"{tag}-{1000.0 * (published.valid_until or 0.0):.0f}"
+        return f'"{tag}"'
+
+    def document(self, share: int) -> CapDocument:
+        published = self.view.told
+        rates = published.rates
+        rps = None if rates is None else number(rates.requests_per_second)
+        prompt = None if rates is None else number(rates.prompt_tokens_per_minute)
+        output = None if rates is None else number(rates.output_tokens_per_minute)
+        return CapDocument(
+            backend=self.view.name,
+            cap=self.view.served_cap,
+            replica_cap=self.view.served_replica_cap,
+            share=share,
+            clients_seen=self.share.clients,
+            max_queue_wait_s=number(published.max_queue_wait_s),
+            requests_per_second=rps or None,  # a rate limit of 0 would block all
+            tokens_per_minute=TokensPerMinute(prompt=prompt, output=output) if prompt and output else None,
+            state=self.state,
+            grade=published.grade,
+            version=published.version,
+            measured_at=timestamp(published.measured_at),
+            valid_until=timestamp(published.valid_until),
+        )
 
 
-async def hold(is_unchanged: Callable[[], bool], clock: Clock, wait_s: float, is_stopping: Callable[[], bool]) -> None:
-    """Return when something changed, `wait_s` passed or the service stops."""
-    deadline_s = clock.monotonic() + wait_s
-    while is_unchanged() and not is_stopping() and (left_s := deadline_s - clock.monotonic()) > 0.0:
-        await clock.sleep(min(WATCH_S, left_s))
+@dataclass(frozen=True, slots=True)
+class CapPolls:
+    """Answers `GET /v1/backends/{name}/cap`, thousands of times a second."""
+
+    operator: Operator
+    clock: Clock
+    views: Views
+    is_stopping: Callable[[], bool]
+    _made: dict[tuple[str, str], tuple[Response, Response]] = field(default_factory=dict)  # by backend and ETag
+
+    async def answer(self, request: Request, name: str, query: CapQuery) -> Response:
+        known = ", ".join(request.headers.getlist("if-none-match"))
+        told = self._ask(name, Poll(query.client or "", query.in_flight, query.rejected))
+        if query.wait > 0.0 and (told.share.requests is None or (known and matches(known, told.etag()))):
+            told = await self._hold(request, told, Poll(query.client or "", is_waiting=True), query.wait)
+        if told.share.requests is None:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "The other clients hold the whole cap until they have heard of this one; use your static cap.",
+                headers={"Retry-After": str(math.ceil(told.share.retry_after_s))},
+            )
+        full, unchanged = self._responses(told, told.share.requests)
+        return unchanged if known and matches(known, full.headers["etag"]) else full
+
+    def _ask(self, name: str, poll: Poll) -> Told:
+        view = self.views.one(name)
+        return Told(view, self.operator.poll(name, poll), view.told_state_at(self.clock.wall()))
+
+    async def _hold(self, request: Request, told: Told, poll: Poll, wait_s: float) -> Told:
+        """Until something changed, `wait_s` passed, the client went or the service stops."""
+        name, essence = told.view.name, told.essence
+        ends_at_s = self.clock.monotonic() + wait_s
+        while told.essence == essence and not self.is_stopping():
+            left_s = ends_at_s - self.clock.monotonic()
+            if left_s <= 0.0 or await request.is_disconnected():
+                break
+            await self.operator.changed(name, min(left_s, LOOK_S))
+            told = self._ask(name, poll)
+        return told
+
+    def _responses(self, told: Told, share: int) -> tuple[Response, Response]:
+        """The answer in full, and the 304. Responses are stateless, so one object serves everybody."""
+        key = told.view.name, told.etag()
+        found = self._made.get(key)
+        if found is None:
+            headers = {
+                "ETag": key[1],
+                "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
+                "RateLimit-Policy": f'"llm";q={share};qu="concurrent-requests"',
+                "X-Content-Type-Options": "nosniff",
+            }
+            body = told.document(share).model_dump_json()
+            full = Response(body, headers=headers, media_type="application/json")
+            found = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+            if len(self._made) >= MOST_KEPT:
+                self._made.clear()
+            self._made[key] = found
+        return found

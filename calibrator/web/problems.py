@@ -58,7 +58,7 @@ async def on_problem(_request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises: no such path, no such method."""
+    """What the router raises, no such path, no such method; and what a gateway's own route refuses, in its words."""
     if not isinstance(error, HTTPException):
         raise error
     headers = dict(error.headers or {})
@@ -68,8 +68,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         404: "There is nothing at this path; /openapi.json lists what there is.",
         405: f"{request.method} is not possible here; possible is {headers.get('Allow', 'nothing')}.",
     }
-    detail = details.get(error.status_code, error.detail)
-    return Problem(HTTPStatus(error.status_code), detail, headers=headers).response()
+    status = HTTPStatus(error.status_code)
+    detail = details.get(status, error.detail) if error.detail == status.phrase else error.detail
+    return Problem(status, detail, headers=headers).response()
 
 
 async def on_store_error(_request: Request, error: Exception) -> Response:

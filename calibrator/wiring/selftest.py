@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from calibrator.clock import SystemClock
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
@@ -9,14 +11,16 @@ from calibrator.core.selftest import SelfTest
 from calibrator.core.workload import TokenScale, Workload, WorkloadClass
 from calibrator.load.processes import usable_cores
 from calibrator.load.selftest import OUTPUT_TOKENS, StampServer, measure_level
-from calibrator.ports import BackendFacts, SweepOrder, Target
-from calibrator.wiring.generator import generator
+from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
 
 PROMPT_TOKENS = 256  # as the probes of a sweep have by default
 
 
-async def run_selftest(streams: tuple[int, ...], seconds: float) -> SelfTest:
-    """Measure each number of streams for `seconds`, smallest first."""
+Make = Callable[[SweepOrder, BackendFacts], LoadGenerator]
+
+
+async def run_selftest(streams: tuple[int, ...], seconds: float, make: Make) -> SelfTest:
+    """Measure each number of streams for `seconds`, smallest first, with the generators that `make` makes."""
     clock = SystemClock()
     levels = []
     async with StampServer() as server:
@@ -31,6 +35,6 @@ async def run_selftest(streams: tuple[int, ...], seconds: float) -> SelfTest:
                 seed=1,
                 levels=(count,),
             )
-            load = generator(order, BackendFacts("s", TokenScale(), forces_length=True))
+            load = make(order, BackendFacts("s", TokenScale(), forces_length=True))
             levels.append(await measure_level(server, load, count, seconds, clock.monotonic))
     return SelfTest(usable_cores(), tuple(levels))

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,17 @@ import uvicorn
 
 from calibrator import __version__
 from calibrator.clock import SystemClock
-from calibrator.errors import ConfigurationError
 from calibrator.ports import Operator
 from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans, tokens
 from calibrator.stores.database import SqliteStore
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
+from calibrator.wiring.gateways import gateway_routes, haproxy_checks
+from calibrator.wiring.generator import require_parts
+from calibrator.wiring.listening import listen
+from calibrator.wiring.replicas import discovery
+from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 
 GRACEFUL_TIMEOUT_S = 5
@@ -54,24 +57,24 @@ class _Server(uvicorn.Server):
 async def running_service(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[RunningService]:
     """Serve for as long as the block lasts. Raises ConfigurationError, StoreError."""
     plans = backend_plans(settings, environ)  # a missing token file, too, ends the start and not the first request
+    load = settings.load.value()
+    require_parts(load)
     clock = SystemClock()
-    listener = _listen(settings.listen.host, settings.listen.port)
-    telemetry = {plan.name: HttpTelemetry(plan.target) for plan in plans}
+    listener = listen(settings.listen.host, settings.listen.port)
     store = SqliteStore(Path(settings.store.path), keep_sweeps=settings.store.keep_sweeps)
     supervisor = Supervisor(
         plans,
-        runner=sweep_runner(),
+        runner=sweep_runner(load),
         store=store,
         clock=clock,
-        telemetry=telemetry,
+        telemetry=HttpTelemetry,
+        discovery=discovery,
         max_parallel=settings.sweeps.max_parallel,
         draws=random.SystemRandom(),
         new_id=new_sweep_id,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
-        for reader in telemetry.values():
-            stack.push_async_callback(reader.close)
         await store.open()
         stack.push_async_callback(store.close)
         await supervisor.start()
@@ -83,17 +86,24 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
             read_tokens=lambda: tokens(settings, environ).read,
             software_version=__version__,
             is_stopping=ended.is_set,
+            extra_routes=gateway_routes(settings.gateways, settings.backends, supervisor),
         )
+        await stack.enter_async_context(haproxy_checks(settings.gateways.haproxy, supervisor, clock))
         server = _Server(_uvicorn_config(app))
-        loop_task = asyncio.create_task(supervisor.run(ended))
+        tasks = [asyncio.create_task(supervisor.run(ended))]
+        if settings.load.selftest:
+            told = supervisor.rate_generator
+            tasks.append(asyncio.create_task(rate_generator(plans, told, measures_here=load.kind == "processes")))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         try:
             yield RunningService(f"http://{host}:{port}", supervisor)
         finally:
             ended.set()
+            for task in tasks[1:]:
+                task.cancel()
             await supervisor.stop()
-            await asyncio.gather(loop_task, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             server.should_exit = True
             await serving
             structlog.get_logger().info("stopped")
@@ -109,24 +119,6 @@ def _uvicorn_config(app: object) -> uvicorn.Config:
         limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=16 * 1024,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind first, so that a taken port is one clear sentence."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only on sockets that say they are TCP.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"Cannot listen on {host}:{port}: {error.strerror}.",
-            "Choose another address or port (listen.host, listen.port), or end the program that uses it.",
-        ) from None
-    return listener
 
 
 async def until_told_to_stop() -> None:

@@ -10,7 +10,7 @@ from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.clock import SystemClock
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.load.sweep_process import ProcessSweepRunner
-from calibrator.ports import SweepListener, SweepOrder, SweepRunner
+from calibrator.ports import LoadPlan, SweepListener, SweepOrder, SweepRunner
 from calibrator.service.sweep import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
@@ -21,18 +21,18 @@ def new_sweep_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
-async def sweep_entry(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener) -> SweepRecord:
     """Carry out one sweep over HTTP in this process (picklable: `ProcessSweepRunner` runs it in a child)."""
     clock = SystemClock()
     telemetry = HttpTelemetry(order.target)
     try:
         inspector = OpenAIInspector(order.target, now=clock.monotonic)
-        parts = SweepParts(inspector, telemetry, partial(generator, order), clock)
+        parts = SweepParts(inspector, telemetry, lambda facts: generator(order, facts, plan), clock)
         return await run_sweep(order, parts, listener)
     finally:
         await telemetry.close()
 
 
-def sweep_runner() -> SweepRunner:
+def sweep_runner(load: LoadPlan) -> SweepRunner:
     """Each sweep in a process of its own."""
-    return ProcessSweepRunner(sweep_entry)
+    return ProcessSweepRunner(partial(sweep_entry, load))

@@ -11,6 +11,8 @@ import pytest
 from support.memory_store import MemoryStore
 from support.records import recommendation, running, sweep
 
+from calibrator.core.shares import HeldShare
+from calibrator.core.snapshot import Override
 from calibrator.core.sweep_record import SweepOutcome
 from calibrator.errors import StoreError
 from calibrator.ports import Store
@@ -147,6 +149,44 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
         assert await store.sweep("other") is not None
 
     _use(reopen, work)
+
+
+def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reopen) -> None:
+    first = (HeldShare("envoy-1", 16, 2.5), HeldShare("envoy-2", 15, 0.0))
+
+    async def write(store: Store) -> None:
+        assert list(await store.shares("chat", per_replica=False)) == []
+        await store.save_shares("chat", first, per_replica=False)
+        await store.save_shares("chat", [HeldShare("haproxy", 9, 1.0)], per_replica=True)
+        await store.save_shares("embed", first, per_replica=False)
+        await store.save_shares("chat", [HeldShare("envoy-3", 31, 3.0), first[0]], per_replica=False)
+        await store.save_shares("embed", [], per_replica=False)
+
+    async def read(store: Store) -> None:
+        assert list(await store.shares("chat", per_replica=False)) == [first[0], HeldShare("envoy-3", 31, 3.0)]
+        assert list(await store.shares("chat", per_replica=True)) == [HeldShare("haproxy", 9, 1.0)]
+        assert list(await store.shares("embed", per_replica=False)) == []
+
+    _use(reopen, write)
+    _use(reopen, read)
+
+
+def test_one_override_a_backend_is_remembered_until_it_is_removed(reopen: Reopen) -> None:
+    older, newer = Override(20, "incident 7", "ada", 100.0, 4000.5), Override(12, "still", "bob", 200.0, 5000.0)
+
+    async def write(store: Store) -> None:
+        assert dict(await store.overrides()) == {}
+        await store.save_override("chat", older)
+        await store.save_override("chat", newer)
+        await store.save_override("embed", older)
+        await store.save_override("embed", None)
+        await store.save_override("embed", None)
+
+    async def read(store: Store) -> None:
+        assert dict(await store.overrides()) == {"chat": newer}
+
+    _use(reopen, write)
+    _use(reopen, read)
 
 
 def test_writers_at_the_same_time_all_succeed(reopen: Reopen) -> None:

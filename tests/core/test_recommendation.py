@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support import records
 
 from calibrator.core.measurement import Capacity
+from calibrator.core.balance import Balance, FleetSize
 from calibrator.core.recommendation import PublishPolicy, decide, fallback, replica_cap, under_policy
 from calibrator.core.snapshot import Recommendation, State
 from calibrator.core.sweep_record import Grade, LevelReport, QuantileEstimate, SweepOutcome, SweepRecord
@@ -109,9 +110,9 @@ def test_bounds_hold_and_a_cap_lifted_to_the_minimum_is_not_called_certified() -
 
 
 def test_a_fleet_multiplies_the_replica_cap() -> None:
-    decided = decide(sweep(Grade.CERTIFIED, 10, 10), FIRST, POLICY, NOW, ready_replicas=3)
+    decided = decide(sweep(Grade.CERTIFIED, 10, 10), FIRST, POLICY, NOW, FleetSize(3, Balance(busiest_to_mean=1.0)))
     assert decided is not None
-    assert (decided.cap, decided.replica_cap) == (27, 9)
+    assert (decided.cap, decided.replica_cap, decided.replicas, decided.balance_factor) == (27, 9, 3, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_whatever_sweeps_say(policy: PublishPolicy, ended: list[SweepRecord], re
     """From the fallback on, through any sequence of sweeps."""
     known = fallback("chat", policy, 1.0)
     for record in ended:
-        decided = decide(record, known, policy, NOW, replicas)
+        decided = decide(record, known, policy, NOW, FleetSize(replicas, Balance(busiest_to_mean=1.0)))
         if decided is None:
             continue
         assert decided.version == known.version + 1

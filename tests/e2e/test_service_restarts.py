@@ -60,7 +60,8 @@ def configuration(engine: Engine, folder: Path) -> dict[str, Any]:
         "budget": {"requests": 500, "requests_per_level": 0},
         "workload": {"classes": [{"prompt_tokens": 64, "output_tokens": 10, "spread_ratio": 0.3}]},
     }
-    return {"auth": {"operator_tokens": [{"file": str(folder / "token")}]}, "backends": {"chat": chat}}
+    auth = {"operator_tokens": [{"file": str(folder / "token")}]}
+    return {"auth": auth, "load": {"selftest": False}, "backends": {"chat": chat}}
 
 
 @pytest.fixture(scope="module")

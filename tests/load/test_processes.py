@@ -23,8 +23,9 @@ from calibrator.core.workload import TokenScale, Workload
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.load.messages import Aim, Channel, Ready, WorkerFactory
-from calibrator.load.processes import INDEX_SPACE, MOST_DEATHS, WorkerPool, usable_cores
-from calibrator.ports import BackendFacts, Batch, SweepOrder, Target
+from calibrator.load.pool import INDEX_SPACE, MOST_DEATHS, WorkerPool
+from calibrator.load.processes import LocalLauncher, usable_cores
+from calibrator.ports import BackendFacts, Batch, LoadPlan, SweepOrder, Target
 from calibrator.wiring.generator import generator
 
 COUNTED = Label(1, Phase.COUNTED)
@@ -51,7 +52,7 @@ class Watched:
         self, make: WorkerFactory, most_workers: int = 2, expected_users: int = 1, per_worker: int = 4
     ) -> None:
         self.pool = WorkerPool(
-            make, most_workers=most_workers, expected_users=expected_users, users_per_worker=per_worker
+            make, LocalLauncher(), most_workers=most_workers, expected_users=expected_users, users_per_worker=per_worker
         )
         self.batches: list[Batch] = []
 
@@ -203,7 +204,7 @@ def test_few_streams_need_no_processes(levels: tuple[int, ...], max_level: int, 
         "s", "b", Target("http://127.0.0.1:9/v1", "m"), worker_factories.OBJECTIVES, Workload(),
         Bounds(max_level=max_level), seed=1, levels=levels,
     )  # fmt: skip
-    load = generator(order, BackendFacts("m", TokenScale(), forces_length=True))
+    load = generator(order, BackendFacts("m", TokenScale(), forces_length=True), LoadPlan())
     assert isinstance(load, kind if usable_cores() > 1 else ClosedLoop)
 
 
@@ -253,15 +254,16 @@ from support import worker_factories
 from calibrator.core.measurement import Bounds
 from calibrator.core.sample import Label, Phase
 from calibrator.core.workload import TokenScale, Workload
-from calibrator.load.processes import WorkerPool
+from calibrator.load.pool import WorkerPool
+from calibrator.load.processes import LocalLauncher
 
 async def main():
-    pool = WorkerPool(worker_factories.endless, most_workers=2, expected_users=8, users_per_worker=4)
+    pool = WorkerPool(worker_factories.endless, LocalLauncher(), most_workers=2, expected_users=8, users_per_worker=4)
     await pool.start()
     pool.aim(8, Label(1, Phase.COUNTED), 0.0)
     while (await pool.poll()).in_flight < 8:
         await asyncio.sleep(0.02)
-    print(*(seat.process.pid for seat in pool._seats), flush=True)
+    print(*(seat.link.process.pid for seat in pool._seats), flush=True)
     await worker_factories.forever()
 
 asyncio.run(main())

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from calibrator.cli.selftest import document, selftest
 from calibrator.core.selftest import SelfTest, SelfTestRun, summarise_level
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.selftest import TOTAL_EVENTS_PER_S, StampServer, pace_per_s
+from calibrator.ports import LoadPlan
+from calibrator.wiring.generator import generator
 from calibrator.wiring.selftest import run_selftest
 
 
@@ -62,7 +65,7 @@ def test_many_streams_are_paced_so_that_the_server_is_not_the_bottleneck() -> No
 
 def test_the_whole_way_in_one_process_and_in_several() -> None:
     async def scenario() -> None:
-        result = await run_selftest((80, 4), 1.0)
+        result = await run_selftest((80, 4), 1.0, partial(generator, plan=LoadPlan()))
         assert [level.streams for level in result.levels] == [4, 80]
         assert [level.processes for level in result.levels] == [1, min(2, result.cores)]
         for level in result.levels:

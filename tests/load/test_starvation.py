@@ -25,7 +25,8 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord, VerdictKind
 from calibrator.core.workload import Workload, WorkloadClass
-from calibrator.load.processes import WorkerPool, usable_cores
+from calibrator.load.pool import WorkerPool
+from calibrator.load.processes import LocalLauncher, usable_cores
 from calibrator.load.selftest import StampServer
 from calibrator.ports import BackendFacts, Batch, LoadGenerator, SweepOrder, Target
 from calibrator.service.sweep import SweepParts, run_sweep
@@ -120,7 +121,9 @@ def on_uvloop(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def test_a_starved_generator_blames_itself() -> None:
     async def scenario() -> None:
-        record, late_ratio = await sweep(lambda order: Starved(WorkerPool(partial(humble, order), most_workers=1)))
+        record, late_ratio = await sweep(
+            lambda order: Starved(WorkerPool(partial(humble, order), LocalLauncher(), most_workers=1))
+        )
         level = record.levels[0]
         assert late_ratio < 0.005, "the truth is within: half the allowance at most"
         assert level.exceedances > 0.02 * level.n, "believed without question, its stamps say exceeded"
@@ -132,7 +135,9 @@ def test_a_starved_generator_blames_itself() -> None:
 
 def test_the_same_run_unstarved_is_within() -> None:
     async def scenario() -> None:
-        record, late_ratio = await sweep(lambda order: WorkerPool(partial(closed_loop, order, FACTS), most_workers=1))
+        record, late_ratio = await sweep(
+            lambda order: WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1)
+        )
         assert late_ratio < 0.005
         assert record.levels[0].verdict.kind is VerdictKind.WITHIN
 

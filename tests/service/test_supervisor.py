@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from support import records
-from support.fakes import HOUR_S, FakeRunner, FakeTelemetry, Script, SlowStore, begun, plan
+from support.fakes import (
+    HOUR_S,
+    FakeRunner,
+    FakeTelemetry,
+    Script,
+    SlowStore,
+    begun,
+    given_urls,
+    plan,
+    telemetry_by_host,
+)
 from support.memory_store import MemoryStore
 from support.virtual_time import run_virtual
 
@@ -26,8 +36,9 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import BackendView, Health, State
 from calibrator.core.sweep_record import Grade, SweepOutcome
 from calibrator.errors import ConfigurationError, StoreError, UnreachableError
-from calibrator.ports import BackendPlan, Store
+from calibrator.ports import BackendPlan, Poll, Store
 from calibrator.service import supervisor as module
+from calibrator.service.fleet import LOOK_LIMIT_S
 from calibrator.service.supervisor import Supervisor
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
@@ -76,7 +87,8 @@ def service(
             runner=runner,
             store=used,
             clock=clock,
-            telemetry=telemetry or {},
+            telemetry=telemetry_by_host(telemetry or {}),
+            discovery=given_urls,
             max_parallel=max_parallel,
             draws=random.Random(1),
             new_id=lambda: f"s{next(numbers):04}",
@@ -590,8 +602,11 @@ def test_the_snapshot_shows_progress_and_counts_every_kind() -> None:
             assert view.progress is not None
             assert (view.probe_in_flight, view.next_sweep_at) == (16, None)
             await asyncio.sleep(100.0)
-            running.supervisor.count_poll("chat")
-            running.supervisor.count_poll("unknown")
+            running.supervisor.poll("chat", Poll("envoy-1"))
+            running.supervisor.poll("chat", Poll("envoy-1", is_waiting=True))
+            with pytest.raises(ConfigurationError, match="no backend 'unknown'"):
+                running.supervisor.poll("unknown", Poll("envoy-1"))
+            await asyncio.sleep(1.0)
             view = running.view()
             assert (view.progress, view.probe_in_flight) == (None, 0)
             assert view.counters.sweeps["calibrated"] == 1
@@ -624,7 +639,7 @@ def test_up_is_unknown_until_an_engine_has_answered_once() -> None:
             await asyncio.sleep(3.0)
             view = running.view("answers")
             assert (view.up, view.organic_in_flight) == (False, None)
-            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), module.LOOK_LIMIT_S + 1.0
+            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), LOOK_LIMIT_S + 1.0
             await asyncio.sleep(10.0)
             assert running.view("answers").up is False
             answers.takes_s = 0.5

@@ -109,7 +109,8 @@ def test_the_migrated_schema_is_the_schema_of_the_program(tmp_path: Path) -> Non
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        assert set(inspect(connection).get_table_names()) == {"alembic_version", "recommendations", "sweeps"}
+        tables = {"alembic_version", "overrides", "recommendations", "shares", "sweeps"}
+        assert set(inspect(connection).get_table_names()) == tables
     engine.dispose()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
+from calibrator.core.fleet import Found, ReplicaAddress
 from calibrator.core.measurement import Bounds, Capacity
 from calibrator.core.objective import parse_objective
 from calibrator.core.recommendation import PublishPolicy
@@ -136,6 +138,30 @@ class FakeTelemetry:
         return self.load
 
     async def close(self) -> None: ...
+
+
+def telemetry_by_host(known: Mapping[str, FakeTelemetry]) -> Callable[[Target], FakeTelemetry]:
+    """A factory over what a test prepared for each host of a URL; others have no metrics."""
+    return lambda target: known.get(urlsplit(target.url).hostname or "") or FakeTelemetry()
+
+
+@dataclass
+class FakeDiscovery:
+    """Port `Discovery`: whatever a test puts into it."""
+
+    urls: tuple[str, ...] = ()
+    valid_s: float = 1.0
+    error: Exception | None = None
+
+    async def find(self) -> Found:
+        if self.error is not None:
+            raise self.error
+        return Found(tuple(ReplicaAddress(url) for url in self.urls), self.valid_s)
+
+
+def given_urls(known: BackendPlan) -> FakeDiscovery:
+    """The plan's own URLs, as they stand in it."""
+    return FakeDiscovery(known.replicas.urls or (known.target.url,), valid_s=3600.0)
 
 
 class SlowStore(MemoryStore):

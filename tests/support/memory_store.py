@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from calibrator.core.snapshot import Recommendation
+from calibrator.core.shares import HeldShare
+from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import StoreError
 from calibrator.stores.retention import FAILED_FACTOR, interrupted
@@ -22,6 +23,8 @@ class MemoryStore:
         self._keep_sweeps = keep_sweeps
         self._recommendations: dict[tuple[str, int], Recommendation] = {}
         self._sweeps: dict[str, SweepRecord] = {}
+        self._shares: dict[tuple[str, bool], tuple[HeldShare, ...]] = {}
+        self._overrides: dict[str, Override] = {}
 
     async def open(self) -> None:
         self._may_fail()
@@ -64,6 +67,24 @@ class MemoryStore:
         for record in running:
             self._sweeps[record.sweep_id] = interrupted(record, now)
         return len(running)
+
+    async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
+        self._may_fail()
+        self._shares[backend, per_replica] = tuple(sorted(held, key=lambda share: share.client))
+
+    async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
+        self._may_fail()
+        return self._shares.get((backend, per_replica), ())
+
+    async def save_override(self, backend: str, override: Override | None) -> None:
+        self._may_fail()
+        self._overrides.pop(backend, None)
+        if override is not None:
+            self._overrides[backend] = override
+
+    async def overrides(self) -> Mapping[str, Override]:
+        self._may_fail()
+        return dict(self._overrides)
 
     def _newest_first(self, backend: str) -> list[SweepRecord]:
         own = [record for record in self._sweeps.values() if record.backend == backend]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -9,16 +11,22 @@ from typing import Any
 
 import httpx
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from calibrator.clock import LoopClock
+from calibrator.core.guard import GuardReason
 from calibrator.core.measurement import Audit, Capacity, History
 from calibrator.core.objective import parse_objective
+from calibrator.core.override import overlaid
+from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.sample import RequestOutcome
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.snapshot import (
     BackendView,
     Counters,
+    GuardView,
     Health,
+    Override,
     Progress,
     Rates,
     Recommendation,
@@ -41,6 +49,7 @@ from calibrator.core.sweep_record import (
     VerdictKind,
 )
 from calibrator.errors import ConfigurationError
+from calibrator.ports import Poll, Share
 from calibrator.web.app import create_app
 
 EPOCH_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z, where LoopClock's wall time begins
@@ -57,6 +66,10 @@ class FakeOperator:
     asked: list[tuple[str, str]] = field(default_factory=list)
     busy: bool = False
     failure: Exception | None = None
+    shares: dict[str, int | None] = field(default_factory=dict)  # by client; who is not in it gets the whole cap
+    asked_polls: list[Poll] = field(default_factory=list)
+    pinned: dict[str, Override] = field(default_factory=dict)
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def snapshot(self) -> Snapshot:
         return self.current
@@ -75,11 +88,39 @@ class FakeOperator:
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         return next((record for record in self.records if record.sweep_id == sweep_id), None)
 
-    def count_poll(self, backend: str) -> None:
-        self.polls[backend] = self.polls.get(backend, 0) + 1
+    def poll(self, backend: str, poll: Poll) -> Share:
+        if not poll.is_waiting:
+            self.polls[backend] = self.polls.get(backend, 0) + 1
+        self.asked_polls.append(poll)
+        view = self.current.backends[backend]
+        if poll.client in self.shares:
+            share = self.shares[poll.client]
+            return Share(share, len(self.shares), 0, 1.0 if share is None else 0.0)
+        return Share(view.served_replica_cap if poll.per_replica else view.served_cap, len(self.shares), 0)
+
+    async def changed(self, backend: str, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.bell.wait()
+
+    async def override(self, backend: str, override: Override) -> bool:
+        self.pinned[backend] = override
+        view = self.current.backends[backend]
+        beneath = view.beneath or view.recommendation
+        served = overlaid(beneath, override, PublishPolicy(fallback_cap=8, max_cap=200))
+        self.put(replace(view, recommendation=served, override=override, beneath=beneath))
+        return self.failure is None
+
+    async def clear_override(self, backend: str, author: str) -> bool:
+        return self.pinned.pop(backend, None) is not None
+
+    def ring(self) -> None:
+        self.bell.set()
+        self.bell = asyncio.Event()
 
     def put(self, view: BackendView) -> None:
         self.current = replace(self.current, backends={**self.current.backends, view.name: view})
+        self.ring()
 
 
 def counters() -> Counters:
@@ -210,6 +251,7 @@ def calibrated(name: str = "chat", **changes: Any) -> BackendView:
         ),
         last_sweep_at={"calibrated": EPOCH_S - 3700.5},
         next_sweep_at=EPOCH_S + 3600.0,
+        guard=GuardView(True, {OBJECTIVE: 0.5}, {reason.value: 0 for reason in GuardReason}),
     )
     return replace(view, **changes)
 
@@ -246,6 +288,7 @@ def app_of(
     operator_tokens: Sequence[str] = (),
     read_tokens: Sequence[str] = (),
     is_stopping: Callable[[], bool] = lambda: False,
+    extra_routes: Sequence[Route] = (),
 ) -> Starlette:
     return create_app(
         operator,
@@ -254,6 +297,7 @@ def app_of(
         read_tokens=lambda: read_tokens,
         software_version="9.9.9",
         is_stopping=is_stopping,
+        extra_routes=extra_routes,
     )
 
 

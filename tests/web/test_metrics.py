@@ -45,7 +45,7 @@ def values(found: Iterable[Sample], name: str, backend: str | None = "chat") -> 
 
 
 def test_the_values_of_a_calibrated_backend() -> None:
-    found = samples(snapshot(generator_lag_s=0.002))
+    found = samples(snapshot(generator_lag_s=0.002, generator_events_per_s=9e4))
     single = {
         "recommended_concurrency": 37,
         "recommended_replica_concurrency": 37,
@@ -70,6 +70,7 @@ def test_the_values_of_a_calibrated_backend() -> None:
     assert values(found, "build_info", None) == {("9.9.9",): 1}
     assert values(found, "config_reload_success", None) == {(): 1}
     assert values(found, "generator_lag_seconds", None) == {(): 0.002}
+    assert values(found, "generator_events_per_second", None) == {(): 9e4}
 
 
 def test_what_is_not_known_has_no_series() -> None:
@@ -89,6 +90,7 @@ def test_what_is_not_known_has_no_series() -> None:
             "last_sweep_timestamp_seconds",
             "backend_up",
             "generator_lag_seconds",
+            "generator_events_per_second",
         }
     )
     assert values(found, "in_flight_requests", "fresh") == {("probe",): 0}
@@ -139,7 +141,7 @@ def test_a_running_sweep_says_so() -> None:
 
 def test_every_exported_family_is_in_the_table_with_its_type_labels_and_help() -> None:
     """And every row of the table is exported by a snapshot that knows everything."""
-    families = list(parse_text(scrape(snapshot(generator_lag_s=0.0)).text))
+    families = list(parse_text(scrape(snapshot(generator_lag_s=0.0, generator_events_per_s=9e4)).text))
     seen = {
         (
             family.samples[0].name.removeprefix(PREFIX),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support.virtual_time import run_virtual
 from support.web_fakes import EPOCH_S, FakeOperator, app_of, calibrated, client_of, fallback, snapshot
 
-from calibrator.core.snapshot import Rates, State
-from calibrator.web.polling import WATCH_S, matches
+from calibrator.core.snapshot import Override, Rates, State
+from calibrator.ports import Poll
+from calibrator.web.polling import LOOK_S, matches
 
 CAP = "/v1/backends/chat/cap"
 
@@ -34,12 +35,12 @@ def test_the_cap_and_its_headers_exactly() -> None:
     response = get(FakeOperator(snapshot()))
     assert response.status_code == 200
     assert response.content == (
-        b'{"backend":"chat","cap":37,"replica_cap":37,"share":37,"max_queue_wait_s":0.12,"requests_per_second":30.0,'
-        b'"tokens_per_minute":{"prompt":180000.0,"output":90000.0},"state":"calibrated","grade":"certified",'
+        b'{"backend":"chat","cap":37,"replica_cap":37,"share":37,"clients_seen":0,"max_queue_wait_s":0.12,'
+        b'"requests_per_second":30.0,"tokens_per_minute":{"prompt":180000.0,"output":90000.0},"state":"calibrated","grade":"certified",'
         b'"version":12,"measured_at":"2027-01-15T06:58:19.500Z","valid_until":"2027-01-15T08:01:40.000Z"}'
     )
     assert dict(response.headers) == {
-        "etag": '"37-12-calibrated"',
+        "etag": '"37-37-0-12-calibrated"',
         "cache-control": "max-age=5, stale-if-error=86400",
         "ratelimit-policy": '"llm";q=37;qu="concurrent-requests"',
         "x-content-type-options": "nosniff",
@@ -51,7 +52,7 @@ def test_the_cap_and_its_headers_exactly() -> None:
 def test_a_fallback_is_a_usable_cap_and_unknown_limits_are_left_out() -> None:
     response = get(FakeOperator(snapshot()), "/v1/backends/fresh/cap")
     assert response.content == (
-        b'{"backend":"fresh","cap":8,"replica_cap":8,"share":8,"state":"fallback","grade":null,"version":1,'
+        b'{"backend":"fresh","cap":8,"replica_cap":8,"share":8,"clients_seen":0,"state":"fallback","grade":null,"version":1,'
         b'"measured_at":null,"valid_until":null}'
     )
 
@@ -75,21 +76,27 @@ def test_bytes_are_stable_while_nothing_changed() -> None:
 
 def test_a_cap_past_its_validity_is_still_answered_marked_stale_under_another_etag() -> None:
     operator = FakeOperator(snapshot())
-    response = get(operator, at_s=100.5, If_None_Match='"37-12-calibrated"')
+    response = get(operator, at_s=100.5, If_None_Match='"37-37-0-12-calibrated"')
     assert response.status_code == 200
-    assert response.headers["etag"] == '"37-12-stale"'
+    assert response.headers["etag"] == '"37-37-0-12-stale"'
     assert response.json()["state"] == "stale"
     assert response.json()["version"] == 12
 
 
 @pytest.mark.parametrize(
     "if_none_match",
-    ['"37-12-calibrated"', 'W/"37-12-calibrated"', '"a", "37-12-calibrated"', "*", ' , "x,y" ,W/"37-12-calibrated",'],
+    [
+        '"37-37-0-12-calibrated"',
+        'W/"37-37-0-12-calibrated"',
+        '"a", "37-37-0-12-calibrated"',
+        "*",
+        ' , "x,y" ,W/"37-37-0-12-calibrated",',
+    ],
 )
 def test_a_known_etag_answers_304_without_body(if_none_match: str) -> None:
     response = get(FakeOperator(snapshot()), If_None_Match=if_none_match)
     assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["etag"] == '"37-12-calibrated"'
+    assert response.headers["etag"] == '"37-37-0-12-calibrated"'
     assert response.headers["cache-control"] == "max-age=5, stale-if-error=86400"
     assert "content-length" not in response.headers
     assert "content-type" not in response.headers
@@ -97,7 +104,15 @@ def test_a_known_etag_answers_304_without_body(if_none_match: str) -> None:
 
 @pytest.mark.parametrize(
     "if_none_match",
-    ['"36-12-calibrated"', "37-12-calibrated", '"37-12-calibrated', '"a" "37-12-calibrated"', '*, "a"', "", '"*"'],
+    [
+        '"36-37-0-12-calibrated"',
+        "37-37-0-12-calibrated",
+        '"37-37-0-12-calibrated',
+        '"a" "37-37-0-12-calibrated"',
+        '*, "a"',
+        "",
+        '"*"',
+    ],
 )
 def test_everything_else_answers_with_the_cap(if_none_match: str) -> None:
     assert get(FakeOperator(snapshot()), If_None_Match=if_none_match).status_code == 200
@@ -116,7 +131,7 @@ def test_a_list_matches_exactly_when_one_opaque_tag_is_equal(
 
 @given(st.text(max_size=200))
 def test_no_field_value_breaks_the_parser(field: str) -> None:
-    assert matches(field, '"37-12-calibrated"') in (True, False)
+    assert matches(field, '"37-37-0-12-calibrated"') in (True, False)
 
 
 @pytest.mark.timeout(10)
@@ -171,11 +186,98 @@ def test_head_answers_with_the_headers_of_get() -> None:
     assert dict(get(operator, method="HEAD").headers) == dict(get(operator).headers)
 
 
+# ------------------------------------------------------------------------------------------------------------- shares
+def test_a_client_is_told_its_share_and_how_many_there_are() -> None:
+    operator = FakeOperator(snapshot(), shares={"envoy-1": 19, "envoy-2": 18})
+    response = get(operator, f"{CAP}?client=envoy-2&in_flight=12&rejected=3")
+    document = response.json()
+    assert (document["share"], document["cap"], document["clients_seen"]) == (18, 37, 2)
+    assert response.headers["etag"] == '"18-37-2-12-calibrated"'
+    assert response.headers["ratelimit-policy"] == '"llm";q=18;qu="concurrent-requests"'
+    assert operator.asked_polls == [Poll("envoy-2", 12, 3)]
+
+
+def test_who_gives_no_name_gets_the_whole_cap() -> None:
+    operator = FakeOperator(snapshot(), shares={"envoy-1": 37})
+    assert get(operator).json()["share"] == 37
+    assert operator.asked_polls == [Poll("")]
+
+
+def test_what_probes_take_is_taken_off_the_answer_under_another_etag() -> None:
+    view = calibrated(reserved_for_probes=12)
+    response = get(FakeOperator(snapshot(view)), If_None_Match='"37-37-0-12-calibrated"')
+    assert (response.status_code, response.json()["cap"], response.json()["share"]) == (200, 25, 25)
+    assert response.headers["etag"] == '"25-25-0-12-calibrated"'
+
+
+def test_a_joiner_waits_with_503_and_keeps_its_static_cap() -> None:
+    response = get(FakeOperator(snapshot(), shares={"new": None}), f"{CAP}?client=new", If_None_Match="*")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "etag" not in response.headers
+
+
+def test_a_joiner_that_can_wait_gets_its_share_as_soon_as_there_is_one() -> None:
+    async def scenario() -> None:
+        operator = FakeOperator(snapshot(), shares={"new": None})
+        async with client_of(app_of(operator)) as client:
+            waiting = asyncio.create_task(client.get(f"{CAP}?client=new&wait=30&rejected=4"))
+            await asyncio.sleep(7.0)
+            operator.shares["new"] = 12
+            operator.ring()
+            assert (await waiting).json()["share"] == 12
+            assert asyncio.get_running_loop().time() == pytest.approx(7.0)
+            again = [poll for poll in operator.asked_polls if poll.is_waiting]
+            assert again
+            assert set(again) == {Poll("new", is_waiting=True)}, "what it refused is told once"
+            assert operator.polls == {"chat": 1}
+
+    run_virtual(scenario())
+
+
+def test_an_override_is_marked_and_two_of_them_never_share_an_etag() -> None:
+    async def scenario() -> None:
+        operator = FakeOperator(snapshot())
+        async with client_of(app_of(operator)) as client:
+            seen = []
+            for ends_at in (EPOCH_S + 60.0, EPOCH_S + 90.0):
+                await operator.override("chat", Override(20, "incident", "ada", EPOCH_S, ends_at))
+                response = await client.get(CAP)
+                seen.append((response.headers["etag"], response.json()["valid_until"], response.json()["state"]))
+        assert seen == [
+            ('"20-20-0-12-overridden-1800000060000"', "2027-01-15T08:01:00.000Z", "overridden"),
+            ('"20-20-0-12-overridden-1800000090000"', "2027-01-15T08:01:30.000Z", "overridden"),
+        ]
+
+    run_virtual(scenario())
+
+
 # ---------------------------------------------------------------------------------------------------------- long poll
+def test_another_client_that_comes_ends_a_long_poll_only_if_the_share_changes() -> None:
+    async def scenario() -> None:
+        operator = FakeOperator(snapshot(), shares={"a": 19, "b": 18})
+        known = {"If-None-Match": '"19-37-2-12-calibrated"'}
+        async with client_of(app_of(operator)) as client:
+            waiting = asyncio.create_task(client.get(f"{CAP}?client=a&wait=30", headers=known))
+            await asyncio.sleep(10.0)
+            operator.shares["c"] = None
+            operator.ring()
+            await asyncio.sleep(5.0)
+            assert not waiting.done()
+            operator.shares["a"] = 13
+            operator.ring()
+            response = await waiting
+            assert (response.json()["share"], response.json()["clients_seen"]) == (13, 3)
+            assert asyncio.get_running_loop().time() == pytest.approx(15.0)
+
+    run_virtual(scenario())
+
+
 def test_a_long_poll_hears_of_a_change_and_otherwise_ends_in_304() -> None:
     async def scenario() -> None:
         operator = FakeOperator(snapshot(calibrated(), fallback()))
-        known = {"If-None-Match": '"8-1-fallback"'}
+        known = {"If-None-Match": '"8-8-0-1-fallback"'}
         url = "/v1/backends/fresh/cap?wait=30"
         now = asyncio.get_running_loop().time
         async with client_of(app_of(operator)) as client:
@@ -186,12 +288,12 @@ def test_a_long_poll_hears_of_a_change_and_otherwise_ends_in_304() -> None:
             await asyncio.sleep(10.0)
             operator.put(calibrated("fresh"))
             response = await waiting
-            assert now() <= 40.0 + WATCH_S + 1e-9
+            assert now() == pytest.approx(40.0)
             assert (response.status_code, response.json()["cap"]) == (200, 37)
 
             response = await client.get(url, headers=known)  # differs already: no waiting
             assert response.status_code == 200
-            assert now() <= 40.0 + WATCH_S + 1e-9
+            assert now() == pytest.approx(40.0)
 
     run_virtual(scenario())
 
@@ -200,9 +302,9 @@ def test_going_stale_ends_a_long_poll() -> None:
     async def scenario() -> None:
         async with client_of(app_of(FakeOperator(snapshot()))) as client:
             await asyncio.sleep(90.0)
-            response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-12-calibrated"'})
+            response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-37-0-12-calibrated"'})
             assert response.json()["state"] == State.STALE
-            assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=2 * WATCH_S)
+            assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=LOOK_S)
 
     run_virtual(scenario())
 
@@ -218,16 +320,17 @@ def test_without_if_none_match_there_is_nothing_to_wait_for() -> None:
 
 def test_a_shutdown_answers_every_long_poll_at_once() -> None:
     async def scenario() -> None:
-        stopping = asyncio.Event()
-        async with client_of(app_of(FakeOperator(snapshot()), is_stopping=stopping.is_set)) as client:
+        stopping, operator = asyncio.Event(), FakeOperator(snapshot())
+        async with client_of(app_of(operator, is_stopping=stopping.is_set)) as client:
             polls = [
                 asyncio.create_task(client.get(f"{CAP}?wait=60", headers={"If-None-Match": "*"})) for _ in range(20)
             ]
             await asyncio.sleep(5.0)
             stopping.set()
+            operator.ring()
             responses = await asyncio.gather(*polls)
             assert {response.status_code for response in responses} == {304}
-            assert asyncio.get_running_loop().time() <= 5.0 + 2 * WATCH_S
+            assert asyncio.get_running_loop().time() == pytest.approx(5.0)
 
     run_virtual(scenario())
 
@@ -239,6 +342,7 @@ def test_a_backend_removed_while_a_poll_waits_is_a_404() -> None:
             waiting = asyncio.create_task(client.get(f"{CAP}?wait=60", headers={"If-None-Match": "*"}))
             await asyncio.sleep(1.0)
             operator.current = snapshot(fallback())
+            operator.ring()
             assert (await waiting).status_code == 404
 
     run_virtual(scenario())

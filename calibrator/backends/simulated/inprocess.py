@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf
 
 from calibrator.backends.openai_answer import gap_quantiles
 from calibrator.backends.simulated import tokenizer
 from calibrator.backends.simulated.driver import Driver, Request
 from calibrator.backends.simulated.engine import Fate
+from calibrator.backends.simulated.metrics import TTFT_BUCKETS_S
 from calibrator.backends.simulated.parameters import EngineParameters, Refusal
 from calibrator.backends.simulated.prefix_cache import block_hashes
 from calibrator.core.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
-from calibrator.core.server_load import ServerLoad
+from calibrator.core.server_load import Histogram, ServerLoad
 from calibrator.core.workload import TokenScale, Workload
 from calibrator.errors import ConfigurationError
 from calibrator.ports import BackendFacts, Clock
@@ -27,6 +31,7 @@ MODEL = "simulated"
 SCALE = TokenScale(overhead=float(tokenizer.OVERHEAD_TOKENS), per_word=1.0)
 REFUSAL_S = 0.001  # a refusal takes a moment, too
 ROUNDING_S = 1e-9
+TTFT_BOUNDS_S = (*TTFT_BUCKETS_S, inf)
 
 
 @dataclass(slots=True)
@@ -37,15 +42,25 @@ class SimulatedBackend:
     clock: Clock
     stall_timeout_s: float = 10.0
     driver: Driver = field(init=False)
+    _ttft_counts: list[int] = field(default_factory=lambda: [0] * len(TTFT_BOUNDS_S))
 
     def __post_init__(self) -> None:
         self.driver = Driver(self.parameters, self.clock)
+        self.driver.on_end = self._observe
 
     def connect(self) -> SimulatedConnection:
         return SimulatedConnection(self)
 
     async def close(self) -> None:
         await self.driver.stop()
+
+    @property
+    def ttft_s(self) -> Histogram:
+        """With the buckets of the HTTP server's page."""
+        return Histogram(TTFT_BOUNDS_S, tuple(map(float, accumulate(self._ttft_counts))))
+
+    def _observe(self, request: Request) -> None:
+        self._ttft_counts[bisect_left(TTFT_BOUNDS_S, request.first_token_s - request.arrived_s)] += 1
 
 
 @dataclass(slots=True)
@@ -172,6 +187,7 @@ class SimulatedTelemetry:
             kv_usage_ratio=engine.kv_usage_ratio,
             preemptions_total=float(engine.counters.preemptions),
             process_start=str(id(engine)),
+            ttft_s=self.backend.ttft_s,
         )
 
     async def close(self) -> None:

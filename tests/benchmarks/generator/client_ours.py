@@ -19,7 +19,8 @@ from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import Label, Phase
 from calibrator.core.workload import TokenScale, Workload, WorkloadClass
-from calibrator.load.processes import WorkerPool
+from calibrator.load.pool import WorkerPool
+from calibrator.load.processes import LocalLauncher
 from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
 from calibrator.service.self_watch import SelfWatch
 from calibrator.wiring.generator import closed_loop
@@ -43,7 +44,7 @@ def generator(port: int, streams: int, processes: int) -> LoadGenerator:
         return closed_loop(order, FACTS, 0, 1)
     make = partial(closed_loop, order, FACTS)
     each = max(1, -(-streams // processes))
-    return WorkerPool(make, most_workers=processes, expected_users=streams, users_per_worker=each)
+    return WorkerPool(make, LocalLauncher(), most_workers=processes, expected_users=streams, users_per_worker=each)
 
 
 async def main(port: int, streams: int, seconds: float, processes: int) -> None:

@@ -1,0 +1,155 @@
+"""What a poller believes, without I/O: what to ask, what an answer means, when to ask again.
+
+| answer | effect |
+|---|---|
+| 200 with an integer `share` >= 1 | it is the limit, until `valid_until` |
+| 304 | nothing: what is known is current |
+| 503 | ask again after `Retry-After`; the last good value stays, or the static cap if there was none |
+| anything else: no connection, another status, a body that makes no sense | the same, at the usual pace |
+
+After `valid_until` the static cap holds, whether the calibrator answers or not: it should be one that is safe without
+any measurement. A cap that never ages (the service's own fallback) has no `valid_until`.
+
+**Skewed clocks.** `valid_until` is the server's time and is compared with the server's `Date` only; what is left of it
+then passes on the monotonic clock of this machine. Its wall clock plays no part unless the server sends no `Date`.
+
+**Jitter** spreads polls by a tenth either way, so that a fleet that was started together does not ask together. A long
+poll (`wait_s`) hears of a change at once; two are at least `PAUSE_S` apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from urllib.parse import quote
+
+from calibrator.errors import CalibratorError, ConfigurationError
+
+JITTER_RATIO = 0.1
+PAUSE_S = 0.2
+LONGEST_RETRY_S = 60.0
+MAX_WAIT_S = 60.0  # the server's own limit
+ANSWER_LIMIT_S = 5.0  # beyond `wait_s`
+MAX_SHARE = 1_000_000_000
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._:@/-]")
+
+
+class LimitReachedError(CalibratorError):
+    """All requests of this process's share are in flight. Answer 429, or wait longer."""
+
+
+def cap_path(backend: str) -> str:
+    return f"/v1/backends/{quote(backend, safe='')}/cap"
+
+
+def credentials(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def own_name() -> str:
+    return _NOT_IN_NAMES.sub("-", f"{socket.gethostname()}:{os.getpid()}")[:128]
+
+
+@dataclass(slots=True)
+class Follower:
+    """One backend's cap as seen from one process. All `now_s` are of the monotonic clock."""
+
+    static_cap: int
+    client: str = ""  # "": host and process id
+    poll_s: float = 5.0
+    wait_s: float = 0.0
+    draws: random.Random = field(default_factory=random.Random)
+    state: str = ""  # of the last answer; "" before the first
+    problem: str = ""  # why the last poll said nothing; "" if it did
+    _share: int | None = None
+    _etag: str = ""
+    _valid_until_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.client = self.client or own_name()
+        if isinstance(self.static_cap, bool) or self.static_cap < 1:
+            raise ConfigurationError("The static cap is below 1.", "Give one that is safe without any measurement.")
+        if not 0.0 <= self.wait_s <= MAX_WAIT_S or self.poll_s <= 0.0:
+            raise ConfigurationError(
+                "The pace of polling makes no sense.", f"Give poll_s above 0 and wait_s within 0..{MAX_WAIT_S:g}."
+            )
+
+    def limit(self, now_s: float) -> int:
+        """How many requests this process may have in flight."""
+        return self._share if self._share is not None and now_s < self._valid_until_s else self.static_cap
+
+    def query(self, in_flight: int, rejected: int) -> dict[str, str]:
+        asked = {"client": self.client, "in_flight": str(in_flight), "rejected": str(rejected)}
+        return {**asked, "wait": f"{self.wait_s:g}"} if self.wait_s else asked
+
+    def headers(self) -> dict[str, str]:
+        return {"If-None-Match": self._etag} if self._etag else {}
+
+    def answered(self, status: int, headers: Mapping[str, str], body: bytes, now_s: float, wall: float) -> float:
+        """Take an answer in; returns the seconds until the next poll. `headers` by lower-case name."""
+        if status == HTTPStatus.NOT_MODIFIED:
+            self.problem = ""
+        elif status == HTTPStatus.OK:
+            self._read(headers, body, now_s, wall)
+        else:
+            self.problem = f"the calibrator answered {status}"
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            return self._spread(_retry_after_s(headers, self.poll_s))
+        return self._next_s()
+
+    def failed(self, problem: str) -> float:
+        """The poll did not get an answer; returns the seconds until the next one."""
+        self.problem = problem
+        return self._spread(self.poll_s)
+
+    def _next_s(self) -> float:
+        if self.wait_s and not self.problem:
+            return PAUSE_S * (1.0 + self.draws.random())
+        return self._spread(self.poll_s)
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * self.draws.uniform(1.0 - JITTER_RATIO, 1.0 + JITTER_RATIO)
+
+    def _read(self, headers: Mapping[str, str], body: bytes, now_s: float, wall: float) -> None:
+        try:
+            document = json.loads(body)
+            share, state, ends = document["share"], document["state"], document["valid_until"]
+            left_s = math.inf if ends is None else _timestamp(ends) - _server_time(headers, wall)
+        except (ValueError, KeyError, TypeError) as error:
+            self.problem = f"the answer makes no sense ({type(error).__name__})"
+            return
+        if type(share) is not int or not 1 <= share <= MAX_SHARE:  # True is an int to Python
+            self.problem = "the answer has no share of 1 or more"
+            return
+        self._share, self._etag, self._valid_until_s = share, headers.get("etag", ""), now_s + left_s
+        self.state, self.problem = str(state), ""
+
+
+def _timestamp(text: str) -> float:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a moment without a zone")
+    return moment.timestamp()
+
+
+def _server_time(headers: Mapping[str, str], wall: float) -> float:
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return wall
+
+
+def _retry_after_s(headers: Mapping[str, str], usual_s: float) -> float:
+    try:
+        return min(LONGEST_RETRY_S, max(PAUSE_S, float(headers["retry-after"])))
+    except (KeyError, ValueError):
+        return usual_s

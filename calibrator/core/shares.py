@@ -1,0 +1,245 @@
+"""One cap, many gateways: who may have how much of it in flight.
+
+Stock gateways count per process, so the cap is divided among those that poll. Three numbers belong to each client:
+
+    need    what it said it could use: in flight + refused, the highest of late (halved every `HALF_LIFE_S`);
+            at least twice its share if that is full; unknown if it says nothing
+    target  its part of the cap by the needs of all:          sum(target) <= cap
+    told    what it was last answered, until it is silent too long: what it may really have in flight
+
+**The promise: sum(told) <= max(cap, clients told), whenever anything is told.** A poll that finds told > target lowers
+it at once. One that finds told < target is given no more than what is free, cap - sum(told): so a joiner (told = 0)
+waits until the others have heard of their smaller parts, or were silent until they expired. Where there are more
+clients than cap nobody can have less than 1, since 0 means "no limit" or "block all" to gateways: then all have 1.
+
+The one exception is the world's: when the cap itself falls, those that have not polled since still hold the old share.
+Nobody is told more until their sum is below the new cap; each gets its smaller part with its next poll.
+
+| event | targets are worked out again |
+|---|---|
+| the cap changed | at once |
+| a client joined, left or expired | at once, but at most every `GATHER_S`: a fleet that starts joins in a few steps |
+| somebody is full or refuses requests | at most every `REBALANCE_S`; with nobody pressed shares stay as they are |
+
+**Division** is max-min fair: nobody gets more than an equal part while somebody needs more than he has; what an idle
+client does not need goes to the others, but for a reserve of `RESERVE_RATIO` of its equal part, so that the first
+requests of a burst are not refused while shares move. What nobody needs is divided equally. Without needs, and when
+nobody was full or refused anything for `HALF_LIFE_S`, this is cap // n, and one more for the first cap % n by name.
+
+**Expiry:** 3 x the longest gap seen between two polls of that client, at least 10 s. Gaps above `LONGEST_GAP_S` are no
+rhythm but an absence. An expired client is remembered so long that a slow rhythm is learned from its second poll on.
+Memory is bounded: beyond `MAX_CLIENTS` names the one silent for longest is forgotten, with what it held. A client is a
+name: two processes under one name are told one share and use it twice; a name of its own for each poll dilutes all.
+
+Times are the caller's monotonic seconds; clocks of pollers play no part. Cost of a poll: constant, but for a plan
+(n log n) in the cases above, and a look for the expired (n) every `GATHER_S`.
+
+Called by `service.shares`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+LEAST_EXPIRY_S = 10.0
+EXPIRY_GAPS = 3.0
+LONGEST_GAP_S = 120.0  # twice the longest long poll
+GATHER_S = 0.1
+REBALANCE_S = 5.0  # one usual poll interval: shares that move faster than they are heard of would only swing
+HALF_LIFE_S = 30.0
+RESERVE_RATIO = 0.25
+MAX_CLIENTS = 10_000
+UNKNOWN = math.inf
+
+
+def divide(cap: int, needs: Mapping[str, float]) -> dict[str, int]:
+    """Targets of all clients: each >= 1, together the cap; or 1 each where that is more."""
+    count = len(needs)
+    if count == 0 or count >= cap:
+        return dict.fromkeys(needs, 1)
+    reserve = max(1, math.floor(RESERVE_RATIO * cap / count))
+    left, targets = cap, dict[str, int]()
+    for index, name in enumerate(sorted(needs, key=lambda name: (needs[name], name))):
+        equal = -(-left // (count - index))
+        wanted = max(reserve, needs[name])
+        targets[name] = equal if wanted >= equal else math.ceil(wanted)
+        left -= targets[name]
+    for index, name in enumerate(sorted(needs)):
+        targets[name] += left // count + (index < left % count)
+    return targets
+
+
+@dataclass(slots=True)
+class Client:
+    """One poller. `told` 0: it waits, or it has expired."""
+
+    seen_s: float
+    gap_s: float = 0.0
+    told: int = 0
+    target: int = 0  # 0: not planned yet
+    need: float = UNKNOWN
+    noted_s: float = 0.0  # when the need was last worked out
+    is_live: bool = True
+
+    @property
+    def expires_s(self) -> float:
+        return self.seen_s + max(LEAST_EXPIRY_S, EXPIRY_GAPS * self.gap_s)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldShare:
+    """What a client was told, as it is remembered over a restart."""
+
+    client: str
+    requests: int
+    gap_s: float
+
+
+class ShareBook:
+    """The division of one cap. Mutable; moments must not go backwards."""
+
+    def __init__(self, cap: int, max_clients: int = MAX_CLIENTS) -> None:
+        self._cap = cap
+        self._max_clients = max_clients
+        self._clients: dict[str, Client] = {}  # longest silent first
+        self._live = 0
+        self._holders = 0  # clients with told > 0
+        self._told = 0  # their sum
+        self._planned_s = self._looked_s = -math.inf
+        self._is_changed = False  # since the last plan: who is live
+        self._pressed_s = -math.inf  # when somebody could use more than he had
+        self.revision = 0  # grows with each change of a target or of what is told
+
+    @property
+    def clients(self) -> int:
+        return self._live
+
+    @property
+    def cap(self) -> int:
+        return self._cap
+
+    @property
+    def told(self) -> int:
+        return self._told
+
+    @property
+    def over_cap(self) -> int:
+        """Clients that the cap has no request left for: all have 1, and so many in all are too much."""
+        return max(0, self._live - self._cap)
+
+    def set_cap(self, cap: int, now_s: float) -> None:
+        if cap != self._cap:
+            self._cap = cap
+            self._plan(now_s)
+
+    def poll(self, name: str, now_s: float, in_flight: int | None = None, rejected: int | None = None) -> int | None:
+        """What this client may have in flight from now on, >= 1; None: it must wait, for others hold it all."""
+        self._expire(now_s)
+        client = self._seen(name, now_s)
+        if client.told and not (in_flight is None and rejected is None):
+            self._note_need(client, now_s, in_flight or 0, rejected or 0)
+        self._plan_if_due(now_s)
+        if client.target < client.told:
+            self._tell(client, max(1, client.target))
+        elif client.target > client.told:
+            holders = self._holders + (client.told == 0)
+            free = max(0, max(self._cap, holders) - self._told)
+            self._tell(client, min(client.target, client.told + free))
+        return client.told or None
+
+    def tend(self, now_s: float) -> None:
+        """Let the silent expire where nobody polls; called now and then."""
+        self._expire(now_s)
+        self._plan_if_due(now_s)
+
+    def held(self) -> tuple[HeldShare, ...]:
+        """To be remembered over a restart."""
+        return tuple(
+            HeldShare(name, client.told, client.gap_s) for name, client in self._clients.items() if client.told > 0
+        )
+
+    def restore(self, held: Iterable[HeldShare], now_s: float) -> None:
+        """Whoever held a share holds it still. Nobody could poll while we were away: all count as just seen."""
+        for share in held:
+            if share.client not in self._clients and len(self._clients) < self._max_clients and share.requests > 0:
+                client = self._clients[share.client] = Client(now_s, min(share.gap_s, LONGEST_GAP_S))
+                self._live += 1
+                self._tell(client, share.requests)
+        self._plan(now_s)
+
+    # ------------------------------------------------------------------------------------------------- clients
+    def _seen(self, name: str, now_s: float) -> Client:
+        client = self._clients.pop(name, None)
+        if client is None:
+            client = Client(now_s)
+            self._join(client)
+        else:
+            gap_s = now_s - client.seen_s
+            if gap_s <= LONGEST_GAP_S:
+                client.gap_s = max(client.gap_s, gap_s)
+            elif not client.is_live:
+                client.gap_s = 0.0
+            client.seen_s = now_s
+            if not client.is_live:
+                client.is_live = True
+                self._join(client)
+        self._clients[name] = client  # at the end: longest silent first
+        if len(self._clients) > self._max_clients:
+            self._leave(self._clients.pop(next(iter(self._clients))))
+        return client
+
+    def _expire(self, now_s: float) -> None:
+        if now_s - self._looked_s < GATHER_S:
+            return
+        self._looked_s = now_s
+        for name, client in list(self._clients.items()):
+            if client.is_live and now_s >= client.expires_s:
+                self._leave(client)
+            if not client.is_live and now_s - client.seen_s > LONGEST_GAP_S:
+                del self._clients[name]
+
+    def _join(self, client: Client) -> None:
+        client.target, client.need = 0, UNKNOWN
+        self._live += 1
+        self._is_changed = True
+
+    def _leave(self, client: Client) -> None:
+        if client.is_live:
+            client.is_live = False
+            self._live -= 1
+            self._is_changed = True
+            self._tell(client, 0)
+
+    def _tell(self, client: Client, share: int) -> None:
+        if share != client.told:
+            self._told += share - client.told
+            self._holders += (share > 0) - (client.told > 0)
+            client.told = share
+            self.revision += 1
+
+    # ---------------------------------------------------------------------------------------------------- plan
+    def _note_need(self, client: Client, now_s: float, in_flight: int, rejected: int) -> None:
+        need = float(in_flight + rejected)
+        if rejected or in_flight >= client.told:
+            self._pressed_s = now_s
+            need = max(need, 2.0 * client.told)  # full: how much more it could use will show
+        if not math.isinf(client.need):
+            need = max(need, client.need * 0.5 ** ((now_s - client.noted_s) / HALF_LIFE_S))
+        client.need, client.noted_s = min(need, self._cap), now_s
+
+    def _plan_if_due(self, now_s: float) -> None:
+        age_s = now_s - self._planned_s
+        is_pressed = self._pressed_s > self._planned_s
+        if (self._is_changed and age_s >= GATHER_S) or (is_pressed and age_s >= REBALANCE_S):
+            self._plan(now_s)
+
+    def _plan(self, now_s: float) -> None:
+        live = {name: client for name, client in self._clients.items() if client.is_live}
+        by_need = now_s - self._pressed_s < HALF_LIFE_S
+        targets = divide(self._cap, {name: client.need if by_need else UNKNOWN for name, client in live.items()})
+        for name, client in live.items():
+            self.revision += client.target != targets[name]
+            client.target = targets[name]
+        self._planned_s, self._is_changed = now_s, False

@@ -1,0 +1,1 @@
+"""Adapters to gateways that pull their cap: one vendor, one file."""

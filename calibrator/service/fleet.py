@@ -1,0 +1,279 @@
+"""One backend's replicas at run time: find them, scrape each once a second, make one look of it.
+
+A look is a task of its own, so that a slow engine delays neither the tick nor other backends; within a look each
+replica has `LOOK_LIMIT_S`. What a look means is decided in `core.fleet`. Discovery that fails, or finds nothing, keeps
+the last set and says so: a name server that is down must not look like a fleet that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit, urlunsplit
+
+import structlog
+
+from calibrator.core.balance import Balance, BalanceWatch, FleetSize
+from calibrator.core.fleet import (
+    BALANCED,
+    FleetLook,
+    Found,
+    Kind,
+    Member,
+    ReplicaAddress,
+    ReplicaLook,
+    fleet_kind,
+    replica_view,
+    standings,
+)
+from calibrator.core.server_load import ServerLoad
+from calibrator.core.snapshot import ReplicaView, Standing
+from calibrator.errors import CalibratorError
+from calibrator.ports import BackendPlan, Clock, Discovery, Target, Telemetry
+
+LOOK_S = 1.0  # between two looks
+LOOK_LIMIT_S = 2.0  # a scrape that takes longer counts as no answer
+FIND_LIMIT_S = 5.0
+FIND_AGAIN_S = 5.0  # after discovery failed
+PEAK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a look needs to know of the service at that moment."""
+
+    cap: int
+    replica_cap: int
+    probes_on: Callable[[str], int]  # ours in flight on a replica's URL, whichever backend they measure
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Owned by the supervisor. `saw` is called with each look, by the look's task."""
+
+    plan: BackendPlan
+    discovery: Discovery
+    telemetry: Callable[[Target], Telemetry]
+    clock: Clock
+    surroundings: Callable[[], Surroundings]
+    saw: Callable[[FleetLook], None]
+    look: FleetLook | None = None
+    problem: str = ""  # of discovery
+    members: dict[str, Member] = field(default_factory=dict)
+    standing: dict[str, Standing] = field(default_factory=dict)
+    measured_at: dict[str, float] = field(default_factory=dict)  # when a sweep of it ended, by URL
+    capacities: dict[str, int] = field(default_factory=dict)  # newest measured one, by URL; all of one kind
+    kind: Kind | None = None  # what the replicas are, as far as they tell
+    balance: BalanceWatch = field(default_factory=BalanceWatch)
+    _readers: dict[str, Telemetry] = field(default_factory=dict)
+    _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
+    _task: asyncio.Task[None] | None = None
+    _next_look_s: float = 0.0
+    _next_find_s: float = 0.0
+    _has_found: bool = False
+    _measured_kind: Kind | None = None
+
+    # ------------------------------------------------------------------------------------------------- life cycle
+    def tend(self) -> None:
+        """Start the next look if it is due and the last one ended; called by each tick."""
+        now_s = self.clock.monotonic()
+        if now_s >= self._next_look_s and (self._task is None or self._task.done()):
+            self._next_look_s = max(self._next_look_s + LOOK_S, now_s + LOOK_S / 2)
+            self._task = asyncio.create_task(self._look_around())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*(reader.close() for reader in self._readers.values()), return_exceptions=True)
+
+    async def _look_around(self) -> None:
+        try:
+            await self._find()
+            await asyncio.gather(*(self._scrape(member) for member in self.members.values()))
+            self._conclude()
+        except Exception as error:  # noqa: BLE001 - one backend's bug must not end the looking; the next look tries again
+            structlog.get_logger().exception("unexpected", backend=self.plan.name, error=repr(error))
+
+    # -------------------------------------------------------------------------------------------------- discovery
+    async def _find(self) -> None:
+        now_s = self.clock.monotonic()
+        if now_s < self._next_find_s:
+            return
+        try:
+            async with asyncio.timeout(FIND_LIMIT_S):
+                found = await self.discovery.find()
+        except (CalibratorError, TimeoutError) as error:
+            self._keep_last(str(error) or f"No answer within {FIND_LIMIT_S:g} s.", now_s)
+            return
+        if not found.replicas:
+            self._keep_last("The name has no addresses.", now_s)
+            return
+        self.problem, self._next_find_s = "", now_s + found.valid_s
+        await self._adopt(found, now_s)
+
+    def _keep_last(self, problem: str, now_s: float) -> None:
+        if not self.problem:
+            structlog.get_logger().warning("replicas not found anew", backend=self.plan.name, why=problem)
+        self.problem, self._next_find_s = problem, now_s + FIND_AGAIN_S
+
+    async def _adopt(self, found: Found, now_s: float) -> None:
+        wanted = {address.url: (address, True) for address in found.replicas}
+        for url in self.plan.replicas.measure_on:
+            wanted.setdefault(url, (ReplicaAddress(url), False))
+        for url in [url for url in self.members if url not in wanted]:
+            del self.members[url]
+            await self._readers.pop(url).close()
+        for url, (address, in_rotation) in wanted.items():
+            if url not in self.members:
+                self.members[url] = Member(
+                    address, found_s=now_s, is_founder=not self._has_found, in_rotation=in_rotation
+                )
+                self._readers[url] = self.telemetry(self.target(address))
+        self._has_found = True
+
+    def target(self, address: ReplicaAddress) -> Target:
+        """How to reach this replica: the plan's target at another address."""
+        target = self.plan.target
+        metrics_url = target.metrics_url
+        if metrics_url is not None and address.url != target.url:
+            metrics_url = _at_host_of(address.url, metrics_url)
+        return replace(target, url=address.url, host_name=address.host_name, metrics_url=metrics_url)
+
+    # ---------------------------------------------------------------------------------------------------- looking
+    async def _scrape(self, member: Member) -> None:
+        load: ServerLoad | None = None
+        try:
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                load = await self._readers[member.url].scrape()
+        except TimeoutError:
+            pass
+        except Exception as error:  # noqa: BLE001 - `scrape` never raises; should it, the engine is unknown for now
+            structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))  # noqa: TRY400 - one line is enough once a second
+        probes = self.surroundings().probes_on(member.url)
+        delay_s = self.plan.replicas.scale_up_delay_s
+        self.members[member.url] = member.after(load, probes, self.clock.monotonic(), delay_s)
+
+    def _conclude(self) -> None:
+        now_s, around = self.clock.monotonic(), self.surroundings()
+        members = tuple(self.members.values())
+        kind = fleet_kind(members, self._measured_kind)
+        if kind is not None and self._measured_kind not in (None, kind):
+            self.capacities, self._measured_kind = {}, None  # what was measured was something else
+        self.kind = kind or self.kind
+        self.standing = standings(members, self._measured_kind, now_s)
+        self.look = FleetLook(
+            at_s=now_s,
+            at=self.clock.wall(),
+            replicas=tuple(
+                ReplicaLook(
+                    member.url,
+                    member.load,
+                    around.probes_on(member.url),
+                    self.standing[member.url] is Standing.READY,
+                )
+                for member in members
+                if member.in_rotation
+            ),
+            cap=around.cap,
+            replica_cap=around.replica_cap,
+        )
+        organic = self.look.organic_in_flight
+        if organic is not None:
+            self._peaks.append((now_s, organic, 1.0 - organic / around.cap))
+        while self._peaks and self._peaks[0][0] < now_s - PEAK_S:
+            self._peaks.popleft()
+        self.balance.add(self.look)
+        self.saw(self.look)
+
+    # ---------------------------------------------------------------------------------------------------- answers
+    @property
+    def up(self) -> bool | None:
+        """None until an engine has answered once: one without metrics is unknown, not down."""
+        in_rotation = [member for member in self.members.values() if member.in_rotation]
+        if not any(member.has_metrics for member in in_rotation):
+            return None
+        return any(member.load is not None for member in in_rotation)
+
+    @property
+    def engine(self) -> str | None:
+        return None if self.kind is None else self.kind[0]
+
+    @property
+    def ready_replicas(self) -> int:
+        if self.look is None:  # nothing was asked yet
+            return max(1, len(self.plan.replicas.urls))
+        return len(self.look.ready)
+
+    @property
+    def organic_in_flight(self) -> float | None:
+        return None if self.look is None else self.look.organic_in_flight
+
+    @property
+    def in_flight_peak(self) -> float | None:
+        return max((organic for _, organic, _ in self._peaks), default=None)
+
+    @property
+    def headroom_min_ratio(self) -> float | None:
+        return min((ratio for _, _, ratio in self._peaks), default=None)
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be measured here; empty: nothing speaks against it."""
+        balanced = [url for url, standing in self.standing.items() if standing is Standing.BALANCED]
+        return f"{', '.join(balanced)}: {BALANCED}" if balanced else ""
+
+    def is_in_rotation(self, url: str) -> bool:
+        return url in self.members and self.members[url].in_rotation
+
+    def views(self) -> tuple[ReplicaView, ...]:
+        return tuple(
+            replica_view(member, self.standing.get(url, Standing.JOINING)) for url, member in self.members.items()
+        )
+
+    # ---------------------------------------------------------------------------------------------------- measuring
+    def measured(self, url: str, at: float, capacity: int | None) -> None:
+        """A sweep of this replica ended at `at` (Unix seconds); `capacity` None: it found none."""
+        self.measured_at[url] = at
+        if capacity is not None:
+            self.capacities[url] = capacity
+            self._measured_kind = self.kind
+
+    def size(self, share: float = 1.0, measuring: str | None = None) -> FleetSize:
+        """`measuring`: the replica whose own capacity is about to be published, with the smallest of the others'."""
+        others = [
+            capacity
+            for url, capacity in self.capacities.items()
+            if url != measuring and self.standing.get(url) not in (None, Standing.APART, Standing.BALANCED)
+        ]
+        balance = Balance(self.plan.replicas.balancing, self.balance.busiest_to_mean)
+        return FleetSize(self.ready_replicas, balance, share, min(others, default=None))
+
+    def next_target(self) -> Target | None:
+        """The replica whose turn it is: never measured, else measured longest ago; of equals the least loaded.
+
+        None: none can be measured now.
+        """
+        candidates = self._measurable()
+        if not candidates:
+            return None
+        chosen = min(candidates, key=lambda one: (self.measured_at.get(one.url, 0.0), one.organic_in_flight or 0.0))
+        return self.target(chosen.address)
+
+    def _measurable(self) -> Sequence[Member]:
+        reserve = [member for member in self.members.values() if not member.in_rotation]
+        pool = reserve or list(self.members.values())
+        wanted = (Standing.RESERVE, Standing.READY, Standing.JOINING)
+        answering = [member for member in pool if self.standing.get(member.url) in wanted]
+        # With none left the sweep is tried all the same: its own first look says what is wrong, and what to do.
+        return answering or [member for member in pool if self.standing.get(member.url) is Standing.DOWN]
+
+
+def _at_host_of(url: str, metrics_url: str) -> str:
+    """`metrics_url` with the host of `url`: port and path are the same at each replica."""
+    there, wanted = urlsplit(url), urlsplit(metrics_url)
+    host = f"[{there.hostname}]" if ":" in (there.hostname or "") else there.hostname
+    netloc = host if wanted.port is None else f"{host}:{wanted.port}"
+    return urlunsplit(wanted._replace(netloc=netloc or ""))

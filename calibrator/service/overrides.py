@@ -1,0 +1,95 @@
+"""The pins in force (core.override): served at once, whatever the database does, and written behind.
+
+Whoever pins a cap may be in the middle of an incident, with the database part of it: so the pin holds from the moment
+it is asked for, and the answer says whether a restart would remember it yet. What could not be written is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from calibrator.core.snapshot import Override
+from calibrator.errors import StoreError
+from calibrator.ports import Clock, Store
+
+RETRY_S = 5.0
+CLOSE_LIMIT_S = 2.0
+
+
+class OverrideKeeper:
+    """Owns the overrides of all backends."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._pins: dict[str, Override] = {}
+        self._unwritten: set[str] = set()
+        self._one_writer = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
+        self._not_before_s = 0.0
+        self._log = structlog.get_logger()
+
+    async def restore(self) -> None:
+        """Raises StoreError."""
+        self._pins.update(await self._store.overrides())
+
+    def of(self, backend: str) -> Override | None:
+        """The one in force at this moment."""
+        pin = self._pins.get(backend)
+        return pin if pin is not None and self._clock.wall() < pin.expires_at else None
+
+    async def put(self, backend: str, override: Override) -> bool:
+        """Whether the store has it yet."""
+        self._pins[backend] = override
+        self._log.warning(
+            "cap overridden", backend=backend, cap=override.cap, by=override.author, why=override.reason
+        )  # fmt: skip
+        return await self._stored(backend)
+
+    async def clear(self, backend: str, author: str) -> bool:
+        """False: there was none."""
+        was_in_force = self.of(backend) is not None
+        if self._pins.pop(backend, None) is not None:
+            self._log.warning("override removed", backend=backend, by=author)
+            await self._stored(backend)
+        return was_in_force
+
+    def tick(self) -> None:
+        """End what has expired; write what waits, in the background."""
+        for backend in [name for name in self._pins if self.of(name) is None]:
+            del self._pins[backend]
+            self._unwritten.add(backend)
+            self._log.info("override expired", backend=backend)
+        is_writing = self._writing is not None and not self._writing.done()
+        if self._unwritten and not is_writing and self._clock.monotonic() >= self._not_before_s:
+            self._writing = asyncio.create_task(self._flush())
+
+    async def close(self) -> None:
+        """Write what waits, as far as the database lets us in `CLOSE_LIMIT_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_LIMIT_S):
+                await self._flush()
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _stored(self, backend: str) -> bool:
+        self._unwritten.add(backend)
+        await self._flush()
+        return backend not in self._unwritten
+
+    async def _flush(self) -> None:
+        async with self._one_writer:
+            for backend in sorted(self._unwritten):
+                pin = self._pins.get(backend)
+                try:
+                    await self._store.save_override(backend, pin)
+                except StoreError as error:
+                    self._not_before_s = self._clock.monotonic() + RETRY_S
+                    self._log.warning("override not stored yet", backend=backend, error=str(error))
+                    return
+                if self._pins.get(backend) is pin:
+                    self._unwritten.discard(backend)

@@ -1,0 +1,173 @@
+"""Who has which share of which cap: one book for each backend's `cap` and one for its `replica_cap`.
+
+Shares are held in memory and written behind, as the publisher does it: a poll never waits for the database, and a lost
+one keeps the shares served. What is written is always the whole newest state of a book, so nothing piles up while the
+database fails. After a kill the store may lack what was told in the last moments before it: until such clients have
+polled again, the sum may exceed the cap by so much, as it may while a response that lowers a share is lost on its way.
+
+Long polls wait for a bell. It is rung at most once a tick, whatever happened in between, and whoever wakes looks for
+himself whether he is concerned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from calibrator.core.shares import ShareBook
+from calibrator.core.snapshot import BackendView, State
+from calibrator.errors import StoreError
+from calibrator.ports import Clock, Poll, Share, Store
+
+WRITE_EVERY_S = 1.0
+RETRY_S = 5.0
+JOIN_RETRY_S = 1.0  # how soon a joiner may ask again; the others are asked to poll every few seconds
+CLOSE_LIMIT_S = 2.0
+VERSION_STEP = 2**20  # above any cap
+
+Key = tuple[str, bool]  # backend, per replica
+
+
+@dataclass(slots=True)
+class _Bell:
+    """Rung once, then replaced. `heard` is what polls were answered from when it was hung up."""
+
+    event: asyncio.Event
+    heard: tuple[object, ...] = ()
+
+
+class ShareKeeper:
+    """Owns the books of all backends."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._books: dict[Key, ShareBook] = {}
+        self._written: dict[Key, int] = {}  # revision of the book that the store has
+        self._bells: dict[str, _Bell] = {}
+        self._warned: set[Key] = set()
+        self._writing: asyncio.Task[None] | None = None
+        self._not_before_s = 0.0
+        self._is_closed = False
+        self._log = structlog.get_logger()
+
+    async def restore(self, views: Iterable[BackendView]) -> None:
+        """Raises StoreError."""
+        for view in views:
+            for per_replica in (False, True):
+                held = await self._store.shares(view.name, per_replica=per_replica)
+                if held:
+                    key = (view.name, per_replica)
+                    self._books[key] = ShareBook(_cap(view, per_replica=per_replica))
+                    self._books[key].restore(held, self._clock.monotonic())
+                    self._written[key] = self._books[key].revision
+
+    def poll(self, view: BackendView, poll: Poll) -> Share:
+        key = (view.name, poll.per_replica)
+        cap, version = _cap(view, per_replica=poll.per_replica), view.told.version
+        book = self._books.get(key)
+        if not poll.client:
+            return Share(cap, 0 if book is None else book.clients, version * VERSION_STEP + cap)
+        now_s = self._clock.monotonic()
+        if book is None:
+            book = self._books[key] = ShareBook(cap)
+        book.set_cap(cap, now_s)
+        share = book.poll(poll.client, now_s, poll.in_flight, poll.rejected)
+        if share is None:
+            return Share(None, book.clients, version * VERSION_STEP, JOIN_RETRY_S)
+        return Share(share, book.clients, version * VERSION_STEP + share)
+
+    def clients(self, backend: str) -> tuple[int, int]:
+        """How many live clients there are, and how many of them beyond the cap."""
+        books = self._both(backend)
+        return sum(book.clients for book in books), sum(book.over_cap for book in books)
+
+    async def changed(self, backend: str, limit_s: float) -> None:
+        bell = self._bells.setdefault(backend, _Bell(asyncio.Event()))
+        if not self._is_closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await bell.event.wait()
+
+    # ----------------------------------------------------------------------------------------------------- tick
+    def tick(self, views: Iterable[BackendView]) -> None:
+        """Follow the caps, let the silent expire, wake who waits, warn, write behind."""
+        now_s, now = self._clock.monotonic(), self._clock.wall()
+        for view in views:
+            for per_replica in (False, True):
+                book = self._books.get((view.name, per_replica))
+                if book is not None:
+                    book.set_cap(_cap(view, per_replica=per_replica), now_s)
+                    book.tend(now_s)
+                    self._warn(view.name, book, per_replica=per_replica)
+            self._ring(view, view.told_state_at(now))
+        is_writing = self._writing is not None and not self._writing.done()
+        if not is_writing and now_s >= self._not_before_s and self._unwritten():
+            self._writing = asyncio.create_task(self._write())
+
+    def ring_all(self) -> None:
+        """The service stops: nobody waits any longer."""
+        self._is_closed = True
+        for bell in self._bells.values():
+            bell.event.set()
+
+    async def close(self) -> None:
+        """Write what the store lacks, as far as the database lets us."""
+        self.ring_all()
+        tasks = [] if self._writing is None else [self._writing]
+        tasks.append(asyncio.create_task(self._write()))
+        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ring(self, view: BackendView, state: State) -> None:
+        bell = self._bells.get(view.name)
+        if bell is None:
+            return
+        published = view.told
+        told = (published.version, published.valid_until, view.served_cap, view.served_replica_cap, state)
+        news = (*told, *(book.revision for book in self._both(view.name)))
+        if news != bell.heard:
+            self._bells[view.name] = _Bell(asyncio.Event(), news)
+            bell.event.set()
+
+    def _warn(self, backend: str, book: ShareBook, *, per_replica: bool) -> None:
+        key = (backend, per_replica)
+        if book.over_cap and key not in self._warned:
+            self._warned.add(key)
+            self._log.warning(
+                "more gateways than the cap: each has 1, together more than the cap",
+                backend=backend, clients=book.clients, cap=book.cap, per_replica=per_replica,
+            )  # fmt: skip
+        elif not book.over_cap:
+            self._warned.discard(key)
+
+    def _both(self, backend: str) -> list[ShareBook]:
+        found = (self._books.get((backend, per_replica)) for per_replica in (False, True))
+        return [book for book in found if book is not None]
+
+    # -------------------------------------------------------------------------------------------------- writing
+    def _unwritten(self) -> list[Key]:
+        return [key for key, book in self._books.items() if self._written.get(key) != book.revision]
+
+    async def _write(self) -> None:
+        self._not_before_s = self._clock.monotonic() + WRITE_EVERY_S
+        for key in self._unwritten():
+            backend, per_replica = key
+            revision, held = self._books[key].revision, self._books[key].held()
+            try:
+                await self._store.save_shares(backend, held, per_replica=per_replica)
+            except StoreError as error:
+                self._not_before_s = self._clock.monotonic() + RETRY_S
+                self._log.warning("shares not stored yet", backend=backend, error=str(error))
+                return
+            self._written[key] = revision
+
+
+def _cap(view: BackendView, *, per_replica: bool) -> int:
+    return view.served_replica_cap if per_replica else view.served_cap

@@ -1,0 +1,47 @@
+"""What an ended sweep was: its record, in whatever way its task ended."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.errors import CalibratorError
+from calibrator.ports import BackendPlan
+
+SAID_SOMETHING = (SweepOutcome.CALIBRATED, SweepOutcome.INFEASIBLE)
+SAID_NOTHING = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCELLED)
+
+
+def ended_record(
+    task: asyncio.Task[SweepRecord], partial: SweepRecord, now: float, *, is_overdue: bool, is_stopping: bool
+) -> SweepRecord:
+    """`partial`: the newest state that the sweep told of itself, kept where it could not tell its end."""
+    ended = replace(partial, outcome=SweepOutcome.ERROR, ended_at=now)
+    if task.done() and not task.cancelled():
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, CalibratorError):
+            return replace(ended, reason=error.cause, remedy=error.remedy, error_exit_code=int(error.exit_code))
+        structlog.get_logger().error("sweep failed unexpectedly", backend=partial.backend, exc_info=error)
+        return replace(ended, reason=f"unexpected {type(error).__name__}: {error}", remedy="Please report this bug.")
+    if is_overdue:
+        return replace(
+            ended,
+            reason="The sweep did not end long after its time budget; it was given up.",
+            remedy="See whether the backend answers, and whether this machine has time to measure.",
+        )
+    reason = "the service was stopped" if is_stopping else "the sweep was cancelled"
+    return replace(ended, outcome=SweepOutcome.INTERRUPTED, reason=reason)
+
+
+def is_about(record: SweepRecord, plan: BackendPlan) -> bool:
+    """A sweep for other objectives, another model or other traffic does not put off the next one."""
+    measured = record.provenance
+    objectives = tuple(str(objective) for objective in plan.objectives)
+    return (measured.model, measured.workload, measured.objectives) == (
+        plan.target.model, str(plan.workload), objectives
+    )  # fmt: skip

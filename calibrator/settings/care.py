@@ -1,0 +1,83 @@
+"""`care:` of a backend: what live users, and the bill, may have to bear for a sweep."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from calibrator.core.admission import CarePolicy
+from calibrator.core.harm import AbortLimits
+from calibrator.settings.values import DurationS, Frozen
+
+
+class AbortSettings(Frozen):
+    """When a sweep ends at once. Only what happens while live requests are in flight counts; null: not watched."""
+
+    live_exceedances: int | None = Field(
+        default=50,
+        ge=1,
+        description="live requests that one sweep may push over a TTFT or e2e objective, beyond the share it allows; "
+        "touching the boundary costs up to some 25",
+    )
+    live_refusals: int | None = Field(default=10, ge=1, description="live requests that the engine refuses meanwhile")
+    probe_failures: int | None = Field(
+        default=60, ge=1, description="probes that fail; the search itself meets some where an engine refuses"
+    )
+    preemptions: int | None = Field(
+        default=500, ge=1, description="requests that the engine preempts; the search meets some where memory limits"
+    )
+    kv_usage_ratio: float | None = Field(
+        default=1.0, alias="kv_usage", gt=0.0, le=1.0, description="KV memory in use by one scrape, 1 is all of it"
+    )
+    prefix_hit_fall_ratio: float | None = Field(
+        default=0.5,
+        alias="prefix_hit_fall",
+        gt=0.0,
+        le=1.0,
+        description="fall of the live prompts' hits in the prefix cache, as a share of what they were before",
+    )
+    blind_s: DurationS | None = Field(
+        default=10.0, alias="blind", description="time without an answer of the engine's metrics, once it gave them"
+    )
+
+
+class CareSettings(Frozen):
+    """Limits that spare live users. Sweeps asked for by hand override windows and start_below, and nothing else."""
+
+    start_below_ratio: float | None = Field(
+        default=0.8,
+        alias="start_below",
+        gt=0.0,
+        description="sweeps start while organic requests in flight are below this share of the cap; null: always",
+    )
+    max_probe_share: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="probes take at most this share of the capacity of all replicas, once one is known; must leave "
+        "room for 1.25 replicas' capacity, or no sweep starts; null: no limit",
+    )
+    tokens: int | None = Field(
+        default=None, ge=1, description="prompt and output tokens of one sweep, which ends there; null: no limit"
+    )
+    requests_per_day: int | None = Field(
+        default=None, ge=1, description="probe requests in 24 hours; no sweep starts that would exceed them"
+    )
+    tokens_per_day: int | None = Field(
+        default=None, ge=1, description="prompt and output tokens of probes in 24 hours; likewise"
+    )
+    overload_per_day_s: DurationS | None = Field(
+        default=None, alias="overload_per_day", description="time above the objectives because of us in 24 hours"
+    )
+    abort: AbortSettings = Field(default=AbortSettings(), description="when a sweep ends at once")
+
+    def value(self, *, observe: bool, shadow: bool) -> CarePolicy:
+        return CarePolicy(
+            observe=observe,
+            shadow=shadow,
+            start_below_ratio=self.start_below_ratio,
+            max_probe_share=self.max_probe_share,
+            tokens=self.tokens,
+            requests_per_day=self.requests_per_day,
+            tokens_per_day=self.tokens_per_day,
+            overload_per_day_s=self.overload_per_day_s,
+            abort=AbortLimits(**dict(self.abort)),
+        )

@@ -1,0 +1,74 @@
+"""`PUT` and `DELETE /v1/backends/{name}/override`: a person pins the cap for a while (core.override)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.snapshot import Override
+from calibrator.ports import Clock, Operator
+from calibrator.web.auth import Access
+from calibrator.web.documents import override_document
+from calibrator.web.exchange import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.models import ClearQuery, OverrideAccepted, OverrideRequest
+from calibrator.web.operation import Answer, Operation
+from calibrator.web.problems import SAFE_HEADERS, Problem
+
+PATH = "/v1/backends/{name}/override"
+
+
+@dataclass(frozen=True, slots=True)
+class Overriding:
+    operator: Operator
+    clock: Clock
+    views: Views
+
+    async def put(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        wanted = await parsed_body(OverrideRequest, request)
+        now = self.clock.wall()
+        override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
+        stored = await self.operator.override(name, override)
+        view = self.views.one(name)
+        document = {
+            "backend": name,
+            "cap": view.recommendation.cap,
+            "override": override_document(view),
+            "stored": stored,
+        }
+        return json_answer(OverrideAccepted.model_validate(document))
+
+    async def delete(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        if not await self.operator.clear_override(name, parsed_query(ClearQuery, request).author):
+            raise Problem(HTTPStatus.NOT_FOUND, f"The cap of '{name}' is not overridden.")
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers=SAFE_HEADERS)
+
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "PUT",
+                PATH,
+                "putOverride",
+                "Pin the cap for a while, over sweeps and guard, within the configured bounds",
+                self.put,
+                (Answer(200, "In force", OverrideAccepted),),
+                access=Access.OPERATE,
+                body=OverrideRequest,
+                problems=(400, 404, 413, 503),
+            ),
+            Operation(
+                "DELETE",
+                PATH,
+                "deleteOverride",
+                "End the override: the recommendation of this moment is served again",
+                self.delete,
+                (Answer(204, "Removed", media_type=None),),
+                access=Access.OPERATE,
+                query=ClearQuery,
+                problems=(400, 404, 503),
+            ),
+        )

@@ -1,0 +1,57 @@
+"""What the guard will count, told before it runs: the bucket bound of each objective, from one look at the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from calibrator.core.guard import FAR_BOUND_RATIO, histogram_of, next_bound_s
+from calibrator.core.objective import Objective, format_duration
+from calibrator.core.server_load import ServerLoad
+from calibrator.ports import BackendPlan
+from calibrator.telemetry.scrape import HttpTelemetry
+
+
+async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
+    """One line an objective, in the order of the plans; engines are asked all at once, for a second."""
+    loads = await asyncio.gather(*(_look(plan) for plan in plans))
+    return [
+        f"{plan.name}: {guard_line(objective, load) if plan.guard.enabled else 'the guard is off'}"
+        for plan, load in zip(plans, loads, strict=True)
+        for objective in plan.objectives[: None if plan.guard.enabled else 1]
+    ]
+
+
+async def _look(plan: BackendPlan) -> ServerLoad | None:
+    if not plan.guard.enabled:
+        return None
+    url = plan.replicas.urls[0] if plan.replicas.urls else plan.target.url
+    telemetry = HttpTelemetry(replace(plan.target, url=url))
+    try:
+        return await telemetry.scrape()
+    finally:
+        await telemetry.close()
+
+
+def guard_line(objective: Objective, load: ServerLoad | None) -> str:
+    if objective.max_prompt_tokens is not None:
+        return f"'{objective}' is not watched: engines do not count short prompts apart"
+    if load is None:
+        return (
+            f"'{objective}' is watched above the next bucket bound at or above its limit, chosen at run time: the "
+            "engine shows no metrics now"
+        )
+    histogram = histogram_of(load, objective.metric)
+    if histogram is None:
+        return f"'{objective}' is not watched by latency: {load.engine} shows no histogram of {objective.metric}"
+    bound_s = next_bound_s(objective, histogram.bounds)
+    if bound_s is None:
+        return f"'{objective}' is not watched: its limit is above the last bound of the engine's histogram"
+    ratio = bound_s / objective.limit_s
+    is_far = ratio > FAR_BOUND_RATIO
+    far = "; so far off, a doubled P99 shows late: better a limit at or just below a bound" if is_far else ""
+    return (
+        f"'{objective}' is watched above {format_duration(bound_s)}, the engine's next bucket bound "
+        f"({ratio:.3g} x the limit){far}"
+    )
