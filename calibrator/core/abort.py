@@ -25,7 +25,7 @@ the SLA never moves it for long, and its bound is the number of users that one s
 engine's first bucket bound at or above the limit; TTFT and e2e objectives without a prompt length are watched.
 
 An idle engine has nobody to hurt: only `restart` ends a sweep there, and the search may touch the boundary as it likes.
-Beside live traffic it touches it too; the default limits are some three times what that costs
+Beside live traffic it touches it too; the default limits leave room for what that costs
 (`tests/simulation/test_abort_costs.py`).
 
 Called by `service.sweep`.

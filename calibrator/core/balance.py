@@ -8,14 +8,14 @@ n replicas of cap k carry less than n k together:
 | balancing | busiest of n replicas with T in flight together |
 |---|---|
 | random | counts are multinomial(T, 1/n): P(busiest > k) <= n P(Bin(T, 1/n) > k), nearly exact this far out |
-| round_robin | every n-th request: arrivals at a replica are n times as regular (squared variation 1/n), so for exponential residence the variance in flight is (1 + 1/n) / 2 of the random one (GI/M/oo) |
+| round_robin | every n-th request: arrivals at a replica have the squared variation 1/n instead of 1, so the variance \
+in flight is (1 + 1/n) / 2 of the random one (GI/M/oo, exponential residence) |
 | least_requests | the better of two random choices: the busiest is above the mean by about 1 + log2 log2 n requests |
 | measured | f = 1 / r, r the P99 of busiest / mean, seen while at least half of the cap was in use |
 
-Residence that grows with load widens the random counts: a busy replica empties slowly. With residence doubled from idle
-to the cap that costs less than the safety margin's 10 % from k = 16 on (`tests/simulation/test_balance.py`). Several gateways that each go
-round by themselves are together close to random. The measured ratio knows all of this, and replaces the table once
-there is enough of it; at low load the ratio is larger, so half of the cap errs on the safe side.
+Residence that grows with load widens the random counts: a busy replica empties slowly. Several gateways that each go
+round by themselves are together close to random. The measured ratio knows both, and replaces the table once there is
+enough of it; at low load the ratio is larger, so a measurement at half of the cap errs on the safe side.
 
 Source: Whitt, Heavy-traffic limits for the GI/M/oo queue (1982); Mitzenmacher, The power of two choices (2001).
 Called by `core.recommendation` and `service.fleet`.
@@ -84,9 +84,12 @@ class FleetSize:
         """Of the whole backend, for a replica's cap before it is shared with the engine group."""
         return max(1, math.floor(self.balance.fleet_cap(replica_cap, max(1, self.replicas)) * self.share + 1e-9))
 
-    def replica_cap_within(self, cap: int) -> int:
-        """The largest cap of a replica, before it is shared, with which the backend's does not exceed `cap`."""
-        low, high = 1, max(1, math.ceil((cap + 1) / self.share))
+    def replica_cap_within(self, cap: int, measured: int) -> int:
+        """The largest cap of a replica, before it is shared, with which the backend's does not exceed `cap`.
+
+        No more than `measured`, unless only a larger one makes up `cap`.
+        """
+        low, high = 1, measured if self.cap(measured) >= cap else math.ceil((cap + 1) / self.share)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.cap(middle) <= cap else (low, middle - 1)

@@ -5,9 +5,9 @@ residence, because what lasts longer is overload and not a stall.
 
     gap = residence * max(2 / N, min(1/6, 32 / N))
 
-N requests of ours in flight turn over N times per residence, so the gap is a sixth of a residence, but never fewer than 2 and never
-more than 32 requests' worth: at high levels independent violations would otherwise be chained by chance. Overlapping
-lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
+N requests of ours in flight turn over N times per residence, so the gap is a sixth of a residence, but never fewer than
+2 and never more than 32 requests' worth: at high levels independent violations would otherwise be chained by chance.
+Overlapping lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
 
 Design effect: the variance of a compound-Poisson count against that of independent violations, d = E[s^2] / E[s] over
 clump sizes s. Few violations are ever seen, so it is shrunk, with the weight of 3 violations, toward what the latencies
@@ -61,7 +61,7 @@ def design_effect(history: History, objective_index: int) -> float:
     squares, total = prior * PRIOR_WEIGHT, PRIOR_WEIGHT
     for visit in history.visits:
         evidence = visit.evidence[objective_index]
-        if visit.audit.reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
+        if visit.spoilt or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
             continue
         for size in clumps(evidence.violation_at_s, gap_s(visit.probes, visit.residence_s), visit.residence_s):
             squares += size * size

@@ -32,7 +32,7 @@ class Abort:
 class AbortLimits:
     """What live users may suffer from one sweep. None: not limited."""
 
-    live_exceedances: int | None = 50  # beyond the share that the objectives' zone allows
+    live_exceedances: int | None = 60  # beyond the share that the objectives' zone allows
     live_refusals: int | None = 10
     probe_failures: int | None = 60
     preemptions: int | None = 500

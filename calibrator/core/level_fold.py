@@ -4,8 +4,8 @@ Order matters (DESIGN section 2): bits are read in the order in which requests *
 latencies likewise, up to the first request that has not ended. Whatever comes later in that order is not used, however
 early it finished: using it would favour the fast requests.
 
-Beside live traffic the total may be off the level (`core.organic`). A sample that started then is in no order; one whose
-start came into doubt afterwards is taken back, whatever became of it.
+Beside live traffic the total may be off the level (`core.organic`). A sample that started then is in no order; one
+whose start came into doubt afterwards is taken back, whatever became of it.
 
     events ──▶ LevelFold.add ──▶ evidence()  bits of the running visit          (verdict, search)
                              ├─▶ cut()       the next visit at this level starts here
@@ -257,9 +257,15 @@ class LevelFold:
         totals = self._totals
         return (totals.in_flight_s + totals.organic_s) / totals.held_s if totals.held_s > 0 else 0.0
 
-    def report(self, verdict: Verdict, counts: tuple[int, int], audit: Audit, server: ServerLoadPeak) -> LevelReport:
-        """`counts`: (n, exceedances) of the level as its verdict saw them. Rates are those of the whole level, as if
-        live requests were like ours."""
+    def report(
+        self,
+        verdict: Verdict,
+        counts: tuple[int, int],
+        audit: Audit,
+        server: ServerLoadPeak,
+        organic: float | None = None,
+    ) -> LevelReport:
+        """`counts`: (n, exceedances) of the level as its verdict saw them. Rates: ours, scaled to the whole level."""
         totals, held_s = self._totals, self._totals.held_s
         everybody = 1.0 + totals.organic_s / totals.in_flight_s if totals.in_flight_s > 0 else 1.0
 
@@ -273,7 +279,11 @@ class LevelFold:
             exceedances=counts[1],
             requests=self.requests,
             verdict=verdict,
-            **{metric: self._summary(metric) for metric in METRICS},
+            ttft=self._summary("ttft"),
+            ttfc=self._summary("ttfc"),
+            itl=self._summary("itl"),
+            tpot=self._summary("tpot"),
+            e2e=self._summary("e2e"),
             requests_per_second=rate(totals.completed),
             prompt_tokens_per_second=rate(totals.prompt_tokens),
             output_tokens_per_second=rate(totals.output_tokens),
@@ -281,6 +291,7 @@ class LevelFold:
             errors=tuple(self._failures.most_common()),
             audit=audit,
             server=server,
+            organic_in_flight=organic,
         )
 
     def _summary(self, metric: str) -> LatencySummary:

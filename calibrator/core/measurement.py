@@ -76,6 +76,12 @@ class Visit:
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
     organic: float | None = None  # mean in flight beside ours; None: could not be seen
+    unheld: str = ""  # live traffic made another level of it: why, in words
+
+    @property
+    def spoilt(self) -> tuple[str, ...]:
+        """Why it must not be judged; empty if it may."""
+        return (*self.audit.reasons, self.unheld) if self.unheld else self.audit.reasons
 
     @property
     def probes(self) -> float:

@@ -98,6 +98,15 @@ def decide(
     record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, fleet: FleetSize = ONE_REPLICA
 ) -> Recommendation | None:
     """What an ended sweep changes; None: nothing."""
+    decided = _decided(record, previous, policy, now, fleet)
+    if record.aborted is not None and decided is not None and decided.cap >= previous.cap:
+        return None
+    return decided
+
+
+def _decided(
+    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, fleet: FleetSize
+) -> Recommendation | None:
     if record.mode != "search":
         return None
     if record.outcome is SweepOutcome.INFEASIBLE:
@@ -105,24 +114,24 @@ def decide(
     if record.outcome is not SweepOutcome.CALIBRATED or record.capacity is None or record.capacity.estimate < 1:
         return None
 
+    def replica_cap_of(capacity: int) -> int:
+        return replica_cap(min(capacity, fleet.smallest_other or capacity), policy.safety_margin_ratio)
+
     def cap_of(capacity: int) -> int:
-        weakest = min(capacity, fleet.smallest_other or capacity)
-        return policy.clamp(fleet.cap(replica_cap(weakest, policy.safety_margin_ratio)))
+        return policy.clamp(fleet.cap(replica_cap_of(capacity)))
 
     capacity = record.capacity
     is_first = previous.state in (State.FALLBACK, State.GUARDED) and previous.grade is None
     is_proven = record.grade in (Grade.CERTIFIED, Grade.AT_MAX)
     supported = capacity.estimate if is_proven or is_first else capacity.certified
     wanted, safe = cap_of(capacity.estimate), cap_of(supported) if supported else 0
-    if record.aborted is not None and wanted >= previous.cap:
-        return None
     cap = wanted
     if wanted > previous.cap:
         cap = max(previous.cap, min(wanted, safe))
         if not is_first:
             cap = min(cap, _raised(previous.cap, policy.max_increase_ratio))
     cap = policy.clamp(cap)
-    per_replica = fleet.replica_cap_within(cap)
+    per_replica = fleet.replica_cap_within(cap, replica_cap_of(capacity.estimate))
     own = fleet.own(per_replica)
     grade, reason = record.grade, f"{record.reason}{_fleet_words(fleet, capacity.estimate)}"
     if cap < wanted:

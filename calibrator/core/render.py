@@ -36,6 +36,10 @@ def sweep_document(record: SweepRecord, *, cap: int | None) -> Document:
     return {
         **sweep_summary(record),
         "cap": cap,
+        "aborted": None if record.aborted is None else asdict(record.aborted),
+        "harm": {
+            key: number(value) if isinstance(value, float) else value for key, value in asdict(record.harm).items()
+        },
         "prompt_tokens": record.prompt_tokens,
         "output_tokens": record.output_tokens,
         "provenance": provenance_document(record.provenance),

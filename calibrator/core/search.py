@@ -17,7 +17,7 @@ The policy escalates with overdose control and asks a sequential test on both si
    provisional), below every refuted level and not above the highest locally good one.
 
 Levels that live traffic fills by itself (`History.organic_floor`) are no candidates. If the lowest that is left fails,
-the capacity lies among them: what is known by then is the answer, and `infeasible` is not, because nobody measured there.
+the capacity lies among them: the answer is what was known before, never `infeasible`, because nobody measured there.
 
 Pure and replayable: the state is recomputed from the history, so a stored sweep can be resumed or judged anew. Every
 `Measure` becomes one visit; the same level twice is one stay without a second warm-up. Sample sizes are those of a P99
@@ -92,8 +92,6 @@ def _after(known: Knowledge, ramp: Measure | None, spoilt: int) -> Step:
 
 def _spoilt_in_a_row(history: History) -> int:
     count = 0
-    if history.visits and history.visits[-1].level <= history.organic_floor:
-        return 0
     for visit in reversed(history.visits):
         if not visit.audit.reasons or visit.level != history.visits[-1].level:
             break
@@ -173,7 +171,8 @@ def _decided(known: Knowledge) -> Conclusion | None:
     if certified and refuted is not None and refuted <= lowest:  # organic traffic has risen above it meanwhile
         return _certified(known, f"level {certified} holds and level {refuted}, now the lowest possible, does not")
     if refuted is not None and refuted <= lowest:
-        return _infeasible(known) if lowest > known.history.organic_floor + 1 or lowest <= 1 else _covered(known)
+        is_covered = 0 < known.history.organic_floor == lowest - 1
+        return _covered(known) if is_covered else _infeasible(known)
     tight = TIGHT_RATIO if known.history.warm is None else TIGHT_RATIO_WARM
     if certified and known.posterior.quantile(MIDDLE) / certified <= tight:
         return _certified(known, f"level {certified} holds and the capacity is probably little higher")

@@ -61,13 +61,16 @@ def divide(cap: int, needs: Mapping[str, float]) -> dict[str, int]:
         return dict.fromkeys(needs, 1)
     reserve = max(1, math.floor(RESERVE_RATIO * cap / count))
     left, targets = cap, dict[str, int]()
-    for index, name in enumerate(sorted(needs, key=lambda name: (needs[name], name))):
-        equal = -(-left // (count - index))
+    ascending = sorted(needs, key=lambda name: needs[name])
+    for name in ascending:
         wanted = max(reserve, needs[name])
-        targets[name] = equal if wanted >= equal else math.ceil(wanted)
+        if wanted >= -(-left // (count - len(targets))):
+            break
+        targets[name] = math.ceil(wanted)
         left -= targets[name]
-    for index, name in enumerate(sorted(needs)):
-        targets[name] += left // count + (index < left % count)
+    takers = sorted(ascending[len(targets) :] or needs)  # by name: equal parts stay where they are
+    for index, name in enumerate(takers):
+        targets[name] = targets.get(name, 0) + left // len(takers) + (index < left % len(takers))
     return targets
 
 

@@ -193,6 +193,7 @@ class BackendView:
     reserved_for_probes: int = 0  # of the cap, while a replica in rotation is swept
     gateway_clients: int = 0  # live pollers of the cap and of the replica's cap
     gateway_clients_over_cap: int = 0
+    measured_by: str = ""  # backend whose sweeps are about the engines of this one; often itself
     replicas: tuple[ReplicaView, ...] = ()
     discovery_problem: str = ""  # why the set of replicas may be out of date
     in_flight_peak: float | None = None  # organic, of the last 60 s

@@ -24,7 +24,8 @@ may fail it as well, at half its weight. It refutes nothing.
 
 **Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the visits at that level alone.
 
-Visits whose audit has reasons are not judged. A level with no other visit is inconclusive for those reasons.
+Visits whose audit has reasons, or whose level live traffic changed, are not judged. A level with no other visit is
+inconclusive for those reasons.
 Called by the visit every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
 """
 
@@ -76,8 +77,8 @@ def zone(objective: Objective) -> Sprt:
 def level_verdict(history: History, level: int) -> Verdict:
     """Over all objectives: exceeded if any is, within if all are. A level without visits is judged by the others."""
     here = history.at_level(level)
-    spoilt = [reason for visit in here for reason in visit.audit.reasons]
-    if here and all(visit.audit.reasons for visit in here):
+    spoilt = [reason for visit in here for reason in visit.spoilt]
+    if here and all(visit.spoilt for visit in here):
         return Verdict(VerdictKind.INCONCLUSIVE, tuple(dict.fromkeys(spoilt)))
     each = tuple(_objective_verdict(history, level, index) for index in range(len(history.objectives)))
     kinds = {verdict.kind for verdict in each}
@@ -177,7 +178,7 @@ def _totals(visits: Sequence[Visit], index: int) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------------------------- verdict
 def judged(history: History) -> list[Visit]:
     """The visits that may be judged."""
-    return [visit for visit in history.visits if not visit.audit.reasons]
+    return [visit for visit in history.visits if not visit.spoilt]
 
 
 def _objective_verdict(history: History, level: int, index: int) -> ObjectiveVerdict:

@@ -206,6 +206,7 @@ class BackendState:
             gateway_clients_over_cap=self.gateways[1],
             # At most the swept replica's part of the cap: beyond it, users of the others would give way for nothing.
             reserved_for_probes=min(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
+            measured_by=self.leader.plan.name,
             replicas=fleet.views(),
             discovery_problem=fleet.problem,
             in_flight_peak=fleet.in_flight_peak,

@@ -30,6 +30,7 @@ from calibrator.core.burst import (
 )
 from calibrator.core.level_fold import outcome_of
 from calibrator.core.objective import Objective
+from calibrator.core.organic import probes_for
 from calibrator.core.quantile import summarise
 from calibrator.core.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.search_steps import Conclusion
@@ -53,6 +54,7 @@ class Burster:
     clock: Clock
     objectives: Sequence[Objective]
     on_batch: Callable[[Batch], None]
+    organic: Callable[[], float] = float  # live requests in flight: a burst fills the level up
     report: BurstReport | None = None  # of the last level; None: nothing of a burst was seen
     requests: int = 0  # of all levels
     _label: Label = field(default_factory=lambda: Label(FIRST_VISIT, Phase.RAMP))
@@ -92,7 +94,8 @@ class Burster:
             if not await self._become_idle(ends_at_s):
                 break
             await self.clock.sleep(IDLE_S)
-            one = await self._one(level, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
+            users = probes_for(level, self.organic())
+            one = await self._one(users, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
             samples += one
             if self._is_broken:
                 break
@@ -104,21 +107,21 @@ class Burster:
         self.report = self._report(level, len(bursts), samples, steady) if samples else None
         return bursts
 
-    async def _one(self, level: int, label: Label, ends_at_s: float) -> list[Sample]:
-        """The first `level` requests of this label; their users leave after them."""
+    async def _one(self, users: int, label: Label, ends_at_s: float) -> list[Sample]:
+        """The first `users` requests of this label; their users leave after them."""
         self._label = label
-        self.load.aim(level, label, 0.0)
+        self.load.aim(users, label, 0.0)
         ours: set[int] = set()
         ended: list[Sample] = []
         is_leaving = False
         while self.clock.monotonic() < ends_at_s and not self._is_broken:
             batch = await self._poll()
-            ours.update([start.request_id for start in batch.started if start.label == label][: level - len(ours)])
+            ours.update([start.request_id for start in batch.started if start.label == label][: users - len(ours)])
             ended += [sample for sample in batch.ended if sample.request_id in ours]
             if batch.all_started and not is_leaving:
                 is_leaving = True
                 self.load.aim(0, label, 0.0)
-            if len(ended) >= level:
+            if len(ended) >= users:
                 break
         return ended
 

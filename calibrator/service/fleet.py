@@ -1,8 +1,9 @@
 """One backend's replicas at run time: find them, scrape each once a second, make one look of it.
 
 A look is a task of its own, so that a slow engine delays neither the tick nor other backends; within a look each
-replica has `LOOK_LIMIT_S`. What a look means is decided in `core.fleet`. Discovery that fails, or finds nothing, keeps
-the last set and says so: a name server that is down must not look like a fleet that is gone.
+replica has `LOOK_LIMIT_S`. So is the search for replicas, which no look waits for. What a look means is decided in
+`core.fleet`. Discovery that fails, or finds nothing, keeps the last set and says so: a name server that is down must
+not look like a fleet that is gone.
 """
 
 from __future__ import annotations
@@ -69,70 +70,72 @@ class Fleet:
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
-    _task: asyncio.Task[None] | None = None
+    _looking: asyncio.Task[None] | None = None
+    _finding: asyncio.Task[None] | None = None
     _next_look_s: float = 0.0
     _next_find_s: float = 0.0
-    _has_found: bool = False
     _measured_kind: Kind | None = None
 
     # ------------------------------------------------------------------------------------------------- life cycle
     def tend(self) -> None:
-        """Start the next look if it is due and the last one ended; called by each tick."""
+        """Start what is due, unless the last of its kind still runs; called by each tick."""
         now_s = self.clock.monotonic()
-        if now_s >= self._next_look_s and (self._task is None or self._task.done()):
+        if now_s >= self._next_find_s and _is_over(self._finding):
+            self._finding = asyncio.create_task(self._find())
+        if self.members and now_s >= self._next_look_s and _is_over(self._looking):
             self._next_look_s = max(self._next_look_s + LOOK_S, now_s + LOOK_S / 2)
-            self._task = asyncio.create_task(self._look_around())
+            self._looking = asyncio.create_task(self._look_around())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._finding, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(reader.close() for reader in self._readers.values()), return_exceptions=True)
 
     async def _look_around(self) -> None:
         try:
-            await self._find()
-            await asyncio.gather(*(self._scrape(member) for member in self.members.values()))
+            await asyncio.gather(*(self._scrape(url, reader) for url, reader in self._readers.items()))
             self._conclude()
         except Exception as error:  # noqa: BLE001 - one backend's bug must not end the looking; the next look tries again
             structlog.get_logger().exception("unexpected", backend=self.plan.name, error=repr(error))
 
     # -------------------------------------------------------------------------------------------------- discovery
     async def _find(self) -> None:
-        now_s = self.clock.monotonic()
-        if now_s < self._next_find_s:
-            return
         try:
             async with asyncio.timeout(FIND_LIMIT_S):
                 found = await self.discovery.find()
-        except (CalibratorError, TimeoutError) as error:
-            self._keep_last(str(error) or f"No answer within {FIND_LIMIT_S:g} s.", now_s)
-            return
-        if not found.replicas:
-            self._keep_last("The name has no addresses.", now_s)
-            return
-        self.problem, self._next_find_s = "", now_s + found.valid_s
-        await self._adopt(found, now_s)
+        except CalibratorError as error:
+            self._keep_last(str(error))
+        except TimeoutError:
+            self._keep_last(f"No answer within {FIND_LIMIT_S:g} s.")
+        except Exception as error:  # noqa: BLE001 - an adapter's bug must not end the service
+            self._keep_last(f"unexpected {type(error).__name__}: {error}")
+        else:
+            if not found.replicas:
+                self._keep_last("The name has no addresses.")
+                return
+            now_s = self.clock.monotonic()
+            self.problem, self._next_find_s = "", now_s + found.valid_s
+            await self._adopt(found, now_s)
 
-    def _keep_last(self, problem: str, now_s: float) -> None:
+    def _keep_last(self, problem: str) -> None:
         if not self.problem:
             structlog.get_logger().warning("replicas not found anew", backend=self.plan.name, why=problem)
-        self.problem, self._next_find_s = problem, now_s + FIND_AGAIN_S
+        self.problem, self._next_find_s = problem, self.clock.monotonic() + FIND_AGAIN_S
 
     async def _adopt(self, found: Found, now_s: float) -> None:
         wanted = {address.url: (address, True) for address in found.replicas}
         for url in self.plan.replicas.measure_on:
             wanted.setdefault(url, (ReplicaAddress(url), False))
-        for url in [url for url in self.members if url not in wanted]:
-            del self.members[url]
-            await self._readers.pop(url).close()
+        is_first = not self.members
+        gone = [self._readers.pop(url) for url in self.members if url not in wanted]
+        self.members = {url: member for url, member in self.members.items() if url in wanted}
         for url, (address, in_rotation) in wanted.items():
             if url not in self.members:
-                self.members[url] = Member(
-                    address, found_s=now_s, is_founder=not self._has_found, in_rotation=in_rotation
-                )
+                self.members[url] = Member(address, now_s, is_founder=is_first, in_rotation=in_rotation)
                 self._readers[url] = self.telemetry(self.target(address))
-        self._has_found = True
+        await asyncio.gather(*(reader.close() for reader in gone), return_exceptions=True)
 
     def target(self, address: ReplicaAddress) -> Target:
         """How to reach this replica: the plan's target at another address."""
@@ -143,18 +146,18 @@ class Fleet:
         return replace(target, url=address.url, host_name=address.host_name, metrics_url=metrics_url)
 
     # ---------------------------------------------------------------------------------------------------- looking
-    async def _scrape(self, member: Member) -> None:
+    async def _scrape(self, url: str, reader: Telemetry) -> None:
         load: ServerLoad | None = None
         try:
             async with asyncio.timeout(LOOK_LIMIT_S):
-                load = await self._readers[member.url].scrape()
+                load = await reader.scrape()
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - `scrape` never raises; should it, the engine is unknown for now
-            structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))  # noqa: TRY400 - one line is enough once a second
-        probes = self.surroundings().probes_on(member.url)
-        delay_s = self.plan.replicas.scale_up_delay_s
-        self.members[member.url] = member.after(load, probes, self.clock.monotonic(), delay_s)
+            structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))
+        probes, delay_s = self.surroundings().probes_on(url), self.plan.replicas.scale_up_delay_s
+        if url in self.members:  # else it left meanwhile
+            self.members[url] = self.members[url].after(load, probes, self.clock.monotonic(), delay_s)
 
     def _conclude(self) -> None:
         now_s, around = self.clock.monotonic(), self.surroundings()
@@ -222,6 +225,8 @@ class Fleet:
     @property
     def refusal(self) -> str:
         """Why nothing can be measured here; empty: nothing speaks against it."""
+        if not self.members:
+            return self.problem
         balanced = [url for url, standing in self.standing.items() if standing is Standing.BALANCED]
         return f"{', '.join(balanced)}: {BALANCED}" if balanced else ""
 
@@ -269,6 +274,10 @@ class Fleet:
         answering = [member for member in pool if self.standing.get(member.url) in wanted]
         # With none left the sweep is tried all the same: its own first look says what is wrong, and what to do.
         return answering or [member for member in pool if self.standing.get(member.url) is Standing.DOWN]
+
+
+def _is_over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
 
 
 def _at_host_of(url: str, metrics_url: str) -> str:

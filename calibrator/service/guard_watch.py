@@ -21,6 +21,7 @@ Owned by the supervisor, one per backend. Times are monotonic; the caller passes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ from calibrator.core.snapshot import GuardView
 
 GAP_S = 30.0  # looks are a second apart; over a longer gap anything may have happened in between
 AFTER_PROBES_S = 10.0  # at least, and one residence
-PRESSURE_MEMORY = 20.0  # exceedances over which the in-flight share is averaged
+PRESSURE_MEMORY_S = 120.0  # exceedances weigh by their age: about the time in which a breach is found
 
 
 @dataclass(slots=True)
@@ -159,6 +160,7 @@ class GuardWatch:
         elapsed_s: float,
     ) -> bool:
         n = exceeding = 0.0
+        watched.weight *= math.exp(-elapsed_s / PRESSURE_MEMORY_S)
         for one, load, earlier in pairs:
             now, then = (histogram_of(page, watched.objective.metric) for page in (load, earlier))
             delta = None if now is None or then is None else now.since(then)
@@ -267,5 +269,5 @@ def _share_of_cap(one: ReplicaLook, look: FleetLook) -> float:
 
 def _weigh(watched: _Watched, exceeded: float, share: float) -> None:
     if exceeded > 0.0:
-        watched.weight = min(watched.weight + exceeded, max(exceeded, PRESSURE_MEMORY))
+        watched.weight += exceeded
         watched.pressure += (share - watched.pressure) * exceeded / watched.weight

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from calibrator.core.measurement import Visit
-from calibrator.core.organic import MEMORY_S, OrganicWatch, band
+from calibrator.core.organic import MEMORY_S, OrganicWatch, is_doubtful
 from calibrator.core.server_load import ServerLoad
 from calibrator.ports import Clock
 
@@ -65,25 +65,23 @@ class LiveTraffic:
             self.doubts.popleft()
 
     def voided(self, visits: Sequence[Visit], origin_s: float) -> tuple[Visit, ...]:
-        """The same, without those at whose end the organic load changed before anybody could see it."""
-        return tuple(self._voided(visit, origin_s) for visit in visits)
+        """The same; void where the organic load had changed at their end before anybody could see it."""
+        return tuple(self._voided(visit, visit.ended_at_s + origin_s) for visit in visits)
 
-    def _voided(self, visit: Visit, origin_s: float) -> Visit:
-        ended_s = visit.ended_at_s + origin_s
+    def _voided(self, visit: Visit, ended_s: float) -> Visit:
         for doubt in self.doubts:
-            if doubt.since_s < ended_s < doubt.seen_s and doubt.requests > band(visit.level) and not visit.audit.reasons:
-                words = f"live traffic changed by {doubt.requests:.0f} requests at its end"
-                return replace(visit, audit=replace(visit.audit, reasons=(words,)))
+            if doubt.since_s < ended_s < doubt.seen_s and is_doubtful(visit.level, doubt.requests):
+                return replace(visit, unheld=f"live traffic changed by {doubt.requests:.0f} requests at its end")
         return visit
 
     def left(self, visit: Visit) -> Visit:
         """The same; void if live traffic left no room to measure its level."""
         floor = self.watch.floor
         has_evidence = visit.ramp_failed or min(part.n for part in visit.evidence) > 0
-        if visit.level > floor or has_evidence or visit.audit.reasons:
+        if visit.level > floor or has_evidence:
             return visit
         words = f"live traffic alone holds about {floor} in flight, so {visit.level} could not be held"
-        return replace(visit, audit=replace(visit.audit, reasons=(words,)))
+        return replace(visit, unheld=words)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -377,8 +377,9 @@ class Supervisor:
         changed = after_event(event, served, state.plan.guard.cut_ratio, state.plan.policy, self._clock.wall())
         if changed is not None:
             self._publisher.publish(changed)
-        if event.wants_sweep and state.wanted is None and state.running is None:
-            state.wanted = Wanted(self._new_id(), f"guard: {event.words}")
+        measures = state.leader
+        if event.wants_sweep and measures.wanted is None and measures.running is None:
+            measures.wanted = Wanted(self._new_id(), f"guard: {event.words}")
         self._log.warning("guard", backend=name, action=event.action.value, why=event.words)
 
     # ----------------------------------------------------------------------------------------------- operator

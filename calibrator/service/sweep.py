@@ -153,7 +153,9 @@ class _Sweep:
         return self._history.visits != before
 
     async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
-        self._burster = Burster(load, self._parts.clock, self._order.objectives, self._book)
+        clock, watch = self._parts.clock, self._live.watch
+        objectives = self._order.objectives
+        self._burster = Burster(load, clock, objectives, self._book, lambda: watch.estimate or 0.0)
         order, mode = self._order, self._order.burst if self._sparing.abort is None else BurstMode.OFF
         try:
             return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
@@ -333,4 +335,6 @@ class _Sweep:
         exceedances = max(
             sum(visit.evidence[index].exceedances for visit in visits) for index in range(len(self._order.objectives))
         )
-        return self._folds[level].report(verdict, (n, exceedances), visits[-1].audit, visits[-1].server)
+        known = [(visit.organic, visit.duration_s) for visit in visits if visit.organic is not None]
+        organic = sum(one * s for one, s in known) / sum(s for _, s in known) if known else None
+        return self._folds[level].report(verdict, (n, exceedances), visits[-1].audit, visits[-1].server, organic)

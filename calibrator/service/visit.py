@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.level_fold import LevelFold
 from calibrator.core.measurement import Visit
 from calibrator.core.objective import Objective
-from calibrator.core.organic import band, is_on_level, probes_for, steered
+from calibrator.core.organic import is_doubtful, is_on_level, probes_for, steered
 from calibrator.core.sample import FailureKind, Label, Phase, Sample
 from calibrator.core.search_steps import Measure, Test
 from calibrator.core.server_load import ServerLoad, ServerLoadPeak
@@ -178,7 +178,7 @@ class Holder:
         if watch.looks == self._looks:
             return
         self._looks = watch.looks
-        if watch.doubt > band(self.level):
+        if is_doubtful(self.level, watch.doubt):
             fold.take_back(watch.doubt_s)
         probes = steered(self.level, watch.estimate, self.probes)
         if probes != self.probes:

@@ -13,10 +13,10 @@ class AbortSettings(Frozen):
     """When a sweep ends at once. Only what happens while live requests are in flight counts; null: not watched."""
 
     live_exceedances: int | None = Field(
-        default=50,
+        default=60,
         ge=1,
         description="live requests that one sweep may push over a TTFT or e2e objective, beyond the share it allows; "
-        "touching the boundary costs up to some 25",
+        "touching the boundary beside busy users costs up to some 40",
     )
     live_refusals: int | None = Field(default=10, ge=1, description="live requests that the engine refuses meanwhile")
     probe_failures: int | None = Field(

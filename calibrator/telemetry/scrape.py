@@ -1,134 +1,142 @@
-"""Reads an engine's `/metrics` page into a ServerLoad (port `Telemetry`).
+"""Reads an engine's metrics page into a ServerLoad (port `Telemetry`).
 
-The engine is recognised by its metric names. One process may show several engines (data-parallel ranks, label
-`engine`): requests and preemptions are summed over them, KV use is the fullest one's. A page may show several models:
-where one carries our name only its series count; where none does (an alias, an adapter) all count, because they share
-the engine.
+The engine is recognised by its metric names. Without `metrics_url` the pages that engines have next to their API are
+asked in turn until one is an engine's; that one is kept.
 
-A scrape runs in the process that measures, so it must not hold its event loop: a vLLM page has over a thousand lines,
-and the exposition parser takes some 10 us for each. Only the handful of wanted lines reaches it.
+A scrape runs in the process that measures and in the service's only loop, so it must not hold either: a page is read in
+parts (`telemetry.page`), a huge one is left when it is too large, a slow one when its time is over.
 
-Never raises: an engine without metrics is a normal case, told as None.
+Never raises: an engine without metrics is a normal case, told as None, with the reason in `problem`.
+
+**Version.** No engine shows its version on that page. Where the table names a path that tells it, it is asked once for
+each process start; what does not answer is not asked again before the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import json
 import ssl
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from calibrator import __version__
 from calibrator.core.server_load import ServerLoad
 from calibrator.errors import ConfigurationError
 from calibrator.ports import Target
-from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER, PROCESS_START_METRIC, EngineMetrics
+from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER
+from calibrator.telemetry.page import PageError, PageReader, server_load
 
-NEW_CONNECTION_EVERY = 5  # scrapes
-MAX_PAGE_BYTES = 8 * 1024 * 1024
+MAX_VERSION_BYTES = 64 * 1024
+PATHS = tuple(dict.fromkeys(row.path for row in ENGINES))
+_VERSION_PATHS = {row.engine: row.version_path for row in ENGINES}
 
-_WANTED = (*(name for row in ENGINES for name in row.names), PROCESS_START_METRIC)
+_REMEDIES = {
+    401: "Give api_key, or a metrics_url that needs none.",
+    403: "Give api_key, or a metrics_url that needs none.",
+    404: "Switch the engine's metrics on, or give metrics_url.",
+}
 
 
 class HttpTelemetry:
     """Scrapes one replica. Raises ConfigurationError at once if its certificate files cannot be used."""
 
     def __init__(self, target: Target, *, timeout_s: float = 1.0) -> None:
-        self._url = target.metrics_url or derived_metrics_url(target.url)
+        self.problem = ""
+        self._root = _root(target.url)
+        self._pages = (target.metrics_url,) if target.metrics_url else tuple(self._root + path for path in PATHS)
+        self._found: str | None = None  # the one that was an engine's last
         self._model = target.model
         self._timeout_s = timeout_s
-        self._scrapes = 0
-        headers = {"User-Agent": f"calibrator/{__version__}"}
+        self._version_of: tuple[str, str | None] | None = None  # engine and process start
+        self._version: str | None = None
+        # Compressed pages are not asked for: one that unpacks to gigabytes could not be left in time.
+        headers = {"User-Agent": f"calibrator/{__version__}", "Accept-Encoding": "identity"}
+        if target.host_name is not None:
+            headers["Host"] = target.host_name
         if target.api_key is not None and target.metrics_url is None:  # a foreign host does not get our key
             headers["Authorization"] = f"Bearer {target.api_key}"
-        if target.authority is not None and target.metrics_url is None:
-            headers["Host"] = target.authority
-        # The URL may hold an address only, while certificates are issued to names.
         self._extensions = {} if target.host_name is None else {"sni_hostname": target.host_name}
         self._client = httpx.AsyncClient(
             headers=headers,
-            verify=_tls_context(target) if self._url.startswith("https:") else False,
+            verify=_tls_context(target) if f"{self._root} {self._pages[0]}".count("https:") else False,
             timeout=timeout_s,
             trust_env=False,
         )
 
     async def scrape(self) -> ServerLoad | None:
+        limit_s = self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s), self._get() as response:
-                if response.status_code != 200:
-                    return None
-                page = bytearray()
-                async for part in response.aiter_bytes():
-                    page += part
-                    if len(page) > MAX_PAGE_BYTES:
-                        return None
-                header = response.headers.get(PROCESS_START_HEADER)
-            return parse_server_load(page.decode("utf-8", "replace"), self._model, header)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
-            return None  # out of reach or unreadable: None is the answer, and the caller says so
-
-    def _get(self) -> AbstractAsyncContextManager[httpx.Response]:
-        """Now and then over a new connection: a load balancer shows only there that it leads to several engines."""
-        self._scrapes += 1
-        headers = {"Connection": "close"} if self._scrapes % NEW_CONNECTION_EVERY == 0 else None
-        return self._client.stream("GET", self._url, headers=headers, extensions=self._extensions)
+            async with asyncio.timeout(limit_s):
+                return await self._first_engine()
+        except (TimeoutError, httpx.TimeoutException):
+            self._complain(f"did not answer within {limit_s:g} s.", "Look whether the engine hangs.")
+        except PageError as error:
+            self._complain(f"{error}.", "Give the metrics_url of the engine itself.")
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
+            words = str(error) or type(error).__name__
+            self._complain(f"is out of reach ({words[:120]}).", "Look at the address and the network.")
+        return None
 
     async def close(self) -> None:
         await self._client.aclose()
 
-
-def derived_metrics_url(url: str) -> str:
-    """`http://host/v1` -> `http://host/metrics`."""
-    return url.rstrip("/").removesuffix("/v1").rstrip("/") + "/metrics"
-
-
-def parse_server_load(text: str, model: str, header: str | None = None) -> ServerLoad | None:
-    """None: no engine we know. `header`: the value of `Process-Start-Time-Unix`. Raises ValueError on a broken page."""
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(_WANTED))
-    series: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(wanted + "\n"):
-        for sample in family.samples:
-            if not math.isnan(sample.value):
-                series.setdefault(sample.name, []).append(sample)
-    row = next((row for row in ENGINES if _first(series, row.running)), None)
-    if row is None:
+    async def _first_engine(self) -> ServerLoad | None:
+        pages, self._found = self._pages if self._found is None else (self._found,), None
+        for url in pages:
+            load = await self._read(url)
+            if load is not None:
+                self._found, self.problem = url, ""
+                return await self._with_version(load)
         return None
-    return ServerLoad(
-        engine=row.engine,
-        running_requests=_sum(_of_model(_first(series, row.running), row, model)),
-        waiting_requests=_sum(_of_model(_first(series, row.waiting), row, model)),
-        kv_usage_ratio=_max(_of_model(_first(series, row.kv_usage_ratio), row, model)),
-        preemptions_total=_sum(_of_model(_first(series, row.preemptions_total), row, model)),
-        process_start=_process_start(series, header),
-    )
+
+    async def _read(self, url: str) -> ServerLoad | None:
+        """None: not an engine's page."""
+        async with self._client.stream("GET", url, extensions=self._extensions) as response:
+            if response.status_code != 200:
+                remedy = _REMEDIES.get(response.status_code, "Look at the engine's log, or give metrics_url.")
+                self._complain(f"answers {response.status_code}.", remedy, url)
+                return None
+            reader = PageReader()
+            async for part in response.aiter_raw():
+                reader.feed(part)
+            header = response.headers.get(PROCESS_START_HEADER)
+        load = server_load(reader.text(), self._model, header)
+        if load is None:
+            self._complain("shows no engine that we know.", "Give the metrics_url of the engine itself.", url)
+        return load
+
+    async def _with_version(self, load: ServerLoad) -> ServerLoad:
+        asked_for = (load.engine, load.process_start)
+        if self._version_of != asked_for:
+            self._version_of, self._version = asked_for, None
+            path = _VERSION_PATHS[load.engine]
+            self._version = await self._ask_version(self._root + path) if path else None
+        return load if self._version is None else replace(load, version=self._version)
+
+    async def _ask_version(self, url: str) -> str | None:
+        try:
+            async with self._client.stream("GET", url, extensions=self._extensions) as response:
+                body = bytearray()
+                async for part in response.aiter_raw():
+                    body += part
+                    if len(body) > MAX_VERSION_BYTES:
+                        return None
+            version = json.loads(body)["version"] if response.status_code == 200 else None
+        except (httpx.HTTPError, OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return version[:80] if isinstance(version, str) and version else None
+
+    def _complain(self, cause: str, remedy: str, url: str | None = None) -> None:
+        """Of several pages that were tried, the first one's trouble is told."""
+        if url in (None, self._pages[0]):
+            self.problem = f"The metrics page {self._pages[0]} {cause} {remedy}"
 
 
-def _first(series: dict[str, list[Sample]], names: Sequence[str]) -> list[Sample]:
-    return next((series[name] for name in names if name in series), [])
-
-
-def _of_model(samples: list[Sample], row: EngineMetrics, model: str) -> list[Sample]:
-    if row.model_label is None:
-        return samples
-    return [sample for sample in samples if sample.labels.get(row.model_label) == model] or samples
-
-
-def _sum(samples: list[Sample]) -> float | None:
-    return float(sum(sample.value for sample in samples)) if samples else None
-
-
-def _max(samples: list[Sample]) -> float | None:
-    return float(max(sample.value for sample in samples)) if samples else None
-
-
-def _process_start(series: dict[str, list[Sample]], header: str | None) -> str | None:
-    started = series.get(PROCESS_START_METRIC)
-    return repr(started[0].value) if started else header
+def _root(url: str) -> str:
+    """`http://host/v1` -> `http://host`."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _tls_context(target: Target) -> ssl.SSLContext:

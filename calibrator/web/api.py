@@ -56,10 +56,6 @@ class Api:
     async def get_backend(self, request: Request) -> Response:
         return json_answer(backend_document(self.views.one(request.path_params["name"]), self.clock.wall()))
 
-    async def get_cap(self, request: Request) -> Response:
-        name = self.views.one(request.path_params["name"]).name
-        return await self.polls.answer(request, name, parsed_query(CapQuery, request))
-
     async def list_sweeps(self, request: Request) -> Response:
         view = self.views.one(request.path_params["name"])
         query = parsed_query(SweepsQuery, request)
@@ -79,7 +75,7 @@ class Api:
 
     async def _sweep(self, view: BackendView, sweep_id: str) -> SweepDocument:
         record = await self.operator.sweep(sweep_id) if sweep_id.isprintable() else None
-        if record is None or record.backend != view.name:
+        if record is None or record.backend not in (view.name, view.measured_by):
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
         return SweepDocument.model_validate(sweep_document(record, cap=_published_cap(view, record)))
 
@@ -96,7 +92,23 @@ class Api:
         return response
 
     def _read_operations(self) -> tuple[Operation, ...]:
+        # The cap stands first: the router tries paths in this order, and gateways ask for nothing else.
         return (
+            Operation(
+                "GET",
+                "/v1/backends/{name}/cap",
+                "getCap",
+                "What gateways poll: how many requests may be in flight",
+                self.polls.answer,
+                (
+                    Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    Answer(304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                ),
+                access=Access.READ,
+                query=CapQuery,
+                request_headers=(("If-None-Match", "ETags that the client has; a match answers 304"),),
+                problems=(400, 404, 503),
+            ),
             Operation(
                 "GET",
                 "/v1/backends",
@@ -116,21 +128,6 @@ class Api:
                 (Answer(200, "The backend", BackendDocument),),
                 access=Access.READ,
                 problems=(404, 503),
-            ),
-            Operation(
-                "GET",
-                "/v1/backends/{name}/cap",
-                "getCap",
-                "What gateways poll: how many requests may be in flight",
-                self.get_cap,
-                (
-                    Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
-                    Answer(304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
-                ),
-                access=Access.READ,
-                query=CapQuery,
-                request_headers=(("If-None-Match", "ETags that the client has; a match answers 304"),),
-                problems=(400, 404, 503),
             ),
             Operation(
                 "GET",

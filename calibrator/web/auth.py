@@ -7,8 +7,8 @@
 | writes | operator token, bearer only | the same |
 | `/livez`, `/readyz`, `/metrics`, `/openapi.json`, `/static` | open | open |
 
-Tokens are asked for at each request, so that a rotated file works at once. An empty token is no token: an empty file
-must not open the door to an empty password.
+Tokens are asked for at each request, so that a rotated file works without a restart. An empty token is no token: an
+empty file must not open the door to an empty password.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from calibrator.core.admission import HeldBack
 from calibrator.core.render import capacity_document, number, timestamp
 from calibrator.core.snapshot import BackendView, Progress, Rates, SweepSummary
 from calibrator.web.models import BackendDocument
@@ -12,6 +13,7 @@ from calibrator.web.models import BackendDocument
 def backend_document(view: BackendView, now: float) -> BackendDocument:
     """Everything about one backend but its history."""
     published, last, running = view.recommendation, view.last_sweep, view.progress
+    held = view.held_back
     return BackendDocument.model_validate(
         {
             "name": view.name,
@@ -46,6 +48,8 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "progress": None if running is None else _rounded(running),
             "last_sweep": None if last is None else _last_sweep(last),
             "next_sweep_at": timestamp(view.next_sweep_at),
+            "held_back": None if held is None else _held_back(held),
+            "gateway_cap": view.served_cap,
         }
     )
 
@@ -78,6 +82,10 @@ def _guard(view: BackendView) -> dict[str, object] | None:
         "breach_since": timestamp(guard.breach_since),
         "trips": guard.trips,
     }
+
+
+def _held_back(held: HeldBack) -> dict[str, object]:
+    return {"reason": held.reason, "words": held.words, "until": timestamp(held.until)}
 
 
 def _last_sweep(last: SweepSummary) -> dict[str, object]:

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from calibrator.core.admission import HoldReason
 from calibrator.core.render import LATENCIES, QUANTILES
 from calibrator.core.snapshot import BackendView, Health, Snapshot, State
 from calibrator.core.sweep_record import Grade, LevelReport
@@ -80,6 +81,10 @@ METRICS: tuple[Metric, ...] = (
         "Alarms of the watch over live users; all but breach_not_concurrency lowered the cap.",
     ),
     Metric("guard_breach", "gauge", _B, "1 while live users miss the SLA and a lower cap would not help, else 0."),
+    Metric("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps that ended at once to spare live users."),
+    Metric("live_exceedances_total", "counter", _B, "Live requests over an objective while a sweep ran."),
+    Metric("sweep_held_back", "gauge", (*_B, "reason"), "1 for what keeps a due sweep from starting; all 0: nothing."),
+    Metric("gateway_concurrency", "gauge", _B, "What gateways are told: the fallback in the shadow, less probes."),
     Metric("backend_up", "gauge", _B, "1 if the engine answers, 0 if not; absent before it was asked."),
     Metric("backend_health", "gauge", (*_B, "health"), "1 for the health of measuring this backend, else 0."),
     Metric("gateway_clients", "gauge", _B, "Gateways among which the cap is divided."),
@@ -164,6 +169,8 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "backend_up", (), view.up
     yield from _one_hot("backend_health", Health, view.health)
     yield "sweep_active", (), view.progress is not None
+    yield from _one_hot("sweep_held_back", HoldReason, None if view.held_back is None else view.held_back.reason)
+    yield "gateway_concurrency", (), view.served_cap
 
 
 def _measured(view: BackendView) -> Iterator[Point]:
@@ -194,6 +201,9 @@ def _counted(view: BackendView) -> Iterator[Point]:
     for kind, count in counters.probe_tokens.items():
         yield "probe_tokens_total", (kind,), count
     yield "probe_overload_seconds_total", (), counters.probe_overload_s
+    for reason, count in counters.sweep_aborts.items():
+        yield "sweep_aborts_total", (reason,), count
+    yield "live_exceedances_total", (), counters.live_exceedances
     if view.guard is not None:
         for reason, count in view.guard.trips.items():
             yield "guard_trips_total", (reason,), count

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calibrator.core.admission import HoldReason
 from calibrator.core.curve import Limit, Slope
+from calibrator.core.harm import AbortReason
 from calibrator.core.objective import Metric
 from calibrator.core.snapshot import Health, State
 from calibrator.core.sweep_record import Grade, SweepOutcome, VerdictKind
@@ -208,6 +210,14 @@ class GuardDocument(Wire):
     trips: dict[str, int] = Field(description="alarms by reason since this process started")
 
 
+class HeldBackDocument(Wire):
+    """`until`: next possible time, if it is known."""
+
+    reason: HoldReason
+    words: str
+    until: Time | None
+
+
 class BackendDocument(Wire):
     name: str
     model: str
@@ -241,6 +251,8 @@ class BackendDocument(Wire):
     progress: ProgressDocument | None
     last_sweep: LastSweep | None
     next_sweep_at: Time | None
+    held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
+    gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")
 
 
 class BackendList(Wire):
@@ -248,6 +260,24 @@ class BackendList(Wire):
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps
+class AbortDocument(Wire):
+    reason: AbortReason
+    words: str
+
+
+class HarmDocument(Wire):
+    """What live users met with during the sweep."""
+
+    live_requests: int
+    live_exceedances: int
+    live_overload_s: float | None
+    live_refusals: int
+    preemptions: int
+    most_organic: int
+    prefix_hit_ratio_before: float | None
+    prefix_hit_ratio: float | None
+
+
 class SweepSummaryDocument(Wire):
     sweep_id: str
     backend: str
@@ -391,6 +421,8 @@ class BurstDocument(Wire):
 
 class SweepDocument(SweepSummaryDocument):
     cap: int | None = Field(ge=1, description="the published cap, if it comes from this sweep")
+    aborted: AbortDocument | None = Field(description="ended at once to spare live users: never raises a cap")
+    harm: HarmDocument
     prompt_tokens: int
     output_tokens: int
     provenance: ProvenanceDocument

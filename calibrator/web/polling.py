@@ -8,11 +8,11 @@
 | a joiner, and the others still hold the whole cap | 503 with Retry-After; with `wait=S` held until it has a share |
 | this process has not loaded its state yet | 503 with Retry-After: gateways keep their last value |
 
-The ETag is `"<share>-<cap>-<clients>-<version>-<state>"`. A body is a function of these and of the backend's name: all
+The ETag is `"<share>-<cap>-<version>-<state>.<clients>"`. A body is a function of these and of the backend's name: all
 else in it belongs to the version, or, in the state `overridden`, to the end of the override, which then stands in the
 ETag too. So it is byte-stable while nothing changed, and the strong ETag keeps its promise; and made bodies are kept.
-Going stale is a change of `state` under an unchanged version. Other clients that come or go do not end a long poll
-unless the share changes by it; the next answer tells their number.
+Going stale is a change of `state` under an unchanged version. Clients that come or go do not end a long poll, or each
+of a fleet that starts would wake all the others: what stands before the dot decides, the next answer tells the rest.
 
 `client` makes a sharer of who asks (core.shares). Without it the whole cap is answered and nothing is taken from
 anybody: that is for people and monitoring, or for the only gateway there is; whoever enforces it beside sharers adds to
@@ -36,7 +36,7 @@ from starlette.responses import Response
 from calibrator.core.render import number, timestamp
 from calibrator.core.snapshot import BackendView, State
 from calibrator.ports import Clock, Operator, Poll, Share
-from calibrator.web.exchange import Views
+from calibrator.web.exchange import Views, parsed_query
 from calibrator.web.models import CapDocument, CapQuery, TokensPerMinute
 from calibrator.web.problems import Problem
 
@@ -66,17 +66,19 @@ class Told:
     state: State
 
     @property
-    def essence(self) -> tuple[object, ...]:
-        """What ends a long poll when it changes."""
+    def stem(self) -> str:
+        """The part of the ETag that ends a long poll when it changes."""
         published = self.view.told
-        return self.share.requests, self.view.served_cap, published.version, published.valid_until, self.state
+        stem = f'"{self.share.requests}-{self.view.served_cap}-{published.version}-{self.state}'
+        return f"{stem}-{1000.0 * (published.valid_until or 0.0):.0f}" if self.state is State.OVERRIDDEN else stem
 
+    @property
     def etag(self) -> str:
-        published = self.view.told
-        tag = f"{self.share.requests}-{self.view.served_cap}-{self.share.clients}-{published.version}-{self.state}"
-        if self.state is State.OVERRIDDEN:
-            tag = f"{tag}-{1000.0 * (published.valid_until or 0.0):.0f}"
-        return f'"{tag}"'
+        return f'{self.stem}.{self.share.clients}"'
+
+    def is_known(self, if_none_match: str) -> bool:
+        """Whether a long poll has nothing to hear yet."""
+        return bool(if_none_match) and (f"{self.stem}." in if_none_match or matches(if_none_match, self.etag))
 
     def document(self, share: int) -> CapDocument:
         published = self.view.told
@@ -111,10 +113,12 @@ class CapPolls:
     is_stopping: Callable[[], bool]
     _made: dict[tuple[str, str], tuple[Response, Response]] = field(default_factory=dict)  # by backend and ETag
 
-    async def answer(self, request: Request, name: str, query: CapQuery) -> Response:
+    async def answer(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        query = parsed_query(CapQuery, request)
         known = ", ".join(request.headers.getlist("if-none-match"))
         told = self._ask(name, Poll(query.client or "", query.in_flight, query.rejected))
-        if query.wait > 0.0 and (told.share.requests is None or (known and matches(known, told.etag()))):
+        if query.wait > 0.0 and (told.share.requests is None or told.is_known(known)):
             told = await self._hold(request, told, Poll(query.client or "", is_waiting=True), query.wait)
         if told.share.requests is None:
             raise Problem(
@@ -122,8 +126,9 @@ class CapPolls:
                 "The other clients hold the whole cap until they have heard of this one; use your static cap.",
                 headers={"Retry-After": str(math.ceil(told.share.retry_after_s))},
             )
-        full, unchanged = self._responses(told, told.share.requests)
-        return unchanged if known and matches(known, full.headers["etag"]) else full
+        etag = told.etag
+        full, unchanged = self._made.get((name, etag)) or self._make(told, etag, told.share.requests)
+        return unchanged if known and matches(known, etag) else full
 
     def _ask(self, name: str, poll: Poll) -> Told:
         view = self.views.one(name)
@@ -131,9 +136,9 @@ class CapPolls:
 
     async def _hold(self, request: Request, told: Told, poll: Poll, wait_s: float) -> Told:
         """Until something changed, `wait_s` passed, the client went or the service stops."""
-        name, essence = told.view.name, told.essence
+        name, stem = told.view.name, told.stem
         ends_at_s = self.clock.monotonic() + wait_s
-        while told.essence == essence and not self.is_stopping():
+        while told.stem == stem and not self.is_stopping():
             left_s = ends_at_s - self.clock.monotonic()
             if left_s <= 0.0 or await request.is_disconnected():
                 break
@@ -141,21 +146,17 @@ class CapPolls:
             told = self._ask(name, poll)
         return told
 
-    def _responses(self, told: Told, share: int) -> tuple[Response, Response]:
+    def _make(self, told: Told, etag: str, share: int) -> tuple[Response, Response]:
         """The answer in full, and the 304. Responses are stateless, so one object serves everybody."""
-        key = told.view.name, told.etag()
-        found = self._made.get(key)
-        if found is None:
-            headers = {
-                "ETag": key[1],
-                "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
-                "RateLimit-Policy": f'"llm";q={share};qu="concurrent-requests"',
-                "X-Content-Type-Options": "nosniff",
-            }
-            body = told.document(share).model_dump_json()
-            full = Response(body, headers=headers, media_type="application/json")
-            found = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-            if len(self._made) >= MOST_KEPT:
-                self._made.clear()
-            self._made[key] = found
-        return found
+        headers = {
+            "ETag": etag,
+            "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
+            "RateLimit-Policy": f'"llm";q={share};qu="concurrent-requests"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        full = Response(told.document(share).model_dump_json(), headers=headers, media_type="application/json")
+        made = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        if len(self._made) >= MOST_KEPT:
+            self._made.clear()
+        self._made[told.view.name, etag] = made
+        return made

@@ -22,10 +22,11 @@ from calibrator import __version__
 from calibrator.clock import SystemClock
 from calibrator.ports import Operator
 from calibrator.service.supervisor import Supervisor
-from calibrator.settings import Settings, backend_plans, tokens
+from calibrator.settings import Settings, backend_plans
 from calibrator.stores.database import SqliteStore
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
+from calibrator.wiring.fresh_tokens import FreshTokens
 from calibrator.wiring.gateways import gateway_routes, haproxy_checks
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.listening import listen
@@ -79,11 +80,12 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
         stack.push_async_callback(store.close)
         await supervisor.start()
         ended = asyncio.Event()
+        fresh_tokens = FreshTokens(settings, environ, clock)
         app = create_app(
             supervisor,
             clock=clock,
-            operator_tokens=lambda: tokens(settings, environ).operator,
-            read_tokens=lambda: tokens(settings, environ).read,
+            operator_tokens=fresh_tokens.operator,
+            read_tokens=fresh_tokens.read,
             software_version=__version__,
             is_stopping=ended.is_set,
             extra_routes=gateway_routes(settings.gateways, settings.backends, supervisor),

@@ -212,3 +212,61 @@ def test_the_tail_aims_the_next_step() -> None:
     assert ttft is not None
     assert ttft > 0.9
     assert e2e == pytest.approx(0.5)
+
+
+def test_what_started_at_another_total_is_in_no_order() -> None:
+    fold = LevelFold(4, OBJECTIVES)
+    fold.begin(1)
+    for request_id in range(6):
+        fold.started(request_id, COUNTED, float(request_id), on_level=request_id not in (1, 2))
+        fold.decided(request_id, 0, violated=request_id in (2, 4), at_s=1.0)
+    assert bits(fold) == "0010"
+    assert fold.visit_requests == 6, "it was sent, and paid for"
+
+
+def test_samples_in_doubt_are_taken_back_whatever_became_of_them() -> None:
+    fold = fold_with(10)
+    for request_id in range(10):
+        fold.decided(request_id, 0, violated=request_id % 2 == 1, at_s=float(request_id))
+    assert bits(fold) == "0101010101"
+    fold.take_back(6.0)
+    assert bits(fold) == "010101"
+    assert fold.evidence(0.0)[0].violation_at_s == (1.0, 3.0, 5.0)
+    fold.started(10, COUNTED, 10.0)
+    fold.decided(10, 0, violated=True, at_s=10.0)
+    assert bits(fold) == "0101011"
+
+
+def test_what_earlier_visits_were_given_stays_theirs() -> None:
+    fold = fold_with(8)
+    for request_id in range(8):
+        fold.decided(request_id, 0, violated=False, at_s=0.0)
+    assert bits(fold) == "00000000"
+    fold.cut()
+    fold.take_back(3.0)
+    assert bits(fold) == ""
+    fold.started(8, COUNTED, 8.0)
+    fold.decided(8, 0, violated=True, at_s=8.0)
+    assert bits(fold) == "1"
+
+
+def test_a_ramp_in_doubt_fails_nothing() -> None:
+    fold = LevelFold(4, OBJECTIVES)
+    fold.begin(1)
+    fold.ramp_complete(0.0)
+    for request_id in range(8):
+        fold.started(request_id, RAMP, 1.0 + request_id)
+        fold.decided(request_id, 0, violated=True, at_s=9.0)
+    assert fold.ramp_failed()
+    fold.take_back(2.0)
+    assert [count.n for count in fold.ramp()] == [1, 0]
+    assert not fold.ramp_failed()
+
+
+def test_rates_are_those_of_the_whole_level() -> None:
+    """A third of the requests in flight are ours, so a third of what ends is."""
+    fold = fold_with(2)
+    fold.held(1.0, 2, [sample(0), sample(1)], organic=4.0)
+    level = report(fold)
+    assert level.achieved_concurrency == 6.0
+    assert level.requests_per_second == pytest.approx(6.0)

@@ -16,6 +16,7 @@ from support.gateway_site import (
     calibrator_config,
     in_own_network,
     pin,
+    wait_until,
 )
 from support.service_process import serving
 
@@ -29,42 +30,41 @@ pytestmark = pytest.mark.timeout(120)
 def test_the_cap_holds_through_changes_and_the_calibrators_death(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path)
-        with bench(BACKEND, latency_s=LATENCY_S) as site:
-            with serving(config, token=TOKEN, environ=TOKENS) as service:
-                pin(service, 20)
-                with envoy(tmp_path, "gw-1", CONFIG) as gateway, site.load(40):
-                    gateway.wait_for_cap(20)
-                    site.note("cap 20 in Envoy")
+        with bench(BACKEND, latency_s=LATENCY_S) as site, serving(config, token=TOKEN, environ=TOKENS) as service:
+            pin(service, 20)
+            with envoy(tmp_path, "gw-1", CONFIG) as gateway, site.load(40):
+                gateway.wait_for_cap(20)
+                site.note("cap 20 in Envoy")
+                site.settle()
+                site.hold(2.0, 20)
+                refused = next(answer for answer in site.answers if answer.status != 200)
+                assert refused.status == 429
+                assert refused.headers["retry-after"] == "1"
+                assert {answer.status for answer in site.answers} == {200, 429}
+
+                pin(service, 11)
+                changed_s = site.note("cap pinned to 11")
+                gateway.wait_for_cap(11)
+                site.note(f"in Envoy after {site.now_s() - changed_s:.1f} s")
+                site.settle()
+                site.hold(2.0, 11)
+
+                service.kill()
+                site.note("calibrator killed")
+                failures = gateway.counter("runtime.update_failure")
+                wait_until(lambda: gateway.counter("runtime.update_failure") > failures, "a poll fails", 15.0)
+                site.hold(2.0, 11)
+                site.note("a poll failed; still 11")
+
+                with serving(config, token=TOKEN, environ=TOKENS) as again:
+                    assert again.document("/v1/backends/llm/cap")["cap"] == 11
+                    site.note("calibrator is back")
+                    pin(again, 26)
+                    site.note("cap pinned to 26")
+                    gateway.wait_for_cap(26)
+                    site.note("in Envoy")
                     site.settle()
-                    site.hold(2.0, 20)
-                    refused = next(answer for answer in site.answers if answer.status != 200)
-                    assert refused.status == 429
-                    assert refused.headers["retry-after"] == "1"
-                    assert {answer.status for answer in site.answers} == {200, 429}
-
-                    pin(service, 11)
-                    changed_s = site.note("cap pinned to 11")
-                    gateway.wait_for_cap(11)
-                    site.note(f"in Envoy after {site.now_s() - changed_s:.1f} s")
-                    site.settle()
-                    site.hold(2.0, 11)
-
-                    service.kill()
-                    site.note("calibrator killed")
-                    failures = gateway.counter("runtime.update_failure")
-                    wait_until(lambda: gateway.counter("runtime.update_failure") > failures, "a poll fails", 15.0)
-                    site.hold(2.0, 11)
-                    site.note("a poll failed; still 11")
-
-                    with serving(config, token=TOKEN, environ=TOKENS) as again:
-                        assert again.document("/v1/backends/llm/cap")["cap"] == 11
-                        site.note("calibrator is back")
-                        pin(again, 26)
-                        site.note("cap pinned to 26")
-                        gateway.wait_for_cap(26)
-                        site.note("in Envoy")
-                        site.settle()
-                        site.hold(2.0, 26)
+                    site.hold(2.0, 26)
 
     in_own_network(scenario)
 
@@ -80,7 +80,7 @@ def test_an_unchanged_cap_costs_a_304(tmp_path: Path) -> None:
             gateway.wait_for_cap(20)
             updates = gateway.counter("runtime.update_success")
             unchanged = "cluster.calibrator.upstream_rq_304"
-            wait_until(lambda: "304" in gateway.admin_text(f"/stats?filter=^{unchanged}$"), "a 304 is answered", 10.0)
+            wait_until(lambda: gateway.counter(unchanged) > 1, "304s are answered", 15.0)
             assert gateway.counter("runtime.update_success") == updates
             assert gateway.counter("runtime.update_rejected") == 0
             assert gateway.cap() == 20

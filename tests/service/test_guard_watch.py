@@ -133,6 +133,14 @@ def test_far_below_the_cap_the_breach_is_reported_once_and_ends_when_it_is_over(
     assert bench.watch.view().breach_reason is None
 
 
+def test_what_happened_far_below_the_cap_an_hour_ago_does_not_excuse_a_breach_near_it() -> None:
+    bench = Bench(engines={"a": Engine(running=2.0, slow_ratio=0.004)})
+    assert bench.events(3600.0) == []
+    bench.engine.running, bench.engine.slow_ratio = 9.0, 0.25
+    ((_, event), *_) = bench.looks(120.0)
+    assert event.action is GuardAction.CUT
+
+
 def test_the_way_back_goes_by_clean_periods_and_only_when_guarded() -> None:
     bench = Bench()
     assert bench.events(600.0, is_guarded=False) == []

@@ -20,6 +20,7 @@ from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import EngineParameters
 from calibrator.clock import LoopClock
+from calibrator.core.admission import CarePolicy
 from calibrator.core.guard import GuardPolicy
 from calibrator.core.objective import parse_objective
 from calibrator.core.recommendation import PublishPolicy
@@ -28,13 +29,14 @@ from calibrator.core.snapshot import BackendView, Recommendation, State
 from calibrator.core.sweep_record import SweepOutcome
 from calibrator.service.supervisor import Supervisor
 
-# Ten slots of 3 s each: 2 requests/s keep seven busy. At half the speed they would need fourteen.
+# Ten slots of some 3 s a request: users keep five or six busy. At half the speed they would need eleven.
 ENGINE = EngineParameters(
     slots=10, decode_base_s=0.03, prefill_per_token_s=0.000_1, prefill_chunk_tokens=512, prefix_cache_tokens=0
 )
 OBJECTIVES = (parse_objective("ttft p99 <= 400ms"),)  # between two bounds of vLLM's histogram: 250 and 500 ms
 CAP = 12
-PER_SECOND = 2.2
+PER_SECOND = 1.7
+ANY_TIME = CarePolicy(start_below_ratio=None)  # by default a sweep waits until traffic falls
 POLICY = GuardPolicy(clean_s=300.0)
 FAILED = Script(outcome=SweepOutcome.INCONCLUSIVE, takes_s=30.0)
 
@@ -65,7 +67,7 @@ async def service(
     runner = FakeRunner(clock.wall, {"chat": scripts})
     known = plan(schedule=Schedule(every_s=1e9, at_start=False), policy=PublishPolicy(fallback_cap=8, valid_for_s=1e9))
     supervisor = Supervisor(
-        (replace(known, objectives=OBJECTIVES, guard=POLICY),),
+        (replace(known, objectives=OBJECTIVES, guard=POLICY, care=ANY_TIME),),
         runner=runner,
         store=store,
         clock=clock,

@@ -38,6 +38,7 @@ store: {path: /var/lib/calibrator/state.db, keep_sweeps: 10}
 auth: {operator_tokens: [{file: %(folder)s/new}, {env: OLD}], read_tokens: [{env: READ}]}
 sweeps: {max_parallel: 2}
 load: {kind: ray, workers: 12, ray_address: 'ray://head:10001', ray_start: 10m, selftest: false}
+gateways: {haproxy: {port: 8301}}
 log: {level: debug, format: console}
 backends:
   chat:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
 from support.gateway_site import INGRESS, READ_TOKEN, program, wait_until
 from support.require import require
 
@@ -70,7 +71,7 @@ def envoy(
         assert process.poll() is None, log.read_text()
         return bool(started.admin_text("/ready"))
 
-    usual = ["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "warning"]
+    usual = ["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"]
     with program([*command, *usual], {"CALIBRATOR_TOKEN": READ_TOKEN}, log) as process:
         wait_until(answers, "Envoy answers", 30.0)
         yield started

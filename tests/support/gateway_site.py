@@ -235,24 +235,24 @@ class Bench:
 
     @contextmanager
     def running(self, *ports: int) -> Iterator[None]:
-        async def listen() -> list[asyncio.Server]:
-            return [
-                await asyncio.start_server(lambda r, w, port=port: self._serve(port, r, w), "127.0.0.1", port)  # type: ignore[misc] # a default carries the loop variable
-                for port in ports
-            ]
+        async def listen(port: int) -> asyncio.Server:
+            def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                serving.append(asyncio.create_task(self._serve(port, reader, writer)))
+
+            return await asyncio.start_server(accept, "127.0.0.1", port)
 
         async def close() -> None:
             for server in servers:
                 server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
+            for task in serving:
                 task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.gather(*serving, return_exceptions=True)
             await asyncio.sleep(0.05)  # transports close in later turns of the loop
 
         thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         thread.start()
-        servers = self._call(listen())
+        serving: list[asyncio.Task[None]] = []
+        servers = [self._call(listen(port)) for port in ports]
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Live users beside a sweep: so many in flight at each moment, each sending its next request when its last one ended."""
+"""Live users beside a sweep: so many in flight at each moment, each sending its next when its last one ended."""
 
 from __future__ import annotations
 

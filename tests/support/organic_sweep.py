@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend, SimulatedInspector, SimulatedTelemetry
 from calibrator.backends.simulated.parameters import EngineParameters
 from calibrator.clock import LoopClock
+from calibrator.core.harm import AbortLimits
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import Objective, gap_quantiles, parse_objective
 from calibrator.core.server_load import ServerLoad
@@ -22,6 +23,7 @@ from support.organic import LateTelemetry, LiveUsers, Shape
 from support.virtual_time import run_virtual
 
 LIVE_SEED = 90_001
+NO_ABORT = AbortLimits(None, None, None, None, None, None, None)  # what is found, not what it costs users
 SETTLE_S = 5.0
 
 
@@ -72,7 +74,7 @@ class Outcome:
         return 0 if capacity is None else capacity.estimate
 
 
-def sweep_beside(  # noqa: PLR0913 - one row of a table of conditions
+def sweep_beside(
     engine: Engine,
     shape: Shape,
     seed: int,
@@ -86,6 +88,7 @@ def sweep_beside(  # noqa: PLR0913 - one row of a table of conditions
     order = SweepOrder(
         "s1", engine.name, Target("http://simulated/v1", "m"), engine.sla, engine.workload,
         bounds or Bounds(max_level=engine.max_level), seed, levels=levels, requests_per_level=200 if levels else 0,
+        abort=NO_ABORT,
     )  # fmt: skip
 
     async def scenario() -> Outcome:

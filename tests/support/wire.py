@@ -28,6 +28,9 @@ class MemoryTransport(asyncio.Transport):
             self.aborted = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
+    def close(self) -> None:
+        self.abort()
+
     def is_closing(self) -> bool:
         return self.aborted
 

@@ -40,7 +40,7 @@ def test_the_cap_and_its_headers_exactly() -> None:
         b'"version":12,"measured_at":"2027-01-15T06:58:19.500Z","valid_until":"2027-01-15T08:01:40.000Z"}'
     )
     assert dict(response.headers) == {
-        "etag": '"37-37-0-12-calibrated"',
+        "etag": '"37-37-12-calibrated.0"',
         "cache-control": "max-age=5, stale-if-error=86400",
         "ratelimit-policy": '"llm";q=37;qu="concurrent-requests"',
         "x-content-type-options": "nosniff",
@@ -76,9 +76,9 @@ def test_bytes_are_stable_while_nothing_changed() -> None:
 
 def test_a_cap_past_its_validity_is_still_answered_marked_stale_under_another_etag() -> None:
     operator = FakeOperator(snapshot())
-    response = get(operator, at_s=100.5, If_None_Match='"37-37-0-12-calibrated"')
+    response = get(operator, at_s=100.5, If_None_Match='"37-37-12-calibrated.0"')
     assert response.status_code == 200
-    assert response.headers["etag"] == '"37-37-0-12-stale"'
+    assert response.headers["etag"] == '"37-37-12-stale.0"'
     assert response.json()["state"] == "stale"
     assert response.json()["version"] == 12
 
@@ -86,17 +86,17 @@ def test_a_cap_past_its_validity_is_still_answered_marked_stale_under_another_et
 @pytest.mark.parametrize(
     "if_none_match",
     [
-        '"37-37-0-12-calibrated"',
-        'W/"37-37-0-12-calibrated"',
-        '"a", "37-37-0-12-calibrated"',
+        '"37-37-12-calibrated.0"',
+        'W/"37-37-12-calibrated.0"',
+        '"a", "37-37-12-calibrated.0"',
         "*",
-        ' , "x,y" ,W/"37-37-0-12-calibrated",',
+        ' , "x,y" ,W/"37-37-12-calibrated.0",',
     ],
 )
 def test_a_known_etag_answers_304_without_body(if_none_match: str) -> None:
     response = get(FakeOperator(snapshot()), If_None_Match=if_none_match)
     assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["etag"] == '"37-37-0-12-calibrated"'
+    assert response.headers["etag"] == '"37-37-12-calibrated.0"'
     assert response.headers["cache-control"] == "max-age=5, stale-if-error=86400"
     assert "content-length" not in response.headers
     assert "content-type" not in response.headers
@@ -105,10 +105,10 @@ def test_a_known_etag_answers_304_without_body(if_none_match: str) -> None:
 @pytest.mark.parametrize(
     "if_none_match",
     [
-        '"36-37-0-12-calibrated"',
-        "37-37-0-12-calibrated",
-        '"37-37-0-12-calibrated',
-        '"a" "37-37-0-12-calibrated"',
+        '"36-37-12-calibrated.0"',
+        "37-37-12-calibrated.0",
+        '"37-37-12-calibrated.0',
+        '"a" "37-37-12-calibrated.0"',
         '*, "a"',
         "",
         '"*"',
@@ -131,7 +131,7 @@ def test_a_list_matches_exactly_when_one_opaque_tag_is_equal(
 
 @given(st.text(max_size=200))
 def test_no_field_value_breaks_the_parser(field: str) -> None:
-    assert matches(field, '"37-37-0-12-calibrated"') in (True, False)
+    assert matches(field, '"37-37-12-calibrated.0"') in (True, False)
 
 
 @pytest.mark.timeout(10)
@@ -192,7 +192,7 @@ def test_a_client_is_told_its_share_and_how_many_there_are() -> None:
     response = get(operator, f"{CAP}?client=envoy-2&in_flight=12&rejected=3")
     document = response.json()
     assert (document["share"], document["cap"], document["clients_seen"]) == (18, 37, 2)
-    assert response.headers["etag"] == '"18-37-2-12-calibrated"'
+    assert response.headers["etag"] == '"18-37-12-calibrated.2"'
     assert response.headers["ratelimit-policy"] == '"llm";q=18;qu="concurrent-requests"'
     assert operator.asked_polls == [Poll("envoy-2", 12, 3)]
 
@@ -205,9 +205,9 @@ def test_who_gives_no_name_gets_the_whole_cap() -> None:
 
 def test_what_probes_take_is_taken_off_the_answer_under_another_etag() -> None:
     view = calibrated(reserved_for_probes=12)
-    response = get(FakeOperator(snapshot(view)), If_None_Match='"37-37-0-12-calibrated"')
+    response = get(FakeOperator(snapshot(view)), If_None_Match='"37-37-12-calibrated.0"')
     assert (response.status_code, response.json()["cap"], response.json()["share"]) == (200, 25, 25)
-    assert response.headers["etag"] == '"25-25-0-12-calibrated"'
+    assert response.headers["etag"] == '"25-25-12-calibrated.0"'
 
 
 def test_a_joiner_waits_with_503_and_keeps_its_static_cap() -> None:
@@ -246,8 +246,8 @@ def test_an_override_is_marked_and_two_of_them_never_share_an_etag() -> None:
                 response = await client.get(CAP)
                 seen.append((response.headers["etag"], response.json()["valid_until"], response.json()["state"]))
         assert seen == [
-            ('"20-20-0-12-overridden-1800000060000"', "2027-01-15T08:01:00.000Z", "overridden"),
-            ('"20-20-0-12-overridden-1800000090000"', "2027-01-15T08:01:30.000Z", "overridden"),
+            ('"20-20-12-overridden-1800000060000.0"', "2027-01-15T08:01:00.000Z", "overridden"),
+            ('"20-20-12-overridden-1800000090000.0"', "2027-01-15T08:01:30.000Z", "overridden"),
         ]
 
     run_virtual(scenario())
@@ -257,7 +257,7 @@ def test_an_override_is_marked_and_two_of_them_never_share_an_etag() -> None:
 def test_another_client_that_comes_ends_a_long_poll_only_if_the_share_changes() -> None:
     async def scenario() -> None:
         operator = FakeOperator(snapshot(), shares={"a": 19, "b": 18})
-        known = {"If-None-Match": '"19-37-2-12-calibrated"'}
+        known = {"If-None-Match": '"19-37-12-calibrated.2"'}
         async with client_of(app_of(operator)) as client:
             waiting = asyncio.create_task(client.get(f"{CAP}?client=a&wait=30", headers=known))
             await asyncio.sleep(10.0)
@@ -277,7 +277,7 @@ def test_another_client_that_comes_ends_a_long_poll_only_if_the_share_changes() 
 def test_a_long_poll_hears_of_a_change_and_otherwise_ends_in_304() -> None:
     async def scenario() -> None:
         operator = FakeOperator(snapshot(calibrated(), fallback()))
-        known = {"If-None-Match": '"8-8-0-1-fallback"'}
+        known = {"If-None-Match": '"8-8-1-fallback.0"'}
         url = "/v1/backends/fresh/cap?wait=30"
         now = asyncio.get_running_loop().time
         async with client_of(app_of(operator)) as client:
@@ -302,7 +302,7 @@ def test_going_stale_ends_a_long_poll() -> None:
     async def scenario() -> None:
         async with client_of(app_of(FakeOperator(snapshot()))) as client:
             await asyncio.sleep(90.0)
-            response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-37-0-12-calibrated"'})
+            response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-37-12-calibrated.0"'})
             assert response.json()["state"] == State.STALE
             assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=LOOK_S)
 
