@@ -167,6 +167,11 @@ class PromptSource(Protocol):
 class Telemetry(Protocol):
     """Reads a replica's own metrics."""
 
+    @property
+    def problem(self) -> str:
+        """Why the last scrape gave nothing, with the remedy, in words; empty if it gave something."""
+        ...
+
     async def scrape(self) -> ServerLoad | None:
         """None: the engine has no metrics, or they are out of reach. Never raises."""
         ...

@@ -125,12 +125,8 @@ def _decided(
     is_proven = record.grade in (Grade.CERTIFIED, Grade.AT_MAX)
     supported = capacity.estimate if is_proven or is_first else capacity.certified
     wanted, safe = cap_of(capacity.estimate), cap_of(supported) if supported else 0
-    cap = wanted
-    if wanted > previous.cap:
-        cap = max(previous.cap, min(wanted, safe))
-        if not is_first:
-            cap = min(cap, _raised(previous.cap, policy.max_increase_ratio))
-    cap = policy.clamp(cap)
+    limit = wanted if is_first else _raised(previous.cap, policy.max_increase_ratio)
+    cap = policy.clamp(_toward(wanted, safe, limit, previous.cap))
     per_replica = fleet.replica_cap_within(cap, replica_cap_of(capacity.estimate))
     own = fleet.own(per_replica)
     grade, reason = record.grade, f"{record.reason}{_fleet_words(fleet, capacity.estimate)}"
@@ -198,6 +194,11 @@ def _fleet_words(fleet: FleetSize, capacity: int) -> str:
     if fleet.share < 1.0:
         words += f"; {fleet.share:.0%} of the engine group's"
     return words
+
+
+def _toward(wanted: int, safe: int, limit: int, previous: int) -> int:
+    """Down at once; up no further than what stands behind it, and than one sweep may raise."""
+    return wanted if wanted <= previous else min(limit, max(previous, min(wanted, safe)))
 
 
 def _raised(cap: int, max_increase_ratio: float) -> int:

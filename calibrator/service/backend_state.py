@@ -103,7 +103,8 @@ class BackendState:
 
     def heed(self, record: SweepRecord) -> None:
         """Which replica was measured, and what it holds."""
-        found = record.capacity if record.outcome is SweepOutcome.CALIBRATED else None
+        is_whole = record.outcome is SweepOutcome.CALIBRATED and record.aborted is None
+        found = record.capacity if is_whole else None
         ended_at = record.started_at if record.ended_at is None else record.ended_at
         self.fleet.measured(record.provenance.url, ended_at, None if found is None else found.estimate)
 
@@ -209,6 +210,7 @@ class BackendState:
             measured_by=self.leader.plan.name,
             replicas=fleet.views(),
             discovery_problem=fleet.problem,
+            metrics_problem=fleet.metrics_problem,
             in_flight_peak=fleet.in_flight_peak,
             headroom_min_ratio=fleet.headroom_min_ratio,
             guard=self.guard.view(),

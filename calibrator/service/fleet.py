@@ -29,6 +29,7 @@ from calibrator.core.fleet import (
     replica_view,
     standings,
 )
+from calibrator.core.page_trust import PageTrust
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import ReplicaView, Standing
 from calibrator.errors import CalibratorError
@@ -69,6 +70,7 @@ class Fleet:
     kind: Kind | None = None  # what the replicas are, as far as they tell
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
+    _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
     _looking: asyncio.Task[None] | None = None
     _finding: asyncio.Task[None] | None = None
@@ -157,7 +159,9 @@ class Fleet:
             structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))
         probes, delay_s = self.surroundings().probes_on(url), self.plan.replicas.scale_up_delay_s
         if url in self.members:  # else it left meanwhile
-            self.members[url] = self.members[url].after(load, probes, self.clock.monotonic(), delay_s)
+            now_s = self.clock.monotonic()
+            self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
+            self._trust[url] = self._trust.get(url, PageTrust()).after(load, probes, now_s)
 
     def _conclude(self) -> None:
         now_s, around = self.clock.monotonic(), self.surroundings()
@@ -203,6 +207,15 @@ class Fleet:
     @property
     def engine(self) -> str | None:
         return None if self.kind is None else self.kind[0]
+
+    @property
+    def metrics_problem(self) -> str:
+        """Why a replica's metrics tell nothing, or nothing that can be believed; of several the first one's."""
+        for url, member in self.members.items():
+            told = self._readers[url].problem if member.load is None else self._trust.get(url, PageTrust()).problem
+            if told:
+                return told
+        return ""
 
     @property
     def ready_replicas(self) -> int:

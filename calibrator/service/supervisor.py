@@ -4,12 +4,9 @@
 
 A tick waits for nothing, so it is atomic, and the endless loop around it is trivial. Whatever takes time has a task of
 its own: each sweep, each look at an engine's metrics, and the writing to the store. Everything a backend can do wrong
-stays with that backend: its errors set its own health, and a sweep that runs far beyond its budget is ended from here,
-because it would keep its engine group and its place among `max_parallel`. A valid cap is never removed by an error.
+stays with that backend: its errors set its own health. A valid cap is never removed by an error.
 
-A sweep that said nothing (error, inconclusive) is tried again after a minute, then two, ... at most at the usual pace,
-so that nothing causes sweeps back to back; likewise after a restart if the last ones were all interrupted, since they
-may be what ended us. Due times count from the last sweep that said something about the objectives configured now.
+Sweeps themselves are in `service.turns`, the look at the replicas in `service.fleet`.
 """
 
 from __future__ import annotations
@@ -18,19 +15,15 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import takewhile
 
 import structlog
 
-from calibrator.core.admission import Admitted, HeldBack, HoldReason
 from calibrator.core.fleet import FleetLook
 from calibrator.core.guard_signals import certified_queue
 from calibrator.core.guarded import after_event
-from calibrator.core.objective import format_duration
-from calibrator.core.recommendation import decide, fallback, for_fleet, under_policy
-from calibrator.core.schedule import next_due_at, next_open_at, retry_at
+from calibrator.core.recommendation import fallback, for_fleet, under_policy
 from calibrator.core.snapshot import Health, Override, Recommendation, Snapshot, State
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports import (
     BackendPlan,
@@ -39,18 +32,16 @@ from calibrator.ports import (
     Poll,
     Share,
     Store,
-    SweepOrder,
     SweepRunner,
     Target,
     Telemetry,
 )
-from calibrator.service.admission import TRY_AGAIN_S, when
-from calibrator.service.backend_state import BackendState, Ear, Wanted, begun
+from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.fleet import Fleet, Surroundings
 from calibrator.service.overrides import OverrideKeeper
 from calibrator.service.publisher import Publisher
 from calibrator.service.shares import ShareKeeper
-from calibrator.service.sweep_end import SAID_NOTHING, SAID_SOMETHING, ended_record, is_about
+from calibrator.service.turns import Turns
 
 TICK_S = 0.25
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
@@ -78,13 +69,19 @@ class Supervisor:
             plan.name: BackendState(plan, self._fleet(plan, discovery(plan), telemetry, clock)) for plan in plans
         }
         self._share_engines()
-        self._runner = runner
         self._store = store
         self._clock = clock
-        self._max_parallel = max_parallel
-        self._draws = draws
         self._new_id = new_id
         self._publisher = Publisher(store, clock)
+        self._turns = Turns(
+            self._states,
+            runner=runner,
+            publisher=self._publisher,
+            clock=clock,
+            max_parallel=max_parallel,
+            draws=draws,
+            new_id=new_id,
+        )
         self._shares = ShareKeeper(store, clock)
         self._overrides = OverrideKeeper(store, clock)
         self._log = structlog.get_logger()
@@ -107,7 +104,7 @@ class Supervisor:
         for name, state in self._states.items():
             self._restore_cap(state.plan, known.get(name), now)
             measured_by = state.leader.plan.name
-            self._restore_schedule(state, await self._store.sweeps(measured_by, SWEEPS_READ_AT_START), now)
+            self._turns.restore(state, await self._store.sweeps(measured_by, SWEEPS_READ_AT_START), now)
             await state.door.restore(self._store, now)
         await self._publisher.flush()
         await self._overrides.restore()
@@ -122,20 +119,6 @@ class Supervisor:
         today = under_policy(known, plan.policy, now)
         if today is not known:
             self._publisher.publish(today)
-
-    def _restore_schedule(self, state: BackendState, newest_first: Sequence[SweepRecord], now: float) -> None:
-        plan = state.plan
-        ended = [record for record in newest_first if record.outcome is not None and record.mode == "search"]
-        for record in reversed(ended):
-            state.remember(record)
-            if is_about(record, plan):
-                state.learn(record)
-                state.heed(record)
-        valid = (record.ended_at for record in ended if record.outcome in SAID_SOMETHING and is_about(record, plan))
-        state.due_at = next_due_at(plan.schedule, next(valid, None), now, self._draws.random())
-        killed = sum(1 for _ in takewhile(lambda record: record.outcome is SweepOutcome.INTERRUPTED, ended))
-        if killed > 1:  # one may be an ordinary restart
-            state.due_at = max(state.due_at, retry_at(plan.schedule, killed - 1, now))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop."""
@@ -154,7 +137,7 @@ class Supervisor:
             await asyncio.wait(running, timeout=STOP_LIMIT_S)
         for state in self._states.values():
             if state.running is not None:
-                self._guard(self._collect, state)
+                self._guard(partial(self._turns.end, is_stopping=True), state)
         await self._publisher.close()
         await self._shares.close()
         await self._overrides.close()
@@ -170,7 +153,9 @@ class Supervisor:
         self._changes += 1
         for state in self._states.values():
             self._guard(self._attend, state)
-        self._start_due()
+        if not self._is_stopping:
+            for state in self._turns.due():
+                self._guard(self._turns.start, state)
         self._publisher.write_behind()
         self._overrides.tick()
         self._shares.tick(self.snapshot().backends.values())
@@ -187,134 +172,7 @@ class Supervisor:
         state.gateways = self._shares.clients(state.plan.name)
         if not self._is_stopping:
             state.fleet.tend()
-        if state.running is None:
-            now = self._clock.wall()
-            if state.due_at <= now:  # it waited for its turn: its window may have closed meanwhile
-                state.due_at = max(state.due_at, next_open_at(state.plan.schedule, now))
-        elif state.running.done():
-            self._collect(state)
-        elif self._clock.monotonic() > state.must_end_at_s and not state.is_overdue:
-            state.is_overdue = True
-            state.running.cancel()
-
-    def _start_due(self) -> None:
-        """Sweeps that somebody asked for come first, whatever the windows; then the longest due."""
-        now = self._clock.wall()
-        busy = [state.plan.engine_group for state in self._states.values() if state.running is not None]
-        idle = (state for state in self._states.values() if state.running is None)
-        due = [state for state in idle if state.may_start and (state.wanted is not None or state.due_at <= now)]
-        for state in sorted(due, key=lambda state: (state.wanted is None, state.due_at)):
-            if self._is_stopping or len(busy) >= self._max_parallel:
-                return
-            if state.plan.engine_group not in busy:
-                self._guard(self._start_sweep, state)
-                if state.running is not None:
-                    busy.append(state.plan.engine_group)
-
-    def _start_sweep(self, state: BackendState) -> None:
-        plan, target = state.plan, state.fleet.next_target()
-        if target is None:
-            return
-        answer = self._admitted(state, is_asked=state.wanted is not None and state.wanted.by_person)
-        if isinstance(answer, HeldBack):
-            self._hold_back(state, answer)
-            return
-        state.door.held = None
-        # Who asks for a sweep wants to know anew; the schedule only asks whether the last answer still holds.
-        warm = state.warm_start() if state.wanted is None else None
-        wanted, state.wanted = state.wanted or Wanted(self._new_id(), "schedule"), None
-        order = SweepOrder(
-            sweep_id=wanted.sweep_id,
-            backend=plan.name,
-            target=target,
-            objectives=plan.objectives,
-            workload=plan.workload,
-            bounds=answer.bounds,
-            burst=plan.burst,
-            abort=plan.care.abort,
-            limits=answer.limits,
-            seed=self._draws.getrandbits(31),
-            started_at=self._clock.wall(),
-            warm=warm,
-        )
-        state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
-        state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
-        state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep)))
-        self._publisher.keep(state.partial)
-        self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason)
-
-    def _admitted(self, state: BackendState, *, is_asked: bool) -> Admitted | HeldBack:
-        served = self._publisher.served
-        published = served[state.plan.name]
-        return state.door.ask(
-            self._clock.wall(),
-            is_asked=is_asked,
-            organic=state.fleet.in_flight_peak,
-            cap=sum(served[one.plan.name].cap for one in self._states.values() if one.leader is state),
-            capacity=None if published.capacity is None else published.capacity.estimate or None,
-            replicas=state.fleet.ready_replicas,
-        )
-
-    def _hold_back(self, state: BackendState, held: HeldBack) -> None:
-        """A due sweep waits; in `observe` it counts as done, so that each one that would have run is told."""
-        now = self._clock.wall()
-        if held.reason is HoldReason.OBSERVE:
-            state.wanted, state.due_at = None, next_due_at(state.plan.schedule, now, now, self._draws.random())
-        else:
-            state.due_at = max(state.due_at, now + TRY_AGAIN_S if held.until is None else held.until)
-        if not state.door.knows(held) or held.reason is HoldReason.OBSERVE:
-            self._log.info("sweep held back", backend=state.plan.name, reason=held.reason.value, why=held.words)
-
-    def _collect(self, state: BackendState) -> None:
-        """Take in a sweep that ended, in whatever way. The next due time is set before anything can fail."""
-        task, partial = state.running, state.partial
-        state.running, state.running_id, state.progress, state.partial = None, None, None, None
-        if task is None or partial is None:
-            return
-        now = self._clock.wall()
-        record = ended_record(task, partial, now, is_overdue=state.is_overdue, is_stopping=self._is_stopping)
-        self._plan_next(state, record)
-        state.learn(record)
-        state.heed(record)
-        self._publisher.keep(record)
-        state.count(record)
-        sharing = [one for one in self._states.values() if one.leader is state]
-        state.settling = asyncio.create_task(self._settle(sharing, record))
-        for one in sharing:
-            self._set_health(one, record)
-            self._decide(one, record)
-        self._log.info(
-            "sweep ended", backend=state.plan.name, sweep=record.sweep_id, outcome=str(record.outcome),
-            why=record.reason, requests=record.requests, duration=format_duration(round(record.duration_s, 1)),
-        )  # fmt: skip
-
-    def _decide(self, state: BackendState, record: SweepRecord) -> None:
-        size = state.size(measuring=record.provenance.url)
-        served = self._publisher.served[state.plan.name]
-        decided = decide(record, served, state.plan.policy, self._clock.wall(), size)
-        if decided is not None:
-            self._publisher.publish(decided)
-            state.guard.begin_anew()
-
-    async def _settle(self, sharing: Sequence[BackendState], record: SweepRecord) -> None:
-        """Who sees that a sweep ended shall also see what it published: so first give the store its chance."""
-        await self._publisher.flush()
-        for state in sharing:
-            state.remember(record)
-
-    def _plan_next(self, state: BackendState, record: SweepRecord) -> None:
-        now, schedule = self._clock.wall(), state.plan.schedule
-        if record.outcome in SAID_SOMETHING and record.aborted is None:
-            state.failures, state.due_at = 0, next_due_at(schedule, now, now, self._draws.random())
-        else:
-            state.failures += 1
-            state.due_at = retry_at(schedule, state.failures, now, record.duration_s)
-
-    def _set_health(self, state: BackendState, record: SweepRecord) -> None:
-        if record.outcome is SweepOutcome.ERROR:
-            state.health, state.health_reason = Health.ERROR, f"{record.reason} {record.remedy}".strip()
-        elif record.outcome not in SAID_NOTHING:  # even an inconclusive sweep shows that the error is gone
-            state.health, state.health_reason = Health.OK, ""
+        self._turns.attend(state)
 
     # ------------------------------------------------------------------------------------------------ replicas
     def _fleet(
@@ -417,16 +275,8 @@ class Supervisor:
         state = state.leader
         if self._is_stopping:
             raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
-        if state.running is not None:
-            raise ConfigurationError(f"Sweep {state.running_id} of '{backend}' is running.", "Wait for its end.")
-        if state.wanted is not None:
-            raise ConfigurationError(f"Sweep {state.wanted.sweep_id} of '{backend}' is queued.", "Wait for its end.")
         self._changes += 1
-        held = self._admitted(state, is_asked=True)
-        if isinstance(held, HeldBack):
-            raise ConfigurationError(f"Sweeps of '{backend}' are held back: {held.words}.", when(held))
-        state.wanted = Wanted(self._new_id(), reason, by_person=True)
-        return state.wanted.sweep_id
+        return self._turns.request(state, reason)
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         state = self._states.get(backend)

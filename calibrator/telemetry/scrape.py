@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import httpx
@@ -28,6 +29,7 @@ from calibrator.ports import Target
 from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER
 from calibrator.telemetry.page import PageError, PageReader, server_load
 
+NEW_CONNECTION_EVERY = 5  # scrapes
 MAX_VERSION_BYTES = 64 * 1024
 PATHS = tuple(dict.fromkeys(row.path for row in ENGINES))
 _VERSION_PATHS = {row.engine: row.version_path for row in ENGINES}
@@ -49,14 +51,16 @@ class HttpTelemetry:
         self._found: str | None = None  # the one that was an engine's last
         self._model = target.model
         self._timeout_s = timeout_s
+        self._scrapes = 0
         self._version_of: tuple[str, str | None] | None = None  # engine and process start
         self._version: str | None = None
         # Compressed pages are not asked for: one that unpacks to gigabytes could not be left in time.
         headers = {"User-Agent": f"calibrator/{__version__}", "Accept-Encoding": "identity"}
-        if target.host_name is not None:
-            headers["Host"] = target.host_name
         if target.api_key is not None and target.metrics_url is None:  # a foreign host does not get our key
             headers["Authorization"] = f"Bearer {target.api_key}"
+        if target.authority is not None and target.metrics_url is None:
+            headers["Host"] = target.authority
+        # The URL may hold an address only, while certificates are issued to names.
         self._extensions = {} if target.host_name is None else {"sni_hostname": target.host_name}
         self._client = httpx.AsyncClient(
             headers=headers,
@@ -67,6 +71,7 @@ class HttpTelemetry:
 
     async def scrape(self) -> ServerLoad | None:
         limit_s = self._timeout_s
+        self._scrapes += 1
         try:
             async with asyncio.timeout(limit_s):
                 return await self._first_engine()
@@ -93,7 +98,7 @@ class HttpTelemetry:
 
     async def _read(self, url: str) -> ServerLoad | None:
         """None: not an engine's page."""
-        async with self._client.stream("GET", url, extensions=self._extensions) as response:
+        async with self._get(url) as response:
             if response.status_code != 200:
                 remedy = _REMEDIES.get(response.status_code, "Look at the engine's log, or give metrics_url.")
                 self._complain(f"answers {response.status_code}.", remedy, url)
@@ -107,6 +112,11 @@ class HttpTelemetry:
             self._complain("shows no engine that we know.", "Give the metrics_url of the engine itself.", url)
         return load
 
+    def _get(self, url: str) -> AbstractAsyncContextManager[httpx.Response]:
+        """Now and then over a new connection: a load balancer shows only there that it leads to several engines."""
+        headers = {"Connection": "close"} if self._scrapes % NEW_CONNECTION_EVERY == 0 else None
+        return self._client.stream("GET", url, headers=headers, extensions=self._extensions)
+
     async def _with_version(self, load: ServerLoad) -> ServerLoad:
         asked_for = (load.engine, load.process_start)
         if self._version_of != asked_for:
@@ -117,7 +127,7 @@ class HttpTelemetry:
 
     async def _ask_version(self, url: str) -> str | None:
         try:
-            async with self._client.stream("GET", url, extensions=self._extensions) as response:
+            async with self._get(url) as response:
                 body = bytearray()
                 async for part in response.aiter_raw():
                     body += part

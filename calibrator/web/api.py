@@ -23,9 +23,6 @@ from calibrator.web.models import (
     CapDocument,
     CapQuery,
     ReportQuery,
-    SweepAccepted,
-    SweepDocument,
-    SweepList,
     SweepRequest,
     SweepsQuery,
 )
@@ -34,6 +31,7 @@ from calibrator.web.overriding import Overriding
 from calibrator.web.polling import CapPolls
 from calibrator.web.problems import Problem
 from calibrator.web.report import REPORT_HEADERS, REPORT_TYPES, report
+from calibrator.web.sweep_models import SweepAccepted, SweepDocument, SweepList
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "progress": None if running is None else _rounded(running),
             "last_sweep": None if last is None else _last_sweep(last),
             "next_sweep_at": timestamp(view.next_sweep_at),
+            "metrics_problem": view.metrics_problem or None,
             "held_back": None if held is None else _held_back(held),
             "gateway_cap": view.served_cap,
         }

@@ -93,7 +93,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
     Metric(
-        "generator_events_per_second", "gauge", (), "Token events this machine can measure, by the self-test of the start."
+        "generator_events_per_second",
+        "gauge",
+        (),
+        "Token events this machine can measure (self-test of the start).",
     ),
     Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
 )

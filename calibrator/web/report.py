@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from calibrator.core.objective import Metric, Objective, parse_objective
 from calibrator.web.chart import Chart, Line, Point, svg
-from calibrator.web.models import LatencyDocument, LevelDocument, SweepDocument
+from calibrator.web.sweep_models import LatencyDocument, LevelDocument, SweepDocument
 
 REPORT_TYPES = {"html": "text/html", "md": "text/markdown", "json": "application/json"}
 FORMATS = tuple(REPORT_TYPES)

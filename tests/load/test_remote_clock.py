@@ -1,4 +1,4 @@
-"""Moments of another machine in our clock: late by the fastest report at most, never early, order and durations kept."""
+"""Moments of another machine in our clock: late by the fastest report at most, never early; durations are kept."""
 
 from __future__ import annotations
 

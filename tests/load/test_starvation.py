@@ -81,6 +81,8 @@ class Inspector:
 
 
 class NoTelemetry:
+    problem = ""
+
     async def scrape(self) -> ServerLoad | None:
         return None
 

@@ -30,7 +30,7 @@ TURN_S = 25.0  # on the loop's clock; the sweep begins at 5 s
 def show(scene: Scene, aborted_s: float) -> None:
     print("\n  s   in flight = live + probes")
     for at_s, in_flight, probes in scene.seen:
-        if TURN_S - 4.0 <= at_s <= aborted_s + 3.0 and at_s % 1.0 < 0.25:
+        if TURN_S - 4.0 < at_s + 0.1 < aborted_s + 3.0:
             print(f"{at_s:5.1f} {in_flight:5} = {in_flight - probes:4} + {probes:3}")
 
 
@@ -48,7 +48,7 @@ def test_live_traffic_that_jumps_far_above_capacity_ends_the_sweep() -> None:
     assert record.reason.startswith("aborted: ")
     assert record.harm.live_exceedances >= 60
     assert record.overload_s >= record.harm.live_overload_s > 0.0
-    assert ended_s - TURN_S <= 2.0 + 1.0, "the first of them are late after 250 ms, and answered after some 500"
+    assert 0.0 < ended_s - TURN_S <= 2.0 + 0.5, "the first of them are late after 250 ms, and answered soon after"
     assert all(probes == 0 for at_s, _, probes in scene.seen if at_s > ended_s)
     assert scene.seen[-1][1] == 80, "in flight is live again"
 
@@ -70,7 +70,7 @@ def test_what_the_engine_tells_ends_the_sweep_within_a_scrape_and_a_second(reaso
     record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, change=change))
     assert record.aborted is not None
     assert record.aborted.reason is reason
-    assert ended_s - TURN_S <= 2.0
+    assert 0.0 <= ended_s - TURN_S <= 2.0
     assert scene.seen[-1][1:] == (8, 0)
     assert record.outcome in (SweepOutcome.INCONCLUSIVE, SweepOutcome.CALIBRATED)
 
@@ -82,19 +82,16 @@ def test_metrics_that_fall_silent_beside_live_users_end_it() -> None:
     record, _, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, change=silent))
     assert record.aborted is not None
     assert record.aborted.reason is AbortReason.BLIND
-    assert ended_s - TURN_S <= 10.0 + 2.0
+    assert 9.0 <= ended_s - TURN_S <= 10.0 + 2.0
 
 
 def test_an_idle_engine_may_be_filled_to_the_brim() -> None:
-    """Preemptions, a full memory and its own refusals hurt nobody but our own probes."""
-
-    def change(_: float, load: ServerLoad) -> ServerLoad:
-        return replace(load, kv_usage_ratio=1.0, preemptions_total=1e6 * (load.in_flight_requests or 0.0))
-
-    order = replace(ORDER, abort=AbortLimits(1, 1, 1, 1, 0.5, 0.1, 1.0))
-    record, _, _ = run_virtual(sweep_beside(order, SEED, 0, change=lambda at_s, load: change(at_s, load)))
-    assert record.aborted is None or record.aborted.reason is AbortReason.RESTART
-    record, _, _ = run_virtual(sweep_beside(order, SEED, 0))
+    """Preemptions, a full memory and late answers hurt nobody but our own probes, however strict the limits."""
+    order = replace(
+        ORDER, abort=AbortLimits(1, 1, 1, 1, 0.5, 0.1, 1.0), objectives=(parse_objective("ttft p99 <= 1s"),)
+    )
+    record, _, _ = run_virtual(sweep_beside(order, PARAMETER_SETS["tight_memory"], 0))
+    assert max(level.server.preemptions or 0.0 for level in record.levels) > 0.0
     assert record.aborted is None
     assert record.outcome is SweepOutcome.CALIBRATED
 
@@ -103,13 +100,15 @@ def refuted(record: SweepRecord) -> bool:
     return any(level.verdict.kind.value == "exceeded" for level in record.levels)
 
 
-@pytest.mark.parametrize("turn_s", [8.0, 60.0])
+@pytest.mark.parametrize("turn_s", [20.0, 45.0])
 def test_an_aborted_sweep_answers_only_where_a_level_was_refuted(turn_s: float) -> None:
     def restart(at_s: float, load: ServerLoad) -> ServerLoad:
         return replace(load, process_start="another") if at_s >= turn_s else load
 
-    record, _, _ = run_virtual(sweep_beside(ORDER, SEED, 4, change=restart))
+    order = replace(ORDER, objectives=(parse_objective("ttft p99 <= 100ms"),))
+    record, _, _ = run_virtual(sweep_beside(order, PARAMETER_SETS["small"], 0, change=restart))
     assert record.aborted is not None
+    assert record.aborted.reason is AbortReason.RESTART
     assert (record.outcome is SweepOutcome.CALIBRATED) == refuted(record) == (turn_s > 30.0)
 
 

@@ -54,6 +54,8 @@ class Inspector:
 
 
 class NoTelemetry:
+    problem = ""
+
     async def scrape(self) -> ServerLoad | None:
         return None
 

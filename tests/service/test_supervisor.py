@@ -37,9 +37,9 @@ from calibrator.core.snapshot import BackendView, Health, State
 from calibrator.core.sweep_record import Grade, SweepOutcome
 from calibrator.errors import ConfigurationError, StoreError, UnreachableError
 from calibrator.ports import BackendPlan, Poll, Store
-from calibrator.service import supervisor as module
 from calibrator.service.fleet import LOOK_LIMIT_S
 from calibrator.service.supervisor import Supervisor
+from calibrator.service.turns import OVERTIME_S
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 REFUSED = UnreachableError("Nobody listens at http://chat/v1.", "Start it.")
@@ -244,7 +244,7 @@ def test_an_unexpected_exception_asks_for_a_report() -> None:
 def test_a_hanging_sweep_is_given_up_long_after_its_budget() -> None:
     async def scenario() -> None:
         async with service(plan(duration_s=600.0), scripts={"chat": [Script(hangs=True), Script()]}) as running:
-            await asyncio.sleep(600.0 + module.OVERTIME_S - 10.0)
+            await asyncio.sleep(600.0 + OVERTIME_S - 10.0)
             assert running.view().progress is not None
             await asyncio.sleep(20.0)
             assert running.view().health is Health.ERROR

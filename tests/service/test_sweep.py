@@ -41,6 +41,7 @@ class Inspector:
 class Gauges:
     backend: ScriptedBackend
     slots: int = 10**6
+    problem: str = ""
 
     async def scrape(self) -> ServerLoad | None:
         now = self.backend.in_flight

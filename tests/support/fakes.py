@@ -129,6 +129,7 @@ class FakeTelemetry:
     takes_s: float = 0.0
     error: Exception | None = None
     scrapes: int = 0
+    problem: str = ""
 
     async def scrape(self) -> ServerLoad | None:
         self.scrapes += 1

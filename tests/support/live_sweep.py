@@ -49,6 +49,7 @@ class ChangedTelemetry:
 
     telemetry: Telemetry
     change: Callable[[float, ServerLoad], ServerLoad | None]
+    problem: str = ""
 
     async def scrape(self) -> ServerLoad | None:
         load = await self.telemetry.scrape()

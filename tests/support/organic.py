@@ -99,6 +99,7 @@ class LateTelemetry:
     telemetry: Telemetry
     clock: Clock
     lag_s: float
+    problem: str = ""
     _seen: deque[tuple[float, ServerLoad]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
 

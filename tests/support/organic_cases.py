@@ -7,7 +7,6 @@ with the truth, and not the scatter of a search that runs out of requests.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
@@ -19,7 +18,7 @@ from support.organic_sweep import Engine, sweep_beside
 
 TRUTH_REQUESTS = 20_000
 BOUNDS = Bounds(max_level=64, requests=4000, duration_s=3600.0)
-SEEDS = range(1, 6)
+RUNS = 5
 
 SLOTS = Engine(
     "32 slots",
@@ -94,9 +93,20 @@ def truth_of(engine: Engine) -> int:
     return known.capacity
 
 
-def row(  # one condition, all its sweeps
-    engine: Engine, traffic: Traffic, lag_s: float, truth: int, *, blind_seeds: Iterable[int] = (1, 2, 3)
-) -> Row:
-    found = (sweep_beside(engine, traffic.shape, seed, lag_s=lag_s, bounds=BOUNDS).found for seed in SEEDS)
-    ignoring = (sweep_beside(engine, traffic.shape, seed, sees=False, bounds=BOUNDS).found for seed in blind_seeds)
-    return Row(engine.name, traffic.name, lag_s, truth, tuple(sorted(found)), tuple(sorted(ignoring)))
+def row(engine: Engine, traffic: Traffic, lag_s: float, truth: int, *, runs: int = RUNS, ignoring: int = 1) -> Row:
+    """One condition, all its sweeps; `ignoring`: how many of them once more without a look at the gauges."""
+    found = (sweep_beside(engine, traffic.shape, 1 + run, lag_s=lag_s, bounds=BOUNDS).found for run in range(runs))
+    blind = (sweep_beside(engine, traffic.shape, 1 + run, sees=False, bounds=BOUNDS).found for run in range(ignoring))
+    return Row(engine.name, traffic.name, lag_s, truth, tuple(sorted(found)), tuple(sorted(blind)))
+
+
+def exceedance_ratio(engine: Engine, traffic: Traffic, lag_s: float, level: int, requests: int) -> float:
+    """Of our samples at one level held for so many requests."""
+    bounds = Bounds(max_level=64, duration_s=3600.0, overload_s=3600.0)
+    held = sweep_beside(
+        engine, traffic.shape, 3, lag_s=lag_s, levels=(level,), requests_per_level=requests, bounds=bounds
+    )
+    (report,) = held.record.levels
+    assert report.n == requests, held.record.reason
+    assert abs(report.achieved_concurrency / level - 1.0) < 0.02, report.achieved_concurrency
+    return report.exceedances / report.n

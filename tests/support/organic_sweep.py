@@ -57,6 +57,8 @@ class Watcher:
 class NoGauges:
     """Port `Telemetry`: an engine without a metrics page."""
 
+    problem = "none"
+
     async def scrape(self) -> ServerLoad | None:
         return None
 
@@ -82,12 +84,13 @@ def sweep_beside(
     lag_s: float = 0.0,
     sees: bool = True,
     levels: tuple[int, ...] = (),
+    requests_per_level: int = 200,
     bounds: Bounds | None = None,
 ) -> Outcome:
     """`sees` False: what a sweep finds that takes itself to be alone."""
     order = SweepOrder(
         "s1", engine.name, Target("http://simulated/v1", "m"), engine.sla, engine.workload,
-        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, requests_per_level=200 if levels else 0,
+        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, requests_per_level=requests_per_level if levels else 0,
         abort=NO_ABORT,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from calibrator.clock import LoopClock
 from calibrator.core.guard import GuardReason
+from calibrator.core.harm import AbortReason
 from calibrator.core.measurement import Audit, Capacity, History
 from calibrator.core.objective import parse_objective
 from calibrator.core.override import overlaid
@@ -130,6 +131,7 @@ def counters() -> Counters:
         probe_tokens={"prompt": 90_000, "output": 45_000},
         probe_overload_s=12.5,
         gateway_polls=41,
+        sweep_aborts={reason.value: 0 for reason in AbortReason},
     )
 
 

@@ -19,8 +19,8 @@ from calibrator.cli.app import app
 from calibrator.core.render import sweep_document
 from calibrator.core.sweep_record import SweepRecord, VerdictKind
 from calibrator.web.chart import CUT, Chart, Line, Point, svg
-from calibrator.web.models import SweepDocument
 from calibrator.web.report import charts, differences, report
+from calibrator.web.sweep_models import SweepDocument
 
 HOSTILE = "<script>alert(1)</script>|`x`\n# y"
 
