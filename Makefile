@@ -34,7 +34,7 @@ demo: .venv/.runtime
 
 setup: .venv/.runtime .venv/.dev
 
-test: lint .venv-test/.wheel
+test: lint .venv-test/.wheel .venv-litellm/.wheel
 	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
 	  .venv-test/bin/python -m pytest --durations=15 $(ARGS)
 
@@ -67,10 +67,11 @@ lock:
 	$(COMPILE) --group build --output-file requirements/build.txt; \
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt; \
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/runtime.txt --constraint requirements/build.txt \
-	  --output-file requirements/dev.txt
+	  --output-file requirements/dev.txt; \
+	echo 'litellm[proxy]==1.106.2' | $(COMPILE) --output-file requirements/litellm.txt -
 
 clean:
-	rm -rf .venv .venv-test .venv-ray build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-test .venv-ray .venv-litellm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # ------------------------------------------------------------------------------------------------------ environments
 
@@ -110,4 +111,14 @@ clean:
 	@.venv-test/bin/python -m build --no-isolation --outdir dist . > .venv-test/build.log 2>&1 \
 	  || { cat .venv-test/build.log >&2; exit 1; }
 	@.venv-test/bin/python $(PIP_INSTALL) --no-deps --no-index --force-reinstall dist/*.whl
+	@touch $@
+
+# The real LiteLLM proxy, which tests start: an environment of its own, as its users have one. 85 seconds.
+.venv-litellm/.locked: requirements/litellm.txt | .venv-litellm/.python
+	@echo "Installing LiteLLM (once) ..."
+	@$(@D)/bin/python $(LOCKED) -r requirements/litellm.txt
+	@touch $@
+
+.venv-litellm/.wheel: .venv-test/.wheel | .venv-litellm/.locked
+	@$(@D)/bin/python $(PIP_INSTALL) --no-deps --no-index --force-reinstall dist/*.whl
 	@touch $@

@@ -25,11 +25,12 @@ def test_generated_parts_match_the_code() -> None:
 
 
 def test_the_example_configuration_is_accepted() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
-    settings = parse_settings(yaml.safe_load(example))
-    (plan,) = backend_plans(settings, {"OPERATOR_TOKEN": "x"})
+    first, *others = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    (plan,) = backend_plans(parse_settings(yaml.safe_load(first)), {"OPERATOR_TOKEN": "x"})
     assert plan.bounds.max_level == 128
     assert len(plan.workload.classes) == 2
+    for example in others:
+        assert backend_plans(parse_settings(yaml.safe_load(example)), {})
 
 
 def test_every_verb_is_named_and_every_named_verb_exists() -> None:

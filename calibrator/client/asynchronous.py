@@ -74,17 +74,40 @@ class AsyncCap:
     @asynccontextmanager
     async def acquire(self, timeout_s: float = 0.0) -> AsyncIterator[None]:
         """Hold a place during the block. Raises LimitReachedError if none is free within `timeout_s`."""
-        await self._enter(timeout_s)
+        await self.enter(timeout_s)
         try:
             yield
         finally:
-            self._in_flight -= 1
-            self._admit()
+            self.leave()
+
+    async def enter(self, timeout_s: float = 0.0) -> None:
+        """Take a place where no block can hold it; `leave` gives it back, once. Raises as `acquire` does."""
+        if not self._waiting and self._in_flight < self.limit:
+            self._in_flight += 1
+            return
+        if timeout_s > 0.0:
+            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(place)
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):
+                        await place
+                        return
+            except asyncio.CancelledError:
+                self._give_up(place)
+                raise
+            self._give_up(place)
+        self._rejected += 1
+        raise LimitReachedError(f"All {self.limit} requests of this process's share are in flight.", "Try again later.")
+
+    def leave(self) -> None:
+        self._in_flight -= 1
+        self._admit()
 
     # ------------------------------------------------------------------------------------------------ life cycle
     def start(self) -> None:
-        """Begin to poll, in the running loop; may be called again."""
-        if self._polling is None:
+        """Begin to poll, in the running loop; may be called again, in another loop too when the first has ended."""
+        if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll_on())
 
     async def close(self) -> None:
@@ -104,25 +127,6 @@ class AsyncCap:
         await self.close()
 
     # ---------------------------------------------------------------------------------------------------- places
-    async def _enter(self, timeout_s: float) -> None:
-        if not self._waiting and self._in_flight < self.limit:
-            self._in_flight += 1
-            return
-        if timeout_s > 0.0:
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout_s):
-                        await place
-                        return
-            except asyncio.CancelledError:
-                self._give_up(place)
-                raise
-            self._give_up(place)
-        self._rejected += 1
-        raise LimitReachedError(f"All {self.limit} requests of this process's share are in flight.", "Try again later.")
-
     def _give_up(self, place: asyncio.Future[None]) -> None:
         """A place that was handed over in the same moment goes to the next."""
         if place.done() and not place.cancelled():

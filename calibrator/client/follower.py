@@ -64,7 +64,7 @@ class Follower:
     """One backend's cap as seen from one process. All `now_s` are of the monotonic clock."""
 
     static_cap: int
-    client: str = ""  # "": host and process id
+    client: str = ""  # "": host and process id, read at each poll: a process may fork after this was made
     poll_s: float = 5.0
     wait_s: float = 0.0
     draws: random.Random = field(default_factory=random.Random)
@@ -75,7 +75,6 @@ class Follower:
     _valid_until_s: float = math.inf
 
     def __post_init__(self) -> None:
-        self.client = self.client or own_name()
         if isinstance(self.static_cap, bool) or self.static_cap < 1:
             raise ConfigurationError("The static cap is below 1.", "Give one that is safe without any measurement.")
         if not 0.0 <= self.wait_s <= MAX_WAIT_S or self.poll_s <= 0.0:
@@ -88,7 +87,7 @@ class Follower:
         return self._share if self._share is not None and now_s < self._valid_until_s else self.static_cap
 
     def query(self, in_flight: int, rejected: int) -> dict[str, str]:
-        asked = {"client": self.client, "in_flight": str(in_flight), "rejected": str(rejected)}
+        asked = {"client": self.client or own_name(), "in_flight": str(in_flight), "rejected": str(rejected)}
         return {**asked, "wait": f"{self.wait_s:g}"} if self.wait_s else asked
 
     def headers(self) -> dict[str, str]:

@@ -99,13 +99,12 @@ class FleetSize:
         """This backend's part of a replica's cap; at least 1."""
         return max(1, math.floor(replica_cap * self.share + 1e-9))
 
-    def factor_of_own(self, own: int) -> float:
-        """Balance factor, for this backend's part of a replica's cap."""
-        return self.balance.factor(max(1, round(own / self.share)), max(1, self.replicas))
+    def whole(self, own: int, measured: int) -> int:
+        """A replica's cap before it is shared, back from this backend's part of it; never more than was measured."""
+        return min(measured, max(1, round(own / self.share)))
 
-    def cap_of_own(self, own: int) -> int:
-        """Of the whole backend, for this backend's part of a replica's cap."""
-        return max(1, math.floor(own * max(1, self.replicas) * self.factor_of_own(own) + 1e-9))
+    def factor(self, replica_cap: int) -> float:
+        return self.balance.factor(replica_cap, max(1, self.replicas))
 
 
 @dataclass(slots=True)

@@ -88,8 +88,9 @@ class OrganicWatch:
     def saw(self, asked_s: float, answered_s: float, in_flight: float) -> None:
         """A scrape that lasted from `asked_s` to `answered_s`."""
         self._check(in_flight, self._range(asked_s - LAG_S, answered_s)[0])
-        newest_s, oldest_s = self._possible_lags(asked_s, in_flight)
-        fewest, most = self._range(asked_s - oldest_s, answered_s - newest_s)
+        lags_s = self._possible_lags(asked_s, in_flight)
+        ranges = [self._range(asked_s - lag_s, answered_s - lag_s) for lag_s in lags_s]
+        fewest, most = min(fewest for fewest, _ in ranges), max(most for _, most in ranges)
         self.looks += 1
         if self.is_blind:
             self.estimate, self.doubt = None, 0.0
@@ -98,7 +99,7 @@ class OrganicWatch:
         before = self.estimate
         self.estimate = high if before is None else min(max(before, low), high)
         self.doubt = 0.0 if before is None else abs(self.estimate - before)
-        self.doubt_s = (self._seen_s if self._seen else asked_s) - oldest_s
+        self.doubt_s = (self._seen_s if self._seen else asked_s) - max(lags_s) - LAG_STEP_S / 2.0
         self._seen_s = answered_s
         self._seen.append((answered_s, self.estimate))
         while self._seen[0][0] < answered_s - MEMORY_S:
@@ -111,14 +112,13 @@ class OrganicWatch:
             return 0
         return math.floor(statistics.median(value for _, value in self._seen) + 0.5)
 
-    def _possible_lags(self, asked_s: float, in_flight: float) -> tuple[float, float]:
-        """Shortest and longest."""
+    def _possible_lags(self, asked_s: float, in_flight: float) -> list[float]:
+        """Ascending; at least one."""
         for series in self._series:
             then_s = asked_s - series.lag_s
             series.add(in_flight - self._range(then_s, then_s)[1])
         least = min(series.moved for series in self._series)
-        possible = [series.lag_s for series in self._series if series.moved <= least + TIE]
-        return max(0.0, min(possible) - LAG_STEP_S), max(possible) + LAG_STEP_S / 2.0
+        return [series.lag_s for series in self._series if series.moved <= least + TIE]
 
     def _range(self, since_s: float, until_s: float) -> tuple[int, int]:
         """Fewest and most of ours; what was in force at the beginning counts."""

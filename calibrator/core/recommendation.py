@@ -153,7 +153,7 @@ def _decided(
         rates=None if level is None else _rates(level, cap, max(1, fleet.replicas)),
         max_queue_wait_s=None if level is None else _queue_wait_s(level, record.provenance.objectives),
         replicas=max(1, fleet.replicas),
-        balance_factor=fleet.factor_of_own(own),
+        balance_factor=fleet.factor(fleet.whole(own, replica_cap_of(capacity.estimate))),
     )
 
 
@@ -171,16 +171,22 @@ def for_fleet(known: Recommendation, policy: PublishPolicy, fleet: FleetSize, no
         if per_replica == known.replica_cap:
             return known
         return replace(known, version=known.version + 1, replica_cap=per_replica, replicas=replicas, published_at=now)
-    factor = fleet.factor_of_own(known.replica_cap)
+    estimate = known.replica_cap if known.capacity is None else known.capacity.estimate
+    measured = replica_cap(min(estimate, fleet.smallest_other or estimate), policy.safety_margin_ratio)
+    factor = fleet.factor(fleet.whole(known.replica_cap, measured))
     if (replicas, factor) == (known.replicas, known.balance_factor):
         return known
-    cap, uncut = policy.clamp(fleet.cap_of_own(known.replica_cap)), known.uncut
+
+    def cap_of(own: int) -> int:
+        return policy.clamp(fleet.cap(fleet.whole(own, measured)))
+
+    cap, uncut = cap_of(known.replica_cap), known.uncut
     return replace(
         known,
         version=known.version + 1,
         cap=cap,
         rates=None if known.rates is None else scaled(known.rates, cap / known.cap),
-        uncut=None if uncut is None else replace(uncut, cap=policy.clamp(fleet.cap_of_own(uncut.replica_cap))),
+        uncut=None if uncut is None else replace(uncut, cap=cap_of(uncut.replica_cap)),
         published_at=now,
         replicas=replicas,
         balance_factor=factor,

@@ -32,7 +32,7 @@ Memory is bounded: beyond `MAX_CLIENTS` names the one silent for longest is forg
 name: two processes under one name are told one share and use it twice; a name of its own for each poll dilutes all.
 
 Times are the caller's monotonic seconds; clocks of pollers play no part. Cost of a poll: constant, but for a plan
-(n log n) in the cases above, and a look for the expired (n) every `GATHER_S`.
+(n log n) in the cases above, and a look for the expired (n) every `LOOK_S`.
 
 Called by `service.shares`.
 """
@@ -47,6 +47,7 @@ LEAST_EXPIRY_S = 10.0
 EXPIRY_GAPS = 3.0
 LONGEST_GAP_S = 120.0  # twice the longest long poll
 GATHER_S = 0.1
+LOOK_S = 0.5  # between two looks for the expired: each is linear in the clients
 REBALANCE_S = 5.0  # one usual poll interval: shares that move faster than they are heard of would only swing
 HALF_LIFE_S = 30.0
 RESERVE_RATIO = 0.25
@@ -194,7 +195,7 @@ class ShareBook:
         return client
 
     def _expire(self, now_s: float) -> None:
-        if now_s - self._looked_s < GATHER_S:
+        if now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
         for name, client in list(self._clients.items()):

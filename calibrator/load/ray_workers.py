@@ -16,7 +16,7 @@ waits. A lost node, a lost actor and a killed worker all end that call: the pool
 
 **Time.** No clock is shared: see `remote_clock`.
 
-Ray is imported when the first worker is launched, in a thread: in the main one it would take SIGTERM for itself.
+Ray is imported when the first worker is launched, in a thread, where it cannot take Python's handler of SIGTERM.
 
 Caller: `pool.WorkerPool`, through wiring.
 """
@@ -30,6 +30,8 @@ import importlib.util
 import logging
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +174,15 @@ class RayLauncher:
                 self._ray, self._is_ours = await asyncio.get_running_loop().run_in_executor(
                     None, _connect, self._address
                 )
+                _take_sigterm_back()
         return self._ray
+
+
+def _take_sigterm_back() -> None:
+    """Ray's core puts a handler of its own below Python's, which ends the process: put Python's back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _raise_if_failed(result: object) -> None:

@@ -22,6 +22,8 @@ from calibrator.service.admission import Door
 from calibrator.service.fleet import Fleet
 from calibrator.service.guard_watch import GuardWatch
 
+RESERVED_STEPS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -143,9 +145,7 @@ class BackendState:
     def may_start(self) -> bool:
         """Whether there is a replica to measure, whose users were looked for, and this backend measures it."""
         fleet = self.fleet
-        return (
-            self.leader is self and not fleet.refusal and fleet.look is not None and fleet.next_target() is not None
-        )
+        return self.leader is self and not fleet.refusal and fleet.look is not None and fleet.next_target() is not None
 
     @property
     def reserved_for_probes(self) -> int:
@@ -206,7 +206,7 @@ class BackendState:
             gateway_clients=self.gateways[0],
             gateway_clients_over_cap=self.gateways[1],
             # At most the swept replica's part of the cap: beyond it, users of the others would give way for nothing.
-            reserved_for_probes=min(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
+            reserved_for_probes=in_steps(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
             measured_by=self.leader.plan.name,
             replicas=fleet.views(),
             discovery_problem=fleet.problem,
@@ -234,6 +234,16 @@ class Ear:
         if record.sweep_id == self.state.running_id:
             self.state.partial = record
             self.keep(record)
+
+
+def in_steps(probes: int, part: int) -> int:
+    """What probes take of one replica's part of the cap, rounded up to an eighth of it.
+
+    Their number moves with each look; a cap that moved with it would be news to every gateway once a second, and some
+    start their count again with every change (Traefik).
+    """
+    step = max(1, part // RESERVED_STEPS)
+    return min(part, -(-probes // step) * step)
 
 
 def begun(order: SweepOrder) -> SweepRecord:

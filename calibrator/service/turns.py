@@ -68,7 +68,8 @@ class Turns:
             if is_about(record, plan):
                 state.learn(record)
                 state.heed(record)
-        valid = (record.ended_at for record in ended if record.outcome in SAID_SOMETHING and is_about(record, plan))
+        said = (record for record in ended if record.outcome in SAID_SOMETHING and record.aborted is None)
+        valid = (record.ended_at for record in said if is_about(record, plan))
         state.due_at = next_due_at(plan.schedule, next(valid, None), now, self._draws.random())
         killed = sum(1 for _ in takewhile(lambda record: record.outcome is SweepOutcome.INTERRUPTED, ended))
         if killed > 1:  # one may be an ordinary restart

@@ -10,32 +10,36 @@ from calibrator.settings.values import DurationS, Frozen
 
 
 class AbortSettings(Frozen):
-    """When a sweep ends at once. Only what happens while live requests are in flight counts; null: not watched."""
+    """When a sweep ends at once. Only what happens while live requests are in flight counts."""
 
-    live_exceedances: int | None = Field(
+    live_exceedances: int = Field(
         default=60,
         ge=1,
         description="live requests that one sweep may push over a TTFT or e2e objective, beyond the share it allows; "
         "touching the boundary beside busy users costs up to some 40",
     )
-    live_refusals: int | None = Field(default=10, ge=1, description="live requests that the engine refuses meanwhile")
-    probe_failures: int | None = Field(
+    live_refusals: int = Field(default=10, ge=1, description="live requests that the engine refuses meanwhile")
+    probe_failures: int = Field(
         default=60, ge=1, description="probes that fail; the search itself meets some where an engine refuses"
     )
-    preemptions: int | None = Field(
+    preemptions: int = Field(
         default=500, ge=1, description="requests that the engine preempts; the search meets some where memory limits"
     )
-    kv_usage_ratio: float | None = Field(
-        default=1.0, alias="kv_usage", gt=0.0, le=1.0, description="KV memory in use by one scrape, 1 is all of it"
+    kv_usage_ratio: float = Field(
+        default=1.0,
+        alias="kv_usage",
+        gt=0.0,
+        description="KV memory in use by one scrape; 1 is all of it, above: not watched",
     )
-    prefix_hit_fall_ratio: float | None = Field(
+    prefix_hit_fall_ratio: float = Field(
         default=0.5,
         alias="prefix_hit_fall",
         gt=0.0,
         le=1.0,
-        description="fall of the live prompts' hits in the prefix cache, as a share of what they were before",
+        description="fall of the live prompts' hits in the prefix cache, as a share of what they were before; "
+        "1: not watched",
     )
-    blind_s: DurationS | None = Field(
+    blind_s: DurationS = Field(
         default=10.0, alias="blind", description="time without an answer of the engine's metrics, once it gave them"
     )
 
@@ -43,20 +47,21 @@ class AbortSettings(Frozen):
 class CareSettings(Frozen):
     """Limits that spare live users. Sweeps asked for by hand override windows and start_below, and nothing else."""
 
-    start_below_ratio: float | None = Field(
+    start_below_ratio: float = Field(
         default=0.8,
         alias="start_below",
         gt=0.0,
-        description="sweeps start while organic requests in flight are below this share of the cap; null: always",
+        description="sweeps start while organic requests in flight are below this share of the cap, counting the "
+        "most of the last minute",
     )
     max_probe_share: float | None = Field(
         default=None,
         gt=0.0,
         description="probes take at most this share of the capacity of all replicas, once one is known; must leave "
-        "room for 1.25 replicas' capacity, or no sweep starts; null: no limit",
+        "room for 1.25 replicas' capacity, or no sweep starts; default: no limit",
     )
     tokens: int | None = Field(
-        default=None, ge=1, description="prompt and output tokens of one sweep, which ends there; null: no limit"
+        default=None, ge=1, description="prompt and output tokens of one sweep, which ends there; default: no limit"
     )
     requests_per_day: int | None = Field(
         default=None, ge=1, description="probe requests in 24 hours; no sweep starts that would exceed them"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -33,12 +33,13 @@ from calibrator.telemetry.engines import (
     EngineMetrics,
 )
 
-MAX_PAGE_BYTES = 8 * 1024 * 1024
-MAX_LINES = 10_000  # wanted ones: a hundred engines with all their histograms
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+MAX_LINES = 100_000  # a hundred engines
+MAX_WANTED = 10_000  # of them: the costly ones
 MAX_LINE_BYTES = 16 * 1024
 
-_WANTED = frozenset(name.encode() for row in ENGINES for name in row.names) | {PROCESS_START_METRIC.encode()}
-_NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_NAMES = sorted({name for row in ENGINES for name in row.names} | {PROCESS_START_METRIC})
+_WANTED = re.compile(rb"^(?:" + "|".join(_NAMES).encode() + rb")[{ \t][^\n]*", re.MULTILINE)
 
 
 class PageError(ValueError):
@@ -50,6 +51,7 @@ class PageReader:
     """Takes a page in parts. Raises PageError when it becomes too large."""
 
     lines: list[bytes] = field(default_factory=list)
+    seen: int = 0  # lines
     size_bytes: int = 0
     _rest: bytes = b""
 
@@ -57,27 +59,30 @@ class PageReader:
         self.size_bytes += len(part)
         if self.size_bytes > MAX_PAGE_BYTES:
             raise PageError(f"is larger than {MAX_PAGE_BYTES // 1024**2} MiB")
-        *lines, self._rest = (self._rest + part).split(b"\n")
+        self.seen += part.count(b"\n")
+        if self.seen > MAX_LINES:
+            raise PageError(f"has more than {MAX_LINES} lines")
+        lines, _, self._rest = (self._rest + part).rpartition(b"\n")
         self._take(lines)
         if len(self._rest) > MAX_LINE_BYTES:
             raise PageError(f"has a line longer than {MAX_LINE_BYTES // 1024} KiB")
 
     def text(self) -> str:
         """The wanted lines; ends the reading."""
-        self._take([self._rest])
+        self._take(self._rest)
         self._rest = b""
         return b"\n".join((*self.lines, b"")).decode("utf-8", "replace")
 
-    def _take(self, lines: Iterable[bytes]) -> None:
-        self.lines += [line for line in lines if (name := _NAME.match(line)) is not None and name[0] in _WANTED]
-        if len(self.lines) > MAX_LINES:
-            raise PageError(f"shows more than {MAX_LINES} values of engines")
+    def _take(self, lines: bytes) -> None:
+        self.lines += _WANTED.findall(lines)
+        if len(self.lines) > MAX_WANTED:
+            raise PageError(f"shows more than {MAX_WANTED} values of engines")
 
 
 def server_load(text: str, model: str, header: str | None = None) -> ServerLoad | None:
-    """None: no engine that we know. `header`: the value of `Process-Start-Time-Unix`. Raises PageError.
+    """`text`: what a `PageReader` left; `header`: the value of `Process-Start-Time-Unix`. Raises PageError.
 
-    `text`: of a `PageReader`, or a small page as it is.
+    None: no engine that we know.
     """
     page = _samples(text)
     row = next((row for row in ENGINES if any(name in page for name in row.gauges)), None)

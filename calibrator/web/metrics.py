@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.admission import HoldReason
+from calibrator.core.objective import parse_objective
 from calibrator.core.render import LATENCIES, QUANTILES
 from calibrator.core.snapshot import BackendView, Health, Snapshot, State
 from calibrator.core.sweep_record import Grade, LevelReport
@@ -58,14 +59,22 @@ METRICS: tuple[Metric, ...] = (
     Metric("recommendation_valid_until_timestamp_seconds", "gauge", _B, "When the cap becomes stale."),
     Metric("capacity", "gauge", (*_B, "bound"), "Measured capacity of one replica: estimate, low and high (95 %)."),
     Metric("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, and our own probes."),
+    Metric("in_flight_peak_requests", "gauge", _B, "Most organic requests in flight in the last 60 seconds."),
     Metric("headroom", "gauge", _B, "Cap minus organic requests in flight."),
     Metric("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
+    Metric("headroom_min_ratio", "gauge", _B, "Least headroom ratio of the last 60 seconds."),
     Metric("ready_replicas", "gauge", _B, "Replicas of the backend that are ready."),
     Metric(
         "curve_latency_seconds",
         "gauge",
-        (*_B, "metric", "quantile", "concurrency"),
+        (*_B, "metric", "percentile", "concurrency"),
         "Latency by concurrency, from the last sweep's own schedule and not from this scrape.",
+    ),
+    Metric(
+        "objective_limit_seconds",
+        "gauge",
+        (*_B, "metric", "percentile", "max_prompt_tokens"),
+        "Limit of an objective of the SLA; max_prompt_tokens is empty where every request counts.",
     ),
     Metric("sweeps_total", "counter", (*_B, "outcome"), "Sweeps ended since the start of this process."),
     Metric("sweep_duration_seconds", "gauge", _B, "Duration of the last ended sweep."),
@@ -92,6 +101,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
     Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
+    Metric(
+        "generator_unfit_levels", "gauge", _B, "Levels of the last sweep that the generator was too slow to judge."
+    ),
     Metric(
         "generator_events_per_second",
         "gauge",
@@ -165,6 +177,8 @@ def _published(view: BackendView, now: float) -> Iterator[Point]:
 def _live(view: BackendView) -> Iterator[Point]:
     yield "in_flight_requests", ("organic",), view.organic_in_flight
     yield "in_flight_requests", ("probe",), view.probe_in_flight
+    yield "in_flight_peak_requests", (), view.in_flight_peak
+    yield "headroom_min_ratio", (), view.headroom_min_ratio
     if view.headroom is not None:
         yield "headroom", (), view.headroom
         yield "headroom_ratio", (), view.headroom / view.recommendation.cap
@@ -177,12 +191,29 @@ def _live(view: BackendView) -> Iterator[Point]:
 
 
 def _measured(view: BackendView) -> Iterator[Point]:
+    yield from _limits(view)
     if view.last_sweep is not None:
+        yield "generator_unfit_levels", (), sum(bool(level.audit.reasons) for level in view.last_sweep.levels)
         yield "sweep_duration_seconds", (), view.last_sweep.duration_s
         for level in view.last_sweep.levels:
             yield from _curve(level)
     for outcome, ended_at in view.last_sweep_at.items():
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at
+
+
+def _limits(view: BackendView) -> Iterator[Point]:
+    strictest: dict[tuple[str, ...], float] = {}  # an SLA may name a quantile twice, a scrape may not
+    for objective in map(parse_objective, view.objectives):
+        scope = "" if objective.max_prompt_tokens is None else str(objective.max_prompt_tokens)
+        labels = (objective.metric.value, _percentile(objective.quantile), scope)
+        strictest[labels] = min(objective.limit_s, strictest.get(labels, objective.limit_s))
+    for labels, limit_s in strictest.items():
+        yield "objective_limit_seconds", labels, limit_s
+
+
+def _percentile(quantile: float) -> str:
+    """`99`: the label `quantile` is reserved for summaries."""
+    return f"{100.0 * quantile:g}"
 
 
 def _curve(level: LevelReport) -> Iterator[Point]:
@@ -191,7 +222,7 @@ def _curve(level: LevelReport) -> Iterator[Point]:
         for name, quantile in QUANTILES:
             estimate = getattr(summary, name)
             if estimate is not None:
-                labels = (metric, str(quantile), str(level.concurrency))
+                labels = (metric, _percentile(quantile), str(level.concurrency))
                 yield "curve_latency_seconds", labels, estimate.value_s
 
 

@@ -116,7 +116,7 @@ class CapPolls:
     async def answer(self, request: Request) -> Response:
         name = request.path_params["name"]
         query = parsed_query(CapQuery, request)
-        known = b", ".join(value for name, value in request.scope["headers"] if name == b"if-none-match").decode("latin-1")
+        known = ", ".join(request.headers.getlist("if-none-match"))
         told = self._ask(name, Poll(query.client or "", query.in_flight, query.rejected))
         if query.wait > 0.0 and (told.share.requests is None or told.is_known(known)):
             told = await self._hold(request, told, Poll(query.client or "", is_waiting=True), query.wait)

@@ -22,11 +22,9 @@ from calibrator.client import AsyncCap, LimitReachedError, SyncCap
 
 
 @asynccontextmanager
-async def following(operator: FakeOperator, **options: float) -> AsyncIterator[AsyncCap]:
-    transport = httpx.ASGITransport(app=app_of(operator))
-    async with AsyncCap(
-        "http://calibrator", "chat", static_cap=8, client="gw-1", transport=transport, **options
-    ) as cap:  # type: ignore[arg-type] # poll_s and wait_s
+async def following(operator: FakeOperator, *, wait_s: float = 0.0) -> AsyncIterator[AsyncCap]:
+    wire = httpx.ASGITransport(app=app_of(operator))
+    async with AsyncCap("http://calibrator", "chat", static_cap=8, client="gw-1", wait_s=wait_s, transport=wire) as cap:
         yield cap
 
 

@@ -179,3 +179,28 @@ def test_objectives_that_live_traffic_cannot_be_held_against_are_not_watched() -
     short = AbortWatch((parse_objective("ttft p99 <= 200ms for prompts <= 100 tokens"),), LIMITS, 120.0)
     short.look(1.0, load(), 0)
     assert short.look(2.0, load(0, 500), 0) is None
+
+
+def test_answers_of_ours_are_told_from_live_ones_in_every_form() -> None:
+    """In time and said so early; without streaming, where only the end is known; cancelled; of an unknown start."""
+    both = AbortWatch((OBJECTIVE, parse_objective("e2e p99 <= 1s")), LIMITS, 120.0)
+    both.look(1.0, load(running=12.0), 4)
+    for request_id in range(4):
+        both.started(request_id, 1.0)
+    both.decided(0, 0, violated=False)
+    both.decided(1, 0, violated=None)
+    both.ended(sample(0))
+    both.ended(replace(sample(1, ttft_s=None), stream=False, duration_s=0.9))
+    both.ended(replace(sample(2, ttft_s=None), cancelled=True, prompt_tokens=None))
+    both.ended(sample(9))
+    assert both.look(2.0, load(3.0, 3.0, running=12.0), 1) is None
+    harm = both.harm
+    assert (harm.live_exceedances, harm.live_requests) == (1, 4), "one of ours was late, one may still be"
+
+
+def test_an_engine_without_preemptions_or_latencies_is_watched_for_the_rest() -> None:
+    watched = watch()
+    bare = ServerLoad("vllm", 8.0, 0.0)
+    assert watched.look(1.0, bare, 0) is None
+    assert watched.look(2.0, bare, 0) is None
+    assert watched.harm.most_organic == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrator.core.schedule import Schedule, Window, is_allowed, next_due_at, next_open_at, retry_at
+from calibrator.core.schedule import Schedule, Window, is_allowed, next_close_at, next_due_at, next_open_at, retry_at
 
 HOUR_S = 3600.0
 ALL_DAYS = tuple(range(7))
@@ -154,3 +155,24 @@ def test_the_pause_is_no_shorter_than_the_failed_sweep() -> None:
     """Twenty-minute sweeps that say nothing must not keep an engine under load most of the time."""
     assert retry_at(Schedule(), 1, 0.0, took_s=1200.0) == 1200.0
     assert retry_at(Schedule(every_s=600.0), 1, 0.0, took_s=1200.0) == 600.0
+
+
+@pytest.mark.parametrize(
+    ("some", "asked", "closes"),
+    [
+        ((NIGHT,), "2027-06-02T23:00", "2027-06-03T06:00"),
+        ((NIGHT,), "2027-06-03T05:59", "2027-06-03T06:00"),
+        # none is open: it closed already
+        ((NIGHT,), "2027-06-03T06:00", "2027-06-03T06:00"),
+        # one window goes on where the other ends
+        ((NIGHT, Window(ALL_DAYS, 5 * 60, 8 * 60, BERLIN)), "2027-06-03T01:00", "2027-06-03T08:00"),
+        ((NIGHT, Window(ALL_DAYS, 6 * 60, 8 * 60, BERLIN)), "2027-06-03T01:00", "2027-06-03T08:00"),
+        ((NIGHT, Window(ALL_DAYS, 7 * 60, 8 * 60, BERLIN)), "2027-06-03T01:00", "2027-06-03T06:00"),
+    ],
+)
+def test_closing(some: tuple[Window, ...], asked: str, closes: str) -> None:
+    assert next_close_at(Schedule(windows=some), at(asked)) == at(closes)
+
+
+def test_without_windows_nothing_closes() -> None:
+    assert next_close_at(Schedule(), 5.0) == math.inf

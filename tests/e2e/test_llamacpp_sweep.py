@@ -7,56 +7,16 @@ limit between the P99 at S and at S + 1, found by a short pilot that shares no c
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.independent_load import hold_level, quantile
-from support.llamacpp import MODEL_NAME, LlamaServer, llama_server
+from support.independent_load import hold_level
+from support.llamacpp import LlamaServer, llama_server
+from support.llamacpp_pilot import limit_between, sweep
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
-
-
-def sweep(engine: LlamaServer, *options: str) -> dict[str, object]:
-    """`calibrator sweep --output json`, as a user types it; stdout must be one JSON document."""
-    command = [sys.executable, "-m", "calibrator", "sweep", "--url", engine.api_url, "--model", MODEL_NAME]
-    done = subprocess.run(
-        [*command, "--output", "json", *options], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode in (0, 4), done.stderr
-    document: dict[str, object] = json.loads(done.stdout)
-    return document
-
-
-def p99_s(
-    engine: LlamaServer, users: int, requests: int, *, prompt_tokens: int, output_tokens: int, seed: int
-) -> float:
-    answers = asyncio.run(
-        hold_level(
-            engine.port,
-            users=users,
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            seed=seed,
-        )
-    )
-    return quantile([answer.ttft_s for answer in answers], 0.99)
-
-
-def limit_between(engine: LlamaServer, lower: int, upper: int, **shape: int) -> float:
-    """Geometric mean of the two levels' P99, each the median of three interleaved pilots."""
-    pilots = [
-        (p99_s(engine, lower, 150, seed=seed, **shape), p99_s(engine, upper, 150, seed=seed + 100, **shape))
-        for seed in range(3)
-    ]
-    below, above = (statistics.median(column) for column in zip(*pilots, strict=True))
-    assert above > 1.2 * below, f"the pilot does not tell {lower} from {upper}: {below:.4f} s, {above:.4f} s"
-    return math.sqrt(below * above)
 
 
 ATTEMPTS = 3  # a stall of the machine during the pilot moves the limit, during the sweep the answer; honestly so

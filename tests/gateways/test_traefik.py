@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import httpx
@@ -19,7 +20,9 @@ CAPS = (
 )
 
 
-def get(operator: FakeOperator, url: str = PATH, *, tokens: tuple[str, ...] = (), **headers: str) -> httpx.Response:
+def get(
+    operator: FakeOperator, url: str = PATH, headers: Mapping[str, str] | None = None, tokens: tuple[str, ...] = ()
+) -> httpx.Response:
     async def scenario() -> httpx.Response:
         app = app_of(operator, read_tokens=tokens, extra_routes=routes(operator))
         async with client_of(app) as client:
@@ -37,7 +40,7 @@ def test_every_backend_is_a_middleware_whatever_the_order_of_the_configuration()
 
 @pytest.mark.parametrize("headers", [{"If-None-Match": "*"}, {"If-Modified-Since": "Fri, 15 Jan 2027 08:00:00 GMT"}])
 def test_there_is_no_304_because_traefik_takes_it_for_an_error(headers: dict[str, str]) -> None:
-    response = get(FakeOperator(snapshot()), **headers)
+    response = get(FakeOperator(snapshot()), headers=headers)
     assert (response.status_code, response.content) == (200, CAPS)
     assert "etag" not in response.headers
 
@@ -79,4 +82,4 @@ def test_what_only_a_person_can_repair_is_an_error_with_the_remedy() -> None:
 def test_it_is_read_with_a_token_where_tokens_are_configured() -> None:
     operator = FakeOperator(snapshot())
     assert get(operator, tokens=("reader",)).status_code == 401
-    assert get(operator, tokens=("reader",), Authorization="Bearer reader").content == CAPS
+    assert get(operator, headers={"Authorization": "Bearer reader"}, tokens=("reader",)).content == CAPS

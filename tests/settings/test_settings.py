@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from calibrator.core.admission import CarePolicy
 from calibrator.core.burst import BurstMode
+from calibrator.core.harm import AbortLimits
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import Metric, Objective
 from calibrator.core.recommendation import PublishPolicy
@@ -66,6 +68,10 @@ backends:
     safety_margin_ratio: 0
     max_increase_ratio: 2
     valid_for: 1d
+    mode: observe
+    publish: shadow
+    care: {start_below: 0.5, max_probe_share: 0.6, tokens: 9, requests_per_day: 8, tokens_per_day: 7,
+           overload_per_day: 6s, abort: {live_exceedances: 5, kv_usage: 0.95, blind: 4s}}
 """
 
 
@@ -229,7 +235,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
     "unknown top-level key": (("backend", {}), "backend:", "Did you mean 'backends'?"),
     "unknown key, near": (("listen", "prt", 1), "listen.prt:", "Did you mean 'port'?"),
     "unknown key, far": (("log", "colour", 1), "log.colour:", "Valid here: format, level."),
-    "unknown key in a backend": ((*CHAT, "modle", "m"), "backends.chat.modle:", "Did you mean 'model'?"),
+    "unknown key in a backend": ((*CHAT, "modell", "m"), "backends.chat.modell:", "Did you mean 'model'?"),
     "unknown key in a list": (
         (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "timezone": "UTC"}]),
         "windows[0].timezone:",
@@ -424,6 +430,32 @@ def test_a_rotated_token_file_is_followed(tmp_path: Path) -> None:
     assert tokens(settings, {}).operator == ("one",)
     (tmp_path / "token").write_text("two")
     assert tokens(settings, {}).operator == ("two",)
+
+
+# ---------------------------------------------------------------------------------------------------------------- care
+def test_how_live_users_are_spared_reaches_the_plan(tmp_path: Path) -> None:
+    care = {
+        "start_below": 0.5,
+        "tokens_per_day": 7,
+        "overload_per_day": "6s",
+        "abort": {"kv_usage": 0.9, "blind": "4s"},
+    }
+    (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", "care", care)), {})
+    assert plan.care == CarePolicy(
+        start_below_ratio=0.5,
+        tokens_per_day=7,
+        overload_per_day_s=6.0,
+        abort=AbortLimits(kv_usage_ratio=0.9, blind_s=4.0),
+    )
+    assert backend_plans(load(tmp_path, yaml.safe_dump(MINIMAL)), {})[0].care == CarePolicy(), (
+        "the same defaults inside and outside"
+    )
+
+
+@pytest.mark.parametrize(("key", "value", "flag"), [("mode", "observe", "observe"), ("publish", "shadow", "shadow")])
+def test_careful_starts_reach_the_plan(tmp_path: Path, key: str, value: str, flag: str) -> None:
+    (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", key, value)), {})
+    assert getattr(plan.care, flag) is True
 
 
 # --------------------------------------------------------------------------------------------------------------- trace

@@ -44,8 +44,8 @@ def test_an_ordinary_sweep_is_not_aborted(case: Case, seed: int) -> None:
     record, _, _ = run_virtual(sweep_beside(order, PARAMETER_SETS[case.engine], case.users))
     harm = record.harm
     print(
-        f"\n{case.engine:13} {case.users} users: {harm.live_exceedances:3} of {harm.live_requests:6} live requests late, "
-        f"{harm.live_overload_s:4.1f} s, {harm.preemptions:3} preemptions; {record.outcome} {record.capacity}"
+        f"\n{case.engine:13} {case.users} users: {harm.live_exceedances:3} of {harm.live_requests:6} live requests "
+        f"late, {harm.live_overload_s:4.1f} s, {harm.preemptions:3} preemptions; {record.outcome} {record.capacity}"
     )
     assert record.aborted is None
     if not case.users:

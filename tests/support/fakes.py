@@ -78,7 +78,13 @@ def begun(order: SweepOrder) -> SweepRecord:
     """Its first level is measured."""
     full = records.running(order.sweep_id, order.backend, order.started_at)
     objectives = tuple(str(objective) for objective in order.objectives)
-    measured = replace(full.provenance, model=order.target.model, objectives=objectives, workload=str(order.workload))
+    measured = replace(
+        full.provenance,
+        url=order.target.url,
+        model=order.target.model,
+        objectives=objectives,
+        workload=str(order.workload),
+    )
     return replace(full, provenance=measured)
 
 

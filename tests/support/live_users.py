@@ -26,6 +26,7 @@ class LiveEngine:
     ttfts_s: list[float] = field(default_factory=list)
     turned_away: int = 0
     finished: int = 0
+    problem: str = ""
     _counts: list[float] = field(default_factory=lambda: [0.0] * len(BOUNDS_S))
 
     def __post_init__(self) -> None:

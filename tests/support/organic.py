@@ -99,6 +99,7 @@ class LateTelemetry:
     telemetry: Telemetry
     clock: Clock
     lag_s: float
+    tick_s: float = TICK_S
     problem: str = ""
     _seen: deque[tuple[float, ServerLoad]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
@@ -127,4 +128,4 @@ class LateTelemetry:
                 self._seen.append((self.clock.monotonic(), load))
             while self._seen and self._seen[0][0] < self.clock.monotonic() - 2.0 * self.lag_s - 1.0:
                 self._seen.popleft()
-            await self.clock.sleep(TICK_S)
+            await self.clock.sleep(self.tick_s)

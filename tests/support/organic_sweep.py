@@ -90,8 +90,8 @@ def sweep_beside(
     """`sees` False: what a sweep finds that takes itself to be alone."""
     order = SweepOrder(
         "s1", engine.name, Target("http://simulated/v1", "m"), engine.sla, engine.workload,
-        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, requests_per_level=requests_per_level if levels else 0,
-        abort=NO_ABORT,
+        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, abort=NO_ABORT,
+        requests_per_level=requests_per_level if levels else 0,
     )  # fmt: skip
 
     async def scenario() -> Outcome:

@@ -239,6 +239,8 @@ def calibrated(name: str = "chat", **changes: Any) -> BackendView:
         engine="vllm",
         ready_replicas=1,
         organic_in_flight=12.0,
+        in_flight_peak=14.0,
+        headroom_min_ratio=23.0 / 37.0,
         last_sweep=SweepSummary(
             done.sweep_id,
             SweepOutcome.CALIBRATED,

@@ -129,10 +129,10 @@ def test_counters_start_with_every_outcome() -> None:
 
 def test_the_curve_is_that_of_the_last_sweep_and_has_no_point_that_n_cannot_support() -> None:
     curve = values(samples(snapshot()), "curve_latency_seconds")
-    assert curve["32", "ttft", "0.5"] == 0.1
-    assert curve["44", "tpot", "0.9"] == 0.024
+    assert curve["32", "ttft", "50"] == 0.1
+    assert curve["44", "tpot", "90"] == 0.024
     assert len(curve) == 5 * 2 * 2  # metrics, quantiles (no P99), levels
-    assert {quantile for _, _, quantile in curve} == {"0.5", "0.9"}
+    assert {percentile for _, _, percentile in curve} == {"50", "90"}
 
 
 def test_a_running_sweep_says_so() -> None:

@@ -33,6 +33,7 @@ class Driver:
 
     parameters: EngineParameters
     clock: Clock
+    on_first_token: Callable[[Request], None] = lambda _: None
     on_end: Callable[[Request], None] = lambda _: None  # after the last token
     requests_total: int = 0
     peak_in_flight: int = 0
@@ -89,7 +90,9 @@ class Driver:
     def _hand_out(self, now_s: float) -> None:
         end = self.engine.finish_step()
         for request in end.prefilled:
-            request.first_token_s = min(request.first_token_s, now_s)
+            if request.first_token_s == math.inf:  # else it was preempted and computed again
+                request.first_token_s = now_s
+                self.on_first_token(request)
         for request in end.finished:
             request.ended_s = now_s
         for tokens in (end.decoded, end.prefilled):

@@ -46,7 +46,7 @@ class SimulatedBackend:
 
     def __post_init__(self) -> None:
         self.driver = Driver(self.parameters, self.clock)
-        self.driver.on_end = self._observe
+        self.driver.on_first_token = self._observe
 
     def connect(self) -> SimulatedConnection:
         return SimulatedConnection(self)
@@ -177,6 +177,10 @@ class SimulatedTelemetry:
     """Port `Telemetry`: the engine's gauges, read at once. Named as its HTTP server names itself."""
 
     backend: SimulatedBackend
+
+    @property
+    def problem(self) -> str:
+        return ""
 
     async def scrape(self) -> ServerLoad | None:
         engine = self.backend.driver.engine

@@ -1,4 +1,7 @@
-"""The engine's state under vLLM's metric names (checked against vLLM 0.32), from a registry of its own."""
+"""The engine's state under vLLM's metric names, labels and bucket bounds (those of a running vLLM 0.32).
+
+As there, the time to first token counts when that token is made, everything else of a request when it ends.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,18 @@ TTFT_BUCKETS_S = (
 )  # fmt: skip
 E2E_BUCKETS_S = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
 )  # fmt: skip
-TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+TPOT_BUCKETS_S = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+
+
+def token_buckets(max_context_tokens: int) -> tuple[float, ...]:
+    """1, 2, 5, 10, 20, 50, ... up to the context's length."""
+    decades = range(len(str(max_context_tokens)))
+    steps = (float(digit * 10**decade) for decade in decades for digit in (1, 2, 5))
+    return tuple(step for step in steps if step <= max_context_tokens)
 
 
 class EngineMetrics:
@@ -40,12 +53,18 @@ class EngineMetrics:
 
         self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS_S)
         self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token.", E2E_BUCKETS_S)
-        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of finished requests.", TOKEN_BUCKETS)
-        self._output = histogram("request_generation_tokens", "Output tokens of finished requests.", TOKEN_BUCKETS)
+        self._tpot = histogram("request_time_per_output_token_seconds", "Of each request.", TPOT_BUCKETS_S)
+        tokens = token_buckets(driver.parameters.max_context_tokens)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of finished requests.", tokens)
+        self._output = histogram("request_generation_tokens", "Output tokens of finished requests.", tokens)
 
-    def observe(self, request: Request) -> None:
-        self._finished[request.finish_reason] += 1
+    def observe_first_token(self, request: Request) -> None:
         self._ttft.observe(request.first_token_s - request.arrived_s)
+
+    def observe_end(self, request: Request) -> None:
+        self._finished[request.finish_reason] += 1
+        if request.made_tokens > 1:
+            self._tpot.observe((request.ended_s - request.first_token_s) / (request.made_tokens - 1))
         self._e2e.observe(request.ended_s - request.arrived_s)
         self._prompt.observe(request.prompt_tokens)
         self._output.observe(request.made_tokens)
@@ -71,8 +90,10 @@ class _State(Collector):
         yield self._counter("generation_tokens", "Tokens made.", engine.counters.generated_tokens)
         yield self._counter("prefix_cache_queries", "Tokens looked up.", engine.cache.queries)
         yield self._counter("prefix_cache_hits", "Tokens found.", engine.cache.hits)
-        rejections = CounterMetricFamily("vllm:admission_rejections", "Refused requests.", labels=(*LABELS, "reason"))
-        rejections.add_metric((*self.values, "queue_full"), engine.counters.refused)
+        rejections = CounterMetricFamily(
+            "vllm:admission_rejections", "Refused requests.", labels=("model_name", "reason")
+        )
+        rejections.add_metric((self.values[0], "max_num_queued_reqs"), engine.counters.refused)
         yield rejections
         success = CounterMetricFamily("vllm:request_success", "Finished requests.", labels=(*LABELS, "finished_reason"))
         for reason, count in self.finished.items():

@@ -56,7 +56,7 @@ class Api:
     def __post_init__(self) -> None:
         self.driver = Driver(self.parameters, self.clock)
         self.metrics = EngineMetrics(self.driver, MODEL, self.clock.wall())
-        self.driver.on_end = self.metrics.observe
+        self.driver.on_first_token, self.driver.on_end = self.metrics.observe_first_token, self.metrics.observe_end
         self._random = random.Random(self.parameters.seed)
 
     def app(self) -> Starlette:

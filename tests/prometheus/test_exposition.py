@@ -1,0 +1,142 @@
+"""How much a scrape may carry: the bound, and that promtool finds nothing to improve.
+
+**Cardinality.** Series of one backend, at most, with L levels in its last sweep and O objectives:
+
+    one each:   one for every metric without further labels
+    words:      state 5, grade 4, health 3, outcomes 6 + 6 + 5, token kinds 2 + 2, bounds 3, in-flight kinds 2,
+                guard reasons 4, abort reasons, reasons to hold back
+    objectives: O
+    curve:      5 metrics x 3 quantiles x L; it vanishes with the next sweep
+
+A sweep of the default budget visits some 10 to 20 levels: below 400 series a backend.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from prometheus_client.exposition import generate_latest
+from support.prometheus_process import accepted
+from support.virtual_time import run_virtual
+from support.web_fakes import calibrated, latency, level, snapshot
+
+from calibrator.clock import LoopClock
+from calibrator.core.admission import HoldReason
+from calibrator.core.guard import GuardReason
+from calibrator.core.harm import AbortReason
+from calibrator.core.measurement import Audit
+from calibrator.core.render import LATENCIES, QUANTILES
+from calibrator.core.sample import RequestOutcome
+from calibrator.core.snapshot import BackendView, Health, Snapshot, State
+from calibrator.core.sweep_record import Grade, SweepOutcome
+from calibrator.web.metrics import METRICS, SnapshotCollector, registry
+
+PROCESS_SERIES = 4  # without the label `backend`
+WORDS = {
+    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3),
+}  # fmt: skip
+OUTCOMES = {
+    "sweeps_total": SweepOutcome, "last_sweep_timestamp_seconds": SweepOutcome, "probe_requests_total": RequestOutcome
+}  # fmt: skip
+REASONS = {"guard_trips_total": GuardReason, "sweep_aborts_total": AbortReason, "sweep_held_back": HoldReason}
+
+
+def page(current: Snapshot) -> str:
+    async def exposed() -> str:
+        return generate_latest(registry(SnapshotCollector(lambda: current, LoopClock(), "1"))).decode()
+
+    return run_virtual(exposed())
+
+
+def series(text: str) -> int:
+    return sum(not line.startswith("#") for line in text.splitlines())
+
+
+def bound(objectives: int, levels: int) -> int:
+    """Series of one backend, from the table of metrics and the enumerations behind its labels."""
+    total = 0
+    for metric in METRICS:
+        if "backend" not in metric.labels:
+            continue
+        match metric.labels[1:]:
+            case ():
+                total += 1
+            case ("outcome",):
+                total += len(OUTCOMES[metric.name])
+            case ("reason",):
+                total += len(REASONS[metric.name])
+            case ("metric", "percentile", "concurrency"):
+                total += len(LATENCIES) * len(QUANTILES) * levels
+            case ("metric", "percentile", "max_prompt_tokens"):
+                total += objectives
+            case (word,):
+                total += len(WORDS[word])  # type: ignore[arg-type]  # enumerations have a length
+            case other:
+                pytest.fail(f"{metric.name}: what bounds {other}?")
+    return total
+
+
+def full(name: str, levels: int = 20, **changes: object) -> BackendView:
+    """A backend of which everything is known."""
+    view = calibrated(name)
+    assert view.last_sweep is not None
+    everything = replace(latency(), p99=latency().p90)
+    known = {metric: everything for metric in LATENCIES}
+    curve = tuple(replace(level(1 + at), **known) for at in range(levels))
+    counters = replace(view.counters, sweep_aborts={reason.value: 0 for reason in AbortReason})
+    return replace(
+        view,
+        counters=counters,
+        last_sweep=replace(view.last_sweep, levels=curve),
+        last_sweep_at={outcome.value: 1.0 for outcome in SweepOutcome},
+        **changes,
+    )
+
+
+def test_the_page_is_clean_for_promtool() -> None:
+    accepted("check", "metrics", stdin=page(snapshot(full("chat"), generator_lag_s=0.0, generator_events_per_s=9e4)))
+
+
+@pytest.mark.parametrize("backends", [1, 3])
+def test_cardinality_is_what_the_bound_says(backends: int) -> None:
+    current = snapshot(
+        *(full(f"b{number}") for number in range(backends)), generator_lag_s=0.0, generator_events_per_s=9e4
+    )
+    assert series(page(current)) == PROCESS_SERIES + backends * bound(1, 20)
+    assert bound(1, 20) < 400
+
+
+def test_the_curve_of_the_last_sweep_is_gone_with_the_next() -> None:
+    long, short = series(page(snapshot(full("chat", 30)))), series(page(snapshot(full("chat", 2))))
+    assert long - short == 28 * len(LATENCIES) * len(QUANTILES)
+
+
+def test_limits_and_unfit_levels() -> None:
+    late = replace(level(8), audit=Audit(reasons=("generator saturated: late",)))
+    view = full("chat", objectives=("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens"))
+    assert view.last_sweep is not None
+    text = page(snapshot(replace(view, last_sweep=replace(view.last_sweep, levels=(level(4), late)))))
+    limit = 'calibrator_objective_limit_seconds{backend="chat",max_prompt_tokens='
+    assert limit + '"",metric="ttft",percentile="99"} 0.4' in text, "the stricter of two, once"
+    assert text.count(limit) == 2
+    assert limit + '"64",metric="tpot",percentile="90"} 0.03' in text
+    assert 'calibrator_generator_unfit_levels{backend="chat"} 1.0' in text
+
+
+def test_the_cost_of_a_scrape_grows_with_the_backends_and_no_faster() -> None:
+    """By ratio: ten times the backends, well below a hundred times the time."""
+
+    def cost_s(backends: int) -> float:
+        current = snapshot(*(full(f"b{number}", 10) for number in range(backends)))
+        taken_s = []
+        for _ in range(3):
+            started_s = time.process_time()
+            page(current)
+            taken_s.append(time.process_time() - started_s)
+        return min(taken_s)
+
+    few_s, many_s = cost_s(20), cost_s(200)
+    assert many_s < 40.0 * few_s, (few_s, many_s)
+    print(f"scrape of 200 backends with 10 levels each: {many_s * 1e3:.0f} ms of CPU")
