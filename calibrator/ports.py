@@ -17,6 +17,7 @@ from calibrator.core.fleet import Found, ReplicaPlan
 from calibrator.core.guard import GuardPolicy
 from calibrator.core.harm import AbortLimits, SweepLimits
 from calibrator.core.measurement import Bounds, WarmStart
+from calibrator.core.mirror import MirrorPolicy
 from calibrator.core.objective import Objective
 from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.sample import Flight, Label, ProbeRequest, Sample
@@ -25,6 +26,7 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Progress, Recommendation, Snapshot
 from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.triggers import TriggerPolicy
 from calibrator.core.workload import TokenScale, Workload
 
 
@@ -227,6 +229,7 @@ class SweepOrder:
     started_at: float = 0.0
     abort: AbortLimits = field(default_factory=AbortLimits)
     limits: SweepLimits = field(default_factory=SweepLimits)
+    doubts: tuple[str, ...] = ()  # known before it begins; they become warnings of the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,8 @@ class BackendPlan:
     replicas: ReplicaPlan = field(default_factory=ReplicaPlan)
     guard: GuardPolicy = field(default_factory=GuardPolicy)
     care: CarePolicy = field(default_factory=CarePolicy)
+    triggers: TriggerPolicy = field(default_factory=TriggerPolicy)
+    mirror: MirrorPolicy | None = None  # what of `workload` is taken from live traffic instead
 
 
 class SweepListener(Protocol):

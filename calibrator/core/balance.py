@@ -64,7 +64,7 @@ class Balance:
     def _fits(self, total: int, replica_cap: int, replicas: int) -> bool:
         mean = total / replicas
         if self.stated is Balancing.LEAST_REQUESTS:
-            return math.ceil(mean) + 1 + math.log2(max(1.0, math.log2(replicas))) <= replica_cap
+            return mean + 1 + math.log2(max(1.0, math.log2(replicas))) <= replica_cap
         # Regular arrivals narrow the distribution: the same tail is reached nearer to the mean.
         narrow = math.sqrt((1.0 + 1.0 / replicas) / 2.0) if self.stated is Balancing.ROUND_ROBIN else 1.0
         reach = math.floor(mean + (replica_cap - mean) / narrow)
@@ -101,7 +101,7 @@ class FleetSize:
 
     def whole(self, own: int, measured: int) -> int:
         """A replica's cap before it is shared, back from this backend's part of it; never more than was measured."""
-        return min(measured, max(1, round(own / self.share)))
+        return min(measured, max(1, math.ceil(own / self.share - 1e-9)))
 
     def factor(self, replica_cap: int) -> float:
         return self.balance.factor(replica_cap, max(1, self.replicas))

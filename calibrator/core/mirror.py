@@ -63,14 +63,14 @@ class Mirrored:
     is_live: bool = True  # everything asked for was known
 
 
-def mirrored(slices: Sequence[LiveMix], policy: MirrorPolicy, configured: Workload, seed: int) -> Mirrored:
+def mirrored(slices: Sequence[LiveMix], policy: MirrorPolicy, configured: Workload) -> Mirrored:
     """`slices`: of the time that the policy names."""
     live = summed(_chosen(slices, policy.weight))
     workload, said, missing = configured, [], []
     if policy.lengths:
         if live.prompts is not None and live.outputs is not None and _requests(live) >= LEAST_REQUESTS:
             stream = any(cls.stream for cls in configured.classes)
-            sizes = _cards(live, live.prompts, live.outputs, seed)
+            sizes = _cards(live, live.prompts, live.outputs)
             workload = replace(workload, classes=(WorkloadClass.recorded(NAME, sizes, stream=stream),))
             said.append(f"the lengths of {_requests(live):.0f} live requests")
         else:
@@ -111,11 +111,11 @@ def _chosen(slices: Sequence[LiveMix], weight: MirrorWeight) -> Sequence[LiveMix
 
 
 # -------------------------------------------------------------------------------------------------------------- cards
-def _cards(live: LiveMix, prompts: Histogram, outputs: Histogram, seed: int) -> list[tuple[int, int]]:
+def _cards(live: LiveMix, prompts: Histogram, outputs: Histogram) -> list[tuple[int, int]]:
     mean_prompt = live.prompt_tokens / prompts.total if live.prompt_tokens else None
     mean_output = live.output_tokens / outputs.total if live.output_tokens else None
     lengths, answers = laid(prompts, mean_prompt), laid(outputs, mean_output)
-    random.Random(seed).shuffle(answers)  # noqa: S311 - probes are seeded so that sweeps repeat
+    random.Random(CARDS).shuffle(answers)  # noqa: S311 - probes are seeded so that sweeps repeat
     longest = max(_finite(prompts.bounds)[-1:] or [0.0])
     return _fitted(lengths, answers, max(longest, max(lengths) + min(answers)))
 
@@ -145,7 +145,7 @@ def _quantile(histogram: Histogram, q: float, theta: float) -> int:
     if high == math.inf:
         return low + 1
     place = (rank - before) / (histogram.counts[index] - before)
-    return max(1, low + 1, min(math.floor(high), round(low + (high - low) * place**theta)))
+    return max(1, low + 1, min(math.floor(high), round(low + (high - low) * math.pow(place, theta))))
 
 
 def _finite(bounds: tuple[float, ...]) -> list[float]:

@@ -95,10 +95,17 @@ def under_policy(known: Recommendation, policy: PublishPolicy, now: float) -> Re
 
 
 def decide(
-    record: SweepRecord, previous: Recommendation, policy: PublishPolicy, now: float, fleet: FleetSize = ONE_REPLICA
+    record: SweepRecord,
+    previous: Recommendation,
+    policy: PublishPolicy,
+    now: float,
+    fleet: FleetSize = ONE_REPLICA,
+    *,
+    may_raise: bool = True,
 ) -> Recommendation | None:
     """What an ended sweep changes; None: nothing."""
-    decided = _decided(record, previous, policy, now, fleet)
+    limited = policy if may_raise else replace(policy, max_cap=max(1, min(policy.max_cap, previous.cap)))
+    decided = _decided(record, previous, limited, now, fleet)
     if record.aborted is not None and decided is not None and decided.cap >= previous.cap:
         return None
     return decided

@@ -196,6 +196,7 @@ class BackendView:
     measured_by: str = ""  # backend whose sweeps are about the engines of this one; often itself
     replicas: tuple[ReplicaView, ...] = ()
     discovery_problem: str = ""  # why the set of replicas may be out of date
+    traffic_note: str = ""  # how live traffic differs from the probes
     metrics_problem: str = ""  # why the engine's metrics tell nothing, or nothing that can be believed
     in_flight_peak: float | None = None  # organic, of the last 60 s
     headroom_min_ratio: float | None = None  # of the last 60 s

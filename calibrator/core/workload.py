@@ -138,6 +138,12 @@ class Workload:
         return max(cls.longest_prompt_tokens for cls in self.classes)
 
 
+def prompt_lengths(workload: Workload, n: int = 1000) -> tuple[int, ...]:
+    """A sample of what the probes of a workload will be, in tokens."""
+    factory = PromptFactory(workload, TokenScale(), seed=1)
+    return tuple(factory.next_size()[1] for _ in range(n))
+
+
 @dataclass(frozen=True, slots=True)
 class TokenScale:
     """Tokens of a prompt of w words: overhead + per_word * w."""

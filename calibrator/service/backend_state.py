@@ -11,16 +11,20 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.balance import Balance, FleetSize
 from calibrator.core.harm import AbortReason
 from calibrator.core.measurement import History, WarmStart
+from calibrator.core.mirror import Mirrored, mirrored
 from calibrator.core.override import overlaid
 from calibrator.core.recalibration import looked_above, warm_start
 from calibrator.core.recommendation import fallback
 from calibrator.core.sample import RequestOutcome
 from calibrator.core.snapshot import BackendView, Counters, Health, Override, Progress, Recommendation, SweepSummary
 from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
+from calibrator.core.workload import prompt_lengths
 from calibrator.ports import BackendPlan, SweepOrder, Target
 from calibrator.service.admission import Door
 from calibrator.service.fleet import Fleet
 from calibrator.service.guard_watch import GuardWatch
+from calibrator.service.traffic_log import TrafficLog
+from calibrator.service.trigger_watch import TriggerWatch
 
 RESERVED_STEPS = 8
 
@@ -32,6 +36,8 @@ class Wanted:
     sweep_id: str
     reason: str
     by_person: bool = False
+    may_raise: bool = True
+    is_warm: bool = False  # what was measured before is still believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,9 @@ class BackendState:
     fleet: Fleet
     guard: GuardWatch = field(init=False)
     door: Door = field(init=False)
+    traffic: TrafficLog = field(init=False)
+    triggers: TriggerWatch = field(init=False)
+    may_raise: bool = True  # the running sweep, or the last one
     due_at: float = 0.0
     failures: int = 0  # sweeps in a row that said nothing
     wanted: Wanted | None = None
@@ -84,6 +93,11 @@ class BackendState:
         self.leader = self
         self.guard = GuardWatch(self.plan.guard, self.plan.objectives)
         self.door = Door(self.plan)
+        mirror, policy = self.plan.mirror, self.plan.triggers
+        self.traffic = TrafficLog(max(policy.drift_over_s, 0.0 if mirror is None else mirror.over_s))
+        self.triggers = TriggerWatch(
+            policy, self.traffic, () if mirror is not None else prompt_lengths(self.plan.workload)
+        )
 
     def learn(self, record: SweepRecord) -> None:
         """A calibrated sweep is what the next one starts from; after an infeasible one nothing is believed."""
@@ -102,6 +116,13 @@ class BackendState:
         if known is None:
             return None
         return warm_start(known.history, self.plan.bounds, known.capacity, known.since_look)
+
+    def workload_at(self, now_s: float) -> Mirrored:
+        """What probes look like now; `now_s` is monotonic."""
+        policy = self.plan.mirror
+        if policy is None:
+            return Mirrored(self.plan.workload, "as configured")
+        return mirrored(self.traffic.slices(now_s, policy.over_s), policy, self.plan.workload)
 
     def heed(self, record: SweepRecord) -> None:
         """Which replica was measured, and what it holds."""
@@ -211,6 +232,7 @@ class BackendState:
             replicas=fleet.views(),
             discovery_problem=fleet.problem,
             metrics_problem=fleet.metrics_problem,
+            traffic_note=self.triggers.unlike,
             in_flight_peak=fleet.in_flight_peak,
             headroom_min_ratio=fleet.headroom_min_ratio,
             guard=self.guard.view(),

@@ -94,6 +94,11 @@ class ShareKeeper:
                     await bell.event.wait()
 
     # ----------------------------------------------------------------------------------------------------- tick
+    @property
+    def is_idle(self) -> bool:
+        """Nobody ever asked: a tick has nothing to do."""
+        return not self._books and not self._bells
+
     def tick(self, views: Iterable[BackendView]) -> None:
         """Follow the caps, let the silent expire, wake who waits, warn, write behind."""
         now_s, now = self._clock.monotonic(), self._clock.wall()

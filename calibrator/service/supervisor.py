@@ -158,7 +158,8 @@ class Supervisor:
                 self._guard(self._turns.start, state)
         self._publisher.write_behind()
         self._overrides.tick()
-        self._shares.tick(self.snapshot().backends.values())
+        if not self._shares.is_idle:
+            self._shares.tick(self.snapshot().backends.values())
 
     def _guard(self, step: Callable[[BackendState], None], state: BackendState) -> None:
         try:
@@ -208,6 +209,7 @@ class Supervisor:
         """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`."""
         self._guard(self._fit_to_fleet, self._states[name])
         self._guard(partial(self._watch_users, look), self._states[name])
+        self._guard(partial(self._watch_triggers, look), self._states[name])
 
     def _fit_to_fleet(self, state: BackendState) -> None:
         """Replicas came or went, or their balance is known better."""
@@ -221,12 +223,12 @@ class Supervisor:
         state.sized = (size.replicas, size.balance)
 
     def _watch_users(self, look: FleetLook, state: BackendState) -> None:
-        name, group = state.plan.name, state.plan.engine_group
+        name = state.plan.name
         served = self._publisher.served[name]
         event = state.guard.saw(
             look,
             is_guarded=served.state is State.GUARDED,
-            is_sweeping=any(one.running is not None for one in self._states.values() if one.plan.engine_group == group),
+            is_sweeping=self._is_sweeping(state.plan.engine_group),
             queue_allowed=certified_queue(() if state.last is None else state.last.levels, served.replica_cap),
         )
         if event is None:
@@ -239,6 +241,20 @@ class Supervisor:
         if event.wants_sweep and measures.wanted is None and measures.running is None:
             measures.wanted = Wanted(self._new_id(), f"guard: {event.words}")
         self._log.warning("guard", backend=name, action=event.action.value, why=event.words)
+
+    def _watch_triggers(self, look: FleetLook, state: BackendState) -> None:
+        is_sweeping = self._is_sweeping(state.plan.engine_group)
+        state.traffic.saw(look, is_sweeping=is_sweeping)
+        due = state.triggers.saw(look, is_sweeping=is_sweeping)
+        if due is None or state.leader is not state or state.wanted is not None:
+            return
+        state.wanted = Wanted(self._new_id(), due.reason, may_raise=due.may_raise, is_warm=due.is_warm)
+        if state.plan.care.observe:  # it will be held back, which is told once
+            state.triggers.sweep_started(look.at_s)
+        self._changes += 1
+
+    def _is_sweeping(self, group: str) -> bool:
+        return any(state.running is not None for state in self._states.values() if state.plan.engine_group == group)
 
     # ----------------------------------------------------------------------------------------------- operator
     def snapshot(self) -> Snapshot:

@@ -322,7 +322,7 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        return (*self._facts.warnings, *achieved, *self._cross.warnings, *self._live.warnings)
+        return (*self._order.doubts, *self._facts.warnings, *achieved, *self._cross.warnings, *self._live.warnings)
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))

@@ -42,6 +42,18 @@ def is_about(record: SweepRecord, plan: BackendPlan) -> bool:
     """A sweep for other objectives, another model or other traffic does not put off the next one."""
     measured = record.provenance
     objectives = tuple(str(objective) for objective in plan.objectives)
-    return (measured.model, measured.workload, measured.objectives) == (
-        plan.target.model, str(plan.workload), objectives
-    )  # fmt: skip
+    is_same_traffic = plan.mirror is not None or measured.workload == str(plan.workload)
+    return is_same_traffic and (measured.model, measured.objectives) == (plan.target.model, objectives)
+
+
+def what_changed(record: SweepRecord, plan: BackendPlan) -> str:
+    """How the configuration differs from that of a sweep, in words; empty: it is the same."""
+    measured = record.provenance
+    bounds = None if measured.bounds is None else (measured.bounds.min_level, measured.bounds.max_level)
+    pairs = (
+        ("model", measured.model, plan.target.model),
+        ("objectives", ", ".join(measured.objectives), ", ".join(str(objective) for objective in plan.objectives)),
+        ("workload", measured.workload, measured.workload if plan.mirror is not None else str(plan.workload)),
+        ("bounds", bounds, bounds and (plan.bounds.min_level, plan.bounds.max_level)),
+    )
+    return "; ".join(f"{name} was {then}, is {now}" for name, then, now in pairs if then != now)

@@ -31,7 +31,7 @@ from calibrator.ports import Clock, SweepOrder, SweepRunner
 from calibrator.service.admission import TRY_AGAIN_S, when
 from calibrator.service.backend_state import BackendState, Ear, Wanted, begun
 from calibrator.service.publisher import Publisher
-from calibrator.service.sweep_end import SAID_NOTHING, SAID_SOMETHING, ended_record, is_about
+from calibrator.service.sweep_end import SAID_NOTHING, SAID_SOMETHING, ended_record, is_about, what_changed
 
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
 
@@ -71,6 +71,9 @@ class Turns:
         said = (record for record in ended if record.outcome in SAID_SOMETHING and record.aborted is None)
         valid = (record.ended_at for record in said if is_about(record, plan))
         state.due_at = next_due_at(plan.schedule, next(valid, None), now, self._draws.random())
+        latest = next((record for record in ended if record.outcome in SAID_SOMETHING), None)
+        if latest is not None and (changed := what_changed(latest, plan)):
+            state.triggers.configured_otherwise(changed, self._clock.monotonic())
         killed = sum(1 for _ in takewhile(lambda record: record.outcome is SweepOutcome.INTERRUPTED, ended))
         if killed > 1:  # one may be an ordinary restart
             state.due_at = max(state.due_at, retry_at(plan.schedule, killed - 1, now))
@@ -126,27 +129,32 @@ class Turns:
             return
         state.door.held = None
         # Who asks for a sweep wants to know anew; the schedule only asks whether the last answer still holds.
-        warm = state.warm_start() if state.wanted is None else None
-        wanted, state.wanted = state.wanted or Wanted(self._new_id(), "schedule"), None
+        now_s = self._clock.monotonic()
+        why = state.triggers.triggers.why(now_s) or "schedule"
+        wanted, state.wanted = state.wanted or Wanted(self._new_id(), why, is_warm=True), None
+        like = state.workload_at(now_s)
+        state.may_raise = wanted.may_raise
+        state.triggers.sweep_started(now_s)
         order = SweepOrder(
             sweep_id=wanted.sweep_id,
             backend=plan.name,
             target=target,
             objectives=plan.objectives,
-            workload=plan.workload,
+            workload=like.workload,
             bounds=answer.bounds,
             burst=plan.burst,
             abort=plan.care.abort,
             limits=answer.limits,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
-            warm=warm,
+            warm=state.warm_start() if wanted.is_warm else None,
+            doubts=() if like.is_live else (like.words,),
         )
         state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
         state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
         state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep)))
         self._publisher.keep(state.partial)
-        self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason)
+        self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason, workload=like.words)
 
     def _admitted(self, state: BackendState, *, is_asked: bool) -> Admitted | HeldBack:
         served = self._publisher.served
@@ -180,6 +188,7 @@ class Turns:
         now = self._clock.wall()
         record = ended_record(task, partial, now, is_overdue=state.is_overdue, is_stopping=is_stopping)
         self._plan_next(state, record)
+        state.triggers.sweep_ended(self._clock.monotonic())
         state.learn(record)
         state.heed(record)
         self._publisher.keep(record)
@@ -197,7 +206,9 @@ class Turns:
     def _decide(self, state: BackendState, record: SweepRecord) -> None:
         size = state.size(measuring=record.provenance.url)
         served = self._publisher.served[state.plan.name]
-        decided = decide(record, served, state.plan.policy, self._clock.wall(), size)
+        decided = decide(
+            record, served, state.plan.policy, self._clock.wall(), size, may_raise=state.leader.may_raise
+        )  # fmt: skip
         if decided is not None:
             self._publisher.publish(decided)
             state.guard.begin_anew()

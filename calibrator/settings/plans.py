@@ -125,6 +125,8 @@ def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:
         bounds=backend.limits(),
         burst=BurstMode(backend.burst),
         guard=backend.guard.value(),
+        triggers=backend.triggers.value(),
+        mirror=backend.workload.mirrored(),
         care=backend.care.value(observe=backend.mode == "observe", shadow=backend.publish == "shadow"),
         replicas=backend.replicas.value(),
         schedule=Schedule(backend.every_s, backend.jitter_ratio, tuple(_window(window) for window in backend.windows)),

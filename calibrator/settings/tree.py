@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds
-from calibrator.core.workload import MAX_PREFIX_REUSE, Workload, WorkloadClass
+from calibrator.core.mirror import MirrorPolicy
+from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 from calibrator.settings.care import CareSettings
 from calibrator.settings.gateways import GatewaysSettings
 from calibrator.settings.guard import GuardSettings
 from calibrator.settings.load_generator import LoadSettings
+from calibrator.settings.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.replicas import ReplicasSettings, with_url
 from calibrator.settings.traces import read_trace
+from calibrator.settings.triggers import TriggerSettings
 from calibrator.settings.values import (
     ApiUrl,
     DurationS,
@@ -160,12 +163,6 @@ class ClassSettings(Frozen):
     )
 
 
-def _not_mirrored(value: Any) -> Any:
-    if value == "mirror":
-        refuse(Problem("", "'mirror' (the live hit rate) comes in a later release.", "Give a ratio, such as 0.5."))
-    return value
-
-
 class WorkloadSettings(Frozen):
     """The probe traffic; a cap holds for traffic like it."""
 
@@ -177,12 +174,15 @@ class WorkloadSettings(Frozen):
         description="instead of classes: JSON Lines with prompt_tokens, output_tokens, stream, class of real requests, "
         "or Mooncake's fields",
     )
-    prefix_reuse_ratio: Annotated[float, BeforeValidator(_not_mirrored)] = Field(
+    mirror: MirrorSettings | None = Field(
+        default=None,
+        description="copy the lengths of live traffic from the engine's histograms; classes or trace stand in until "
+        "enough was seen",
+    )
+    prefix_reuse: PrefixReuse = Field(
         default=0.0,
-        ge=0.0,
-        le=MAX_PREFIX_REUSE,
-        alias="prefix_reuse",
-        description="share of the prompt tokens that the engine's prefix cache shall find, as your users' traffic does",
+        description="share of the prompt tokens that the engine's prefix cache shall find, as in your users' traffic; "
+        "mirror: as much as it found there; beside mirror: likewise, unless a ratio above 0 is given",
     )
     _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
 
@@ -200,7 +200,13 @@ class WorkloadSettings(Frozen):
 
     def value(self) -> Workload:
         classes = self._recorded or tuple(WorkloadClass(**dict(one)) for one in self.classes)
-        return Workload(classes, self.prefix_reuse_ratio)
+        return Workload(classes, 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse)
+
+    def mirrored(self) -> MirrorPolicy | None:
+        """What of it is copied from live traffic; None: nothing."""
+        if self.mirror is not None:
+            return self.mirror.value(prefix_reuse=not isinstance(self.prefix_reuse, float) or not self.prefix_reuse)
+        return MirrorSettings().value(prefix_reuse=True, lengths=False) if self.prefix_reuse == "mirror" else None
 
 
 class BackendSettings(Frozen):
@@ -253,6 +259,9 @@ class BackendSettings(Frozen):
         default="enforce", description="shadow: gateways get fallback_cap; API and metrics show what was measured"
     )
     care: CareSettings = Field(default=CareSettings(), description="what live users may have to bear for a sweep")
+    triggers: TriggerSettings = Field(
+        default=TriggerSettings(), description="what asks for a sweep before the schedule does"
+    )
     guard: GuardSettings = Field(default=GuardSettings(), description="what protects live users between sweeps")
     safety_margin_ratio: float = Field(
         default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"

@@ -101,9 +101,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
     Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
-    Metric(
-        "generator_unfit_levels", "gauge", _B, "Levels of the last sweep that the generator was too slow to judge."
-    ),
+    Metric("generator_unfit_levels", "gauge", _B, "Levels of the last sweep that the generator was too slow to judge."),
     Metric(
         "generator_events_per_second",
         "gauge",
@@ -202,7 +200,7 @@ def _measured(view: BackendView) -> Iterator[Point]:
 
 
 def _limits(view: BackendView) -> Iterator[Point]:
-    strictest: dict[tuple[str, ...], float] = {}  # an SLA may name a quantile twice, a scrape may not
+    strictest: dict[tuple[str, str, str], float] = {}  # an SLA may name a quantile twice, a scrape may not
     for objective in map(parse_objective, view.objectives):
         scope = "" if objective.max_prompt_tokens is None else str(objective.max_prompt_tokens)
         labels = (objective.metric.value, _percentile(objective.quantile), scope)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calibrator.core.admission import HoldReason
-from calibrator.core.snapshot import Health, State
+from calibrator.core.snapshot import Health, Standing, State
 from calibrator.core.sweep_record import Grade, SweepOutcome
 
 MAX_WAIT_S = 60.0
@@ -216,6 +216,17 @@ class HeldBackDocument(Wire):
     until: Time | None
 
 
+class ReplicaDocument(Wire):
+    """One engine of a backend."""
+
+    url: str
+    standing: Standing = Field(description="ready: counts in the cap; apart: another engine, model or version")
+    organic_in_flight: float | None
+    engine: str | None
+    model: str | None
+    version: str | None
+
+
 class BackendDocument(Wire):
     name: str
     model: str
@@ -239,6 +250,11 @@ class BackendDocument(Wire):
     max_queue_wait_s: float | None
     warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number doubtful")
     ready_replicas: int | None
+    counted_replicas: int = Field(ge=1, description="replicas that the cap counts on")
+    balance_factor: float = Field(gt=0, le=1, description="lost to uneven spreading over them")
+    replicas: list[ReplicaDocument]
+    discovery_problem: str | None = Field(description="why the replicas may be out of date")
+    measured_by: str = Field(description="the backend whose sweeps are about these engines; often itself")
     in_flight: InFlight
     headroom: float | None
     headroom_ratio: float | None
@@ -249,6 +265,7 @@ class BackendDocument(Wire):
     progress: ProgressDocument | None
     last_sweep: LastSweep | None
     next_sweep_at: Time | None
+    traffic_note: str | None = Field(description="how live prompts differ from the probes', for which the cap holds")
     metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
     held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
     gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")

@@ -291,6 +291,28 @@ def test_tls_with_a_private_authority(run: Run, certificates: Certificates) -> N
     run(scenario())
 
 
+@pytest.mark.parametrize(("host_name", "kind"), [("engine.test", None), ("other.test", FailureKind.TLS)])
+def test_behind_an_address_the_certificate_is_checked_against_the_name(
+    run: Run, certificates: Certificates, host_name: str, kind: FailureKind | None
+) -> None:
+    """As DNS discovery finds replicas: the URL has the address, the name is sent as Host and in the handshake."""
+
+    async def scenario() -> None:
+        context, asked = server_context(certificates), []
+        context.sni_callback = lambda _socket, name, _context: asked.append(name)
+        async with scripted([GOOD], tls=context) as server:
+            url = f"https://127.0.0.1:{server.port}/v1"
+            connection = connect(url, ca_file=certificates.ca, host_name=host_name)
+            sample, _ = await send(connection)
+            assert (None if sample.failure is None else sample.failure.kind) is kind
+            assert asked == [host_name]
+            if kind is None:
+                assert f"Host: {host_name}:{server.port}".encode() in server.requests[0]
+            connection.abort()
+
+    run(scenario())
+
+
 def test_a_client_certificate_is_shown(run: Run, certificates: Certificates) -> None:
     async def scenario() -> None:
         async with scripted([GOOD], tls=server_context(certificates, client_wanted=True)) as server:

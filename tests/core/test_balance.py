@@ -40,7 +40,7 @@ def time_above(
 
 
 @pytest.mark.parametrize("balancing", Balancing)
-@pytest.mark.parametrize(("replica_cap", "replicas"), [(18, 2), (36, 4), (36, 12)])
+@pytest.mark.parametrize(("replica_cap", "replicas"), [(4, 3), (18, 2), (36, 4), (36, 12)])
 def test_the_busiest_replica_stays_within_its_cap_at_p99(balancing: Balancing, replica_cap: int, replicas: int) -> None:
     total = Balance(balancing).fleet_cap(replica_cap, replicas)
     (busiest_above,) = time_above(balancing, total, replicas, (replica_cap,))

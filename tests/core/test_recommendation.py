@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import records
 
-from calibrator.core.measurement import Capacity
 from calibrator.core.balance import Balance, FleetSize
+from calibrator.core.measurement import Capacity
 from calibrator.core.recommendation import PublishPolicy, decide, fallback, replica_cap, under_policy
 from calibrator.core.snapshot import Recommendation, State
 from calibrator.core.sweep_record import Grade, LevelReport, QuantileEstimate, SweepOutcome, SweepRecord

@@ -93,7 +93,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     operator, reader = folder / "operator", folder / "reader"
     operator.write_text(OPERATOR + "\n")
     reader.write_text(READER + "\n")
-    with socket.socket() as nobody, simulated_engine() as first, simulated_engine() as second:
+    with (
+        socket.socket() as nobody,
+        simulated_engine() as first,
+        simulated_engine() as second,
+        simulated_engine() as third,
+    ):
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused, and nobody else gets the port
         config = write_config(
             folder,
@@ -103,7 +108,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 "backends": {
                     "dead": backend(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", "dead"),
                     "chat": backend(first.api_url, "chat"),
-                    "misnamed": backend(first.api_url, "misnamed", model="another", engine_group="chat"),
+                    "misnamed": backend(third.api_url, "misnamed", model="another", engine_group="chat"),
                     "code": backend(second.api_url, "code"),
                 },
             },

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client.exposition import generate_latest
@@ -78,12 +79,12 @@ def bound(objectives: int, levels: int) -> int:
     return total
 
 
-def full(name: str, levels: int = 20, **changes: object) -> BackendView:
+def full(name: str, levels: int = 20, **changes: Any) -> BackendView:
     """A backend of which everything is known."""
     view = calibrated(name)
     assert view.last_sweep is not None
     everything = replace(latency(), p99=latency().p90)
-    known = {metric: everything for metric in LATENCIES}
+    known: dict[str, Any] = dict.fromkeys(LATENCIES, everything)
     curve = tuple(replace(level(1 + at), **known) for at in range(levels))
     counters = replace(view.counters, sweep_aborts={reason.value: 0 for reason in AbortReason})
     return replace(
@@ -115,7 +116,9 @@ def test_the_curve_of_the_last_sweep_is_gone_with_the_next() -> None:
 
 def test_limits_and_unfit_levels() -> None:
     late = replace(level(8), audit=Audit(reasons=("generator saturated: late",)))
-    view = full("chat", objectives=("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens"))
+    view = full(
+        "chat", objectives=("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens")
+    )
     assert view.last_sweep is not None
     text = page(snapshot(replace(view, last_sweep=replace(view.last_sweep, levels=(level(4), late)))))
     limit = 'calibrator_objective_limit_seconds{backend="chat",max_prompt_tokens='

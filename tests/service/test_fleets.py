@@ -141,7 +141,7 @@ def test_the_loss_of_one_lowers_the_cap_within_one_scrape_period() -> None:
             four = fleet.cap()
             fleet.engines["b"].load = None
             await asyncio.sleep(SCRAPE_PERIOD_S + 2 * TICK_S)
-            assert (fleet.cap(), fleet.view().ready_replicas) == (102, 3)
+            assert (fleet.cap(), fleet.view().ready_replicas) == (103, 3)
             assert fleet.standing()["b"] is Standing.DOWN
             assert fleet.view().up is True
             assert fleet.view().organic_in_flight == 12.0, "of those that answer"

@@ -47,6 +47,8 @@ backends:
     url: https://host:8000/v1/
     model: m
     engine_group: gpu-1
+    replicas: {dns: {name: engine.models, record: srv, port: 8000, period: 9s, host_name: engine.example},
+               measure_on: ["https://spare:8000/v1"], scale_up_delay: 2m, balancing: round_robin, weight: 3}
     api: completions
     api_key: {env: KEY}
     ca_file: %(folder)s/new
@@ -283,11 +285,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         "Give a class that streams",
     ),
     "a burst that is not": ((*CHAT, "burst", "always"), "burst:", "enforce"),
-    "mirrored": (
-        (*CHAT, "workload", {"prefix_reuse": "mirror"}),
-        "workload.prefix_reuse: 'mirror' (the live hit rate) comes in a later release.",
-        "Give a ratio, such as 0.5.",
-    ),
     "all of it shared": ((*CHAT, "workload", {"prefix_reuse": 1.0}), "workload.prefix_reuse:", "0.95"),
     "no such trace": (
         (*CHAT, "workload", {"trace": "/no/such/trace"}),

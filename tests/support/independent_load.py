@@ -42,11 +42,11 @@ def make_prompt(rng: random.Random, tokens: int) -> str:
     return " ".join("".join(rng.choices(syllables, k=3)) for _ in range(max(1, tokens // 4)))
 
 
-async def chat(port: int, prompt: str, output_tokens: int) -> Answer:
+async def chat(port: int, prompt: str, output_tokens: int, *, model: str = "tiny") -> Answer:
     """Send one streaming chat completion to 127.0.0.1 and follow it to its end; cancelling closes the connection."""
     body = json.dumps(
         {
-            "model": "tiny",
+            "model": model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": output_tokens,
             "ignore_eos": True,

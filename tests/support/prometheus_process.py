@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import yaml
+
 from support.service_process import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,6 +42,12 @@ def accepted(*arguments: str | Path, stdin: str | None = None) -> None:
     """promtool must not object, nor say anything on the way."""
     answer = promtool(*arguments, stdin=stdin)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def as_query(panel_expression: str) -> str:
+    """A dashboard's expression with what Grafana puts in for its variables."""
+    values = {"__rate_interval": "5m", "metric": "ttft"}
+    return re.sub(r"\$(\w+)", lambda found: values.get(found[1], ".+"), panel_expression)
 
 
 @contextmanager

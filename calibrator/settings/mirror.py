@@ -1,0 +1,38 @@
+"""`mirror:` of a workload: probes that look like the live traffic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+
+from calibrator.core.mirror import MirrorPolicy, MirrorWeight
+from calibrator.core.workload import MAX_PREFIX_REUSE
+from calibrator.settings.problems import Problem, refuse
+from calibrator.settings.values import DurationS, Frozen, Word
+
+
+def _reuse(value: Any) -> float | Literal["mirror"]:
+    if value == "mirror":
+        return "mirror"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0.0 <= value <= MAX_PREFIX_REUSE:
+        refuse(Problem("", f"'{str(value)[:80]}' is no ratio.", f"Give 0 to {MAX_PREFIX_REUSE}, or mirror."))
+    return float(value)
+
+
+PrefixReuse = Annotated[
+    float | Literal["mirror"], PlainValidator(_reuse), Word(f"number from 0 to {MAX_PREFIX_REUSE}, or `mirror`")
+]
+
+
+class MirrorSettings(Frozen):
+    """Lengths from the engine's histograms; until enough was seen, the configured classes stand in."""
+
+    over_s: DurationS = Field(default=86_400.0, alias="over", description="live traffic that is copied")
+    weight: Literal["requests", "peak"] = Field(
+        default="requests", description="requests: each alike; peak: of the busiest quarter of the time only"
+    )
+
+    def value(self, *, prefix_reuse: bool, lengths: bool = True) -> MirrorPolicy:
+        return MirrorPolicy(lengths, prefix_reuse, self.over_s, MirrorWeight(self.weight))

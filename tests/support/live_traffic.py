@@ -1,0 +1,62 @@
+"""An engine's counters and histograms as live users move them: a page for the fakes around the supervisor."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from calibrator.core.drift import in_buckets
+from calibrator.core.server_load import Histogram, ServerLoad
+
+TOKEN_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, math.inf)
+
+
+def lognormal(median: int, sigma: float) -> Callable[[random.Random], int]:
+    return lambda draws: max(1, min(8000, round(median * math.exp(sigma * draws.gauss(0.0, 1.0)))))
+
+
+@dataclass
+class Users:
+    """`served(n)` ends n requests; `load()` is the page then."""
+
+    prompt: Callable[[random.Random], int] = field(default_factory=lambda: lognormal(200, 0.7))
+    output: Callable[[random.Random], int] = field(default_factory=lambda: lognormal(60, 0.5))
+    hit_ratio: float = 0.3
+    in_flight: float = 4.0
+    process_start: str | None = "1"
+    version: str | None = None
+    prompts: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    hits: float = 0.0
+    draws: random.Random = field(default_factory=lambda: random.Random(3))
+
+    def served(self, requests: int) -> None:
+        fresh = [self.prompt(self.draws) for _ in range(requests)]
+        self.prompts += fresh
+        self.outputs += [self.output(self.draws) for _ in range(requests)]
+        self.hits += self.hit_ratio * sum(fresh)
+
+    def restart(self, start: str | None) -> None:
+        self.prompts, self.outputs, self.hits, self.process_start = [], [], 0.0, start
+
+    def load(self) -> ServerLoad:
+        return ServerLoad(
+            "vllm",
+            running_requests=self.in_flight,
+            waiting_requests=0.0,
+            process_start=self.process_start,
+            finished_total=float(len(self.prompts)),
+            prompt_tokens_total=float(sum(self.prompts)),
+            output_tokens_total=float(sum(self.outputs)),
+            prefix_queried_tokens_total=float(sum(self.prompts)),
+            prefix_hit_tokens_total=self.hits,
+            prompt_tokens=token_histogram(self.prompts),
+            output_tokens=token_histogram(self.outputs),
+            version=self.version,
+        )
+
+
+def token_histogram(lengths: Sequence[int]) -> Histogram:
+    return in_buckets(lengths, TOKEN_BOUNDS)
