@@ -60,7 +60,7 @@ class Objective:
 
 
 _OBJECTIVE = re.compile(
-    r"^\s*(?P<metric>[a-z0-9]+)\s+p(?P<percent>\d{1,2}(?:\.\d+)?)\s*<=?\s*(?P<limit>[\d.]+)\s*(?P<unit>us|ms|s|m|h)?"
+    r"^\s*(?P<metric>[a-z0-9]+)\s+p(?P<percent>\d{1,2}(?:\.\d+)?)\s*<=?\s*(?P<limit>[\d.]+)\s*(?P<unit>us|ms|s|m|h|d)?"
     r"(?:\s+for\s+prompts\s*<=?\s*(?P<tokens>\d+)(?:\s*tokens?)?)?\s*$",
     re.IGNORECASE,
 )

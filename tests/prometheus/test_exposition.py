@@ -28,6 +28,7 @@ from calibrator.core.admission import HoldReason
 from calibrator.core.guard import GuardReason
 from calibrator.core.harm import AbortReason
 from calibrator.core.measurement import Audit
+from calibrator.core.objective import parse_objective
 from calibrator.core.render import LATENCIES, QUANTILES
 from calibrator.core.sample import RequestOutcome
 from calibrator.core.snapshot import BackendView, Health, Snapshot, State
@@ -143,3 +144,12 @@ def test_the_cost_of_a_scrape_grows_with_the_backends_and_no_faster() -> None:
     few_s, many_s = cost_s(20), cost_s(200)
     assert many_s < 40.0 * few_s, (few_s, many_s)
     print(f"scrape of 200 backends with 10 levels each: {many_s * 1e3:.0f} ms of CPU")
+
+
+@pytest.mark.parametrize("text", ["e2e p90 <= 1d", "tpot p99.9 <= 12.5ms", "ttft p50 <= 90s", "itl p99 <= 250us"])
+def test_every_objective_that_can_be_configured_has_its_limit(text: str) -> None:
+    """A limit that the scrape could not read back would cost all metrics."""
+    objective = parse_objective(text)
+    found = page(snapshot(full("chat", objectives=(str(objective),))))
+    (line,) = (line for line in found.splitlines() if line.startswith("calibrator_objective_limit_seconds{"))
+    assert float(line.rpartition(" ")[2]) == pytest.approx(objective.limit_s)

@@ -1,0 +1,73 @@
+"""The chart as Helm renders it. A missing program is a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.chart import CHART
+
+CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+Manifest = dict[str, Any]
+
+
+def tool(name: str) -> str:
+    """A program of the development packages."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert path is not None, f"{name} is not installed: make setup"
+    return path
+
+
+def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Helm with nothing of the user's own."""
+    with tempfile.TemporaryDirectory() as home:
+        places = {f"HELM_{name}_HOME": f"{home}/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA")}
+        return subprocess.run(
+            [tool("helm"), *map(str, arguments)],
+            env={"PATH": os.environ["PATH"], "HOME": home, **places},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+def render(case: str, *settings: str, release: str = "r") -> list[Manifest]:
+    """Every object of the chart with `ci/CASE-values.yaml` and settings such as `service.port=80`."""
+    answer = template(case, *settings, release=release)
+    assert answer.returncode == 0, answer.stderr
+    return [manifest for manifest in yaml.safe_load_all(answer.stdout) if manifest]
+
+
+def template(case: str, *settings: str, release: str = "r") -> subprocess.CompletedProcess[str]:
+    given = [part for setting in settings for part in ("--set-json", setting)]
+    return helm("template", release, CHART, "-f", CHART / "ci" / f"{case}-values.yaml", *given)
+
+
+def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
+    (manifest,) = of_kind(manifests, kind)
+    return manifest
+
+
+def pod(manifests: Sequence[Manifest]) -> Manifest:
+    spec: Manifest = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def configuration(manifests: Sequence[Manifest]) -> Manifest:
+    """What the rendered pod would read."""
+    name = next(volume["configMap"]["name"] for volume in pod(manifests)["volumes"] if volume["name"] == "config")
+    (found,) = [one for one in of_kind(manifests, "ConfigMap") if one["metadata"]["name"] == name]
+    values: Manifest = yaml.safe_load(found["data"]["calibrator.yaml"])
+    return values
