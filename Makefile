@@ -8,6 +8,7 @@
 #   make test-ray   the load generator on a real local Ray, in an environment with the extra; two minutes
 #   make setup   .venv for development: calibrator in editable form and all tools
 #   make docs    write the generated parts of the README
+#   make chart   write the generated parts of the Helm chart: copies of alerts and dashboards, table, schema of `config`
 #   make lock    resolve requirements/ anew
 #
 # Stamp files inside the environments make a second run instant. pip is told -qq: it still prints its errors.
@@ -15,7 +16,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint bench bench-generator test-ray docs lock clean
+.PHONY: help demo setup test lint bench bench-generator test-ray docs chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -55,6 +56,9 @@ test-ray: .venv-ray/.ray
 
 docs: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python -m support.readme
+
+chart: .venv/.runtime
+	PYTHONPATH=tests .venv/bin/python -m support.chart
 
 # uv resolves for every platform at once, which pip cannot; it lives in an environment that is thrown away.
 # No index address may get into the files: the locks work with whatever index a machine is set up for.

@@ -15,6 +15,7 @@ import yaml
 from support.chart import CHART, REPOSITORY
 from support.helm_chart import CASES, Manifest, configuration, helm, of_kind, only, pod, render
 from support.prometheus_process import accepted
+from support.service_process import serving, write_config
 
 from calibrator.settings import parse_settings
 from calibrator.wiring.service import GRACEFUL_TIMEOUT_S
@@ -113,7 +114,12 @@ def test_pods_are_nobody_and_ask_nothing_of_the_cluster(case: str) -> None:
 def test_every_object_of_the_release_is_labelled_and_has_no_namespace(case: str) -> None:
     ours = [one for one in render(case) if one["metadata"]["name"] not in {"r-more", "r-text"}]
     for manifest in ours:
-        wanted = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart"}
+        wanted = {
+            "app.kubernetes.io/name",
+            "app.kubernetes.io/instance",
+            "app.kubernetes.io/managed-by",
+            "helm.sh/chart",
+        }
         assert wanted <= manifest["metadata"]["labels"].keys()
         assert "namespace" not in manifest["metadata"]
 
@@ -159,7 +165,7 @@ def test_a_changed_configuration_rolls_the_pod_and_nothing_else_does() -> None:
         return found
 
     assert checksum() == checksum("service.port=80")
-    assert checksum() != checksum("config.log.level=\"debug\"")
+    assert checksum() != checksum('config.log.level="debug"')
 
 
 def test_the_image_is_the_one_that_is_built() -> None:
@@ -257,13 +263,14 @@ def test_the_monitor_selects_the_service_and_a_port_that_it_has() -> None:
 
 
 def source_groups() -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
+    groups: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "rules.yaml").read_text())[
+        "groups"
+    ]
     return groups
 
 
 def test_untouched_rules_are_those_of_the_source() -> None:
-    untouched = ("prometheusRule.disabled={\"CalibratorCapShrank\":false}", 'prometheusRule.runbookUrl=""')
-    manifests = render("monitoring", *untouched, "prometheusRule.alertLabels={\"team\":null}")
+    manifests = render("minimal", "prometheusRule.enabled=true")
     assert only(manifests, "PrometheusRule")["spec"]["groups"] == source_groups()
 
 
@@ -281,11 +288,35 @@ def test_rules_are_filtered_labelled_and_still_rules(tmp_path: Path) -> None:
 
 
 def test_every_dashboard_is_handed_to_the_sidecar_as_it_is() -> None:
-    committed = {f"calibrator-{path.name}": path.read_text() for path in (CHART / "files" / "dashboards").glob("*.json")}
-    found = [one for one in of_kind(render("monitoring"), "ConfigMap") if "grafana_dashboard" in one["metadata"]["labels"]]
+    committed = {
+        f"calibrator-{path.name}": path.read_text() for path in (CHART / "files" / "dashboards").glob("*.json")
+    }
+    found = [
+        one for one in of_kind(render("monitoring"), "ConfigMap") if "grafana_dashboard" in one["metadata"]["labels"]
+    ]
     assert committed
     assert {name: text for one in found for name, text in one["data"].items()} == committed
     assert {one["metadata"]["annotations"]["grafana_folder"] for one in found} == {"LLM"}
 
 
 # --------------------------------------------------------------------------------------------------------- helm test
+def look(*backends: str, at: str) -> subprocess.CompletedProcess[str]:
+    """What the test's pod runs, with its own first argument."""
+    python, _ = only(render("minimal"), "Pod")["spec"]["containers"][0]["command"]
+    script, service, backend = only(render("minimal"), "Pod")["spec"]["containers"][0]["args"]
+    assert (python, service, backend) == ("/app/bin/python", "http://r-calibrator:8300", "chat")
+    command = [sys.executable, "-c", script, at, *backends]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_test_pod_sees_caps_and_misses_them(tmp_path: Path) -> None:
+    values = configuration(render("minimal"))
+    values["listen"] = {"host": "127.0.0.1", "port": 0}
+    values["store"] = {"path": str(tmp_path / "calibrator.db")}
+    values["load"] = {"selftest": False}
+    values["backends"]["chat"] |= {"url": "http://127.0.0.1:9/v1", "mode": "observe"}
+    with serving(write_config(tmp_path, values)) as service:
+        url = str(service.http.base_url).rstrip("/")
+        seen, missed = look("chat", at=url), look("chat", "other", at=url)
+    assert (seen.returncode, seen.stdout) == (0, "chat: cap 16.0\n")
+    assert (missed.returncode, missed.stdout) == (1, "chat: cap 16.0\nother: cap missing\n")

@@ -65,6 +65,7 @@ backends:
     cap: {min: 4, max: 128}
     workload:
       classes: [{name: a, share: 3, prompt_tokens: 300, output_tokens: 10}, {stream: false, spread_ratio: 0.5}]
+      mirror: {over: 12h, weight: peak}
       prefix_reuse: 0.5
     burst: enforce
     safety_margin_ratio: 0

@@ -51,7 +51,12 @@ def _mapping(model: type[BaseModel]) -> dict[str, Any]:
     if model is Secret:
         text = {"type": "string", "minLength": 1}
         parts = [{"required": ["file"]}, {"required": ["env"]}]
-        return {"type": "object", "additionalProperties": False, "properties": {"file": text, "env": text}, "oneOf": parts}
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"file": text, "env": text},
+            "oneOf": parts,
+        }
     fields = keys(model)
     found = {
         "type": "object",
@@ -86,7 +91,9 @@ def _schema(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
         return {"type": "string"}  # a value with a text form of its own
     found: dict[str, Any] = {"type": _TYPES[annotation]}
     if annotation in {int, float}:
-        found |= {name: getattr(item, limit) for limit, name in _LIMITS.items() for item in metadata if hasattr(item, limit)}
+        found |= {
+            name: getattr(item, limit) for limit, name in _LIMITS.items() for item in metadata if hasattr(item, limit)
+        }
     return found
 
 

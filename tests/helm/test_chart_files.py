@@ -1,0 +1,91 @@
+"""What is generated is up to date, the schema covers exactly the values, and the Dockerfile is clean."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.chart import CHART, DEPLOY, REPOSITORY, comments, files
+from support.helm_chart import tool
+
+import calibrator
+
+VALUES = (CHART / "values.yaml").read_text()
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+FREE = {"config", "commonLabels", "resources", "podSecurityContext", "securityContext"}  # explained as a whole
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
+def test_generated_files_are_up_to_date(path: Path) -> None:
+    assert path.read_text() == files()[path], "make chart"
+
+
+def test_no_copy_has_lost_its_source() -> None:
+    copies = {path for path in (CHART / "files").rglob("*") if path.suffix in {".yaml", ".json"}}
+    assert copies <= files().keys()
+    assert any(path.parent.name == "dashboards" for path in copies)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        explained_as_a_whole = name in FREE or name.rpartition(".")[2] in {"labels", "annotations"}
+        if isinstance(value, dict) and value and not explained_as_a_whole:
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name
+
+
+def test_every_value_has_a_comment() -> None:
+    assert list(leaves(yaml.safe_load(VALUES))) == [key for key, _ in comments(VALUES)]
+
+
+def test_the_schema_is_one_and_needs_nothing_from_elsewhere() -> None:
+    command = [tool("check-jsonschema"), "--check-metaschema", str(CHART / "values.schema.json")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "$ref" not in json.dumps(SCHEMA)
+
+
+def test_the_schema_knows_exactly_the_values() -> None:
+    def compare(values: Mapping[str, Any], schema: Mapping[str, Any], name: str) -> None:
+        assert schema["additionalProperties"] is False, name
+        assert values.keys() == schema["properties"].keys() - {"global"}, name  # Helm's own
+        for key, value in values.items():
+            if isinstance(value, dict) and key not in FREE and "properties" in schema["properties"][key]:
+                compare(value, schema["properties"][key], f"{name}.{key}")
+
+    compare(yaml.safe_load(VALUES), SCHEMA, "values")
+
+
+def test_the_chart_installs_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == calibrator.__version__
+
+
+def test_every_ci_file_says_what_it_is_an_example_of() -> None:
+    assert all(re.match(r"# [A-Z].*\.\n", path.read_text()) for path in (CHART / "ci").glob("*.yaml"))
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    command = [tool("hadolint"), "--no-color", str(DEPLOY / "Dockerfile")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_hadolint_can_find_something(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM debian\nRUN apt-get install python3\n")
+    command = [tool("hadolint"), str(tmp_path / "Dockerfile")]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 1
+
+
+def test_the_image_is_labelled_with_this_version() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert f"ARG VERSION={project['version']}\n" in (DEPLOY / "Dockerfile").read_text()
