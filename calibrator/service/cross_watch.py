@@ -1,7 +1,7 @@
 """Collects what `core.cross_check` compares: the engine's histogram and our own times, over the same stretch.
 
-    scrape ─────── scrape ── ... ── scrape        of the counted part of one visit
-       └ start: forget ours            └ latest: remember how many of ours had ended by then
+scrape ─────── scrape ── ... ── scrape        of the counted part of one visit
+   └ start: forget ours            └ latest: remember how many of ours had ended by then
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def ask(url: str) -> int:
 def live(url: str) -> None:
     while True:
         mean_s = THINK_S if ask(url) == 200 else BACK_OFF_S
-        time.sleep(random.expovariate(1.0 / mean_s))  # noqa: S311 - nothing secret
+        time.sleep(random.expovariate(1.0 / mean_s))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.metrics_pages import real_page
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD, EngineParameters, Refusal
 from calibrator.backends.simulated.server import ServedEngine, run_server, serving
 from calibrator.backends.simulated.truth import true_capacity
 from calibrator.core.objective import parse_objective
+from calibrator.core.server_load import Histogram, ServerLoad
 from calibrator.core.workload import Workload
 from calibrator.errors import ConfigurationError
+from calibrator.telemetry.page import PageReader, server_load
 
 FAST = EngineParameters(decode_base_s=0.002, slots=2, max_context_tokens=500)
 SLOW = replace(FAST, decode_base_s=0.05)
@@ -289,6 +292,24 @@ def test_metrics_have_vllm_names_and_count_what_happened() -> None:
         assert seen["vllm:request_time_per_output_token_seconds_count", ()] == 3
         assert seen["vllm:time_to_first_token_seconds_bucket", (("le", "+Inf"),)] >= 3  # at the first token already
         assert seen["process_start_time_seconds", ()] > 1.7e9
+
+    with_engine(SLOW, scenario)
+
+
+def test_the_page_is_read_as_a_vllm_with_the_bounds_of_a_real_one() -> None:
+    async def scenario(_: ServedEngine, client: httpx.AsyncClient) -> None:
+        await chat(client)
+        reader = PageReader()
+        reader.feed((await client.get("/metrics")).content)
+        load, real = server_load(reader.text(), "simulated"), server_load(real_page("vllm"), "tiny")
+        assert load is not None
+        assert real is not None
+        for column in fields(ServerLoad):
+            value, model = getattr(load, column.name), getattr(real, column.name)
+            assert (value is None) is (model is None), column.name
+            if isinstance(value, Histogram):
+                shared = min(len(value.bounds), len(model.bounds)) - 1  # token bounds end with the context
+                assert value.bounds[:shared] == model.bounds[:shared], column.name
 
     with_engine(SLOW, scenario)
 

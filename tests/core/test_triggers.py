@@ -68,7 +68,8 @@ def test_a_cause_that_is_gone_is_forgotten() -> None:
 def test_whatever_happens_sweeps_are_never_back_to_back(causes: list[tuple[TriggerKind, int]], takes_s: int) -> None:
     """Two days, causes at random: between a sweep's end and the next start lies the rest, between two of a kind its
     cool-down."""
-    triggers, started, spent = Triggers(POLICY), [], {}
+    triggers, started = Triggers(POLICY), list[int]()
+    spent: dict[TriggerKind, int] = {}
     ends_s = -1
     pending = sorted(causes, key=lambda cause: cause[1])
     for now_s in range(0, 2 * 86_400, 60):

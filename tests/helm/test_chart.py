@@ -1,5 +1,5 @@
-"""The chart, rendered by Helm for every file in `ci/`: valid objects, a configuration that the program accepts, and what
-each value switches."""
+"""The chart, rendered by Helm for every file in `ci/`: valid objects, a configuration that the program accepts, and
+what each value switches."""
 
 from __future__ import annotations
 

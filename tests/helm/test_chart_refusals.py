@@ -20,7 +20,7 @@ SENTENCES = {
     "networkPolicy.enabled=true": "could reach no engine",
     "podDisruptionBudget.enabled=true": "give one of minAvailable and maxUnavailable",
     'podDisruptionBudget={"enabled":true,"minAvailable":1,"maxUnavailable":0}': "give one of",
-    'prometheusRule={"enabled":true,"disabled":{"CalibratorHeadroomLow":true}}': "Give one of CalibratorHeadroomCritical",
+    'prometheusRule={"enabled":true,"disabled":{"CalibratorHeadroomLow":true}}': "Give one of Calibrator",
 }
 BY_THE_SCHEMA = {
     "replicas=1": "replicas is not allowed",

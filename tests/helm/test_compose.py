@@ -1,5 +1,5 @@
-"""`deploy/compose` without an engine to run it: its schema, every file and address that it refers to, and each program's
-own judgement of its configuration."""
+"""`deploy/compose` without a container engine: its schema, every file and address that it refers to, and each
+program's own judgement of its configuration."""
 
 from __future__ import annotations
 

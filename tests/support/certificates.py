@@ -23,7 +23,10 @@ def make_certificates(folder: Path) -> Certificates:
     ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *ec, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test CA", "-days", "2",
             "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
-    for name, extension in (("server", "subjectAltName=IP:127.0.0.1,DNS:engine.test"), ("client", "extendedKeyUsage=clientAuth")):
+    for name, extension in (
+        ("server", "subjectAltName=IP:127.0.0.1,DNS:engine.test"),
+        ("client", "extendedKeyUsage=clientAuth"),
+    ):
         (folder / f"{name}.ext").write_text(f"{extension}\nauthorityKeyIdentifier=keyid\n")
         openssl("req", *ec, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",

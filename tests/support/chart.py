@@ -1,8 +1,8 @@
 """The generated parts of the Helm chart: `python -m support.chart` writes them, tests/helm compares them.
 
 A chart can read only files inside it, so the alerts and the dashboards stand in it as copies. The part of
-values.schema.json under `config` is made from the settings tree: a misspelt key is refused before anything is installed.
-What one key cannot tell (an objective's grammar, the sense of a budget) is left to the program.
+values.schema.json under `config` is made from the settings tree: a misspelt key is refused before anything is
+installed. What one key cannot tell (an objective's grammar, the sense of a budget) is left to the program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def files() -> dict[Path, str]:
     return texts
 
 
-# ---------------------------------------------------------------------------------------------------- schema of `config`
+# --------------------------------------------------------------------------------------------------- schema of `config`
 def with_config(schema: str) -> str:
     document = json.loads(schema)
     document["properties"]["config"] = {**_mapping(Settings), "required": []}  # an empty one gets a sentence of ours
@@ -70,38 +70,40 @@ def _mapping(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _schema(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
-    word = next((item.text for item in metadata if isinstance(item, Word)), None)
-    if word == "duration":
-        return _DURATION
     if hasattr(annotation, "__metadata__"):
         return _schema(get_args(annotation)[0], (*annotation.__metadata__, *metadata))
+    if get_args(annotation):
+        return _composed(annotation, metadata)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _mapping(annotation)
+    return _single(annotation, metadata)
+
+
+def _composed(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
+    """A list, a mapping by name, a choice of words or of types."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0], ()), **_least(metadata, "minItems")}
+        least = [("minItems", item.min_length) for item in metadata if hasattr(item, "min_length")]
+        return {"type": "array", "items": _schema(arguments[0], ()), **dict(least)}
     if is_named(annotation):
         return {"type": "object", "additionalProperties": _schema(arguments[1], ())}
-    if arguments:  # a choice of types
-        limits = [item for item in metadata if not isinstance(item, Word)]
-        return {"anyOf": [_schema(one, limits) for one in arguments]}
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _mapping(annotation)
-    if word is not None or annotation not in _TYPES:
+    limits = [item for item in metadata if not isinstance(item, Word)]
+    return {"anyOf": [_schema(one, limits) for one in arguments]}
+
+
+def _single(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
+    word = next((item.text for item in metadata if isinstance(item, Word)), None)
+    if word == "duration":
+        return _DURATION
+    if word is not None:
         return {"type": "string"}  # a value with a text form of its own
-    found: dict[str, Any] = {"type": _TYPES[annotation]}
-    if annotation in {int, float}:
-        found |= {
-            name: getattr(item, limit) for limit, name in _LIMITS.items() for item in metadata if hasattr(item, limit)
-        }
-    return found
+    limits = {name: getattr(item, key) for key, name in _LIMITS.items() for item in metadata if hasattr(item, key)}
+    return {"type": _TYPES[annotation], **limits}
 
 
-def _least(metadata: Sequence[Any], name: str) -> dict[str, int]:
-    return {name: item.min_length for item in metadata if hasattr(item, "min_length")}
-
-
-# ------------------------------------------------------------------------------------------------------- table of values
+# ------------------------------------------------------------------------------------------------------ table of values
 def with_table(readme: str) -> str:
     table = "\n".join(["| key | default | meaning |", "|---|---|---|", *_rows((CHART / "values.yaml").read_text())])
     marked = re.compile(r"(<!-- generated: values -->\n).*?(<!-- end -->)", re.DOTALL)

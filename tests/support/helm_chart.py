@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from support.chart import CHART
 
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))

@@ -1,4 +1,4 @@
-"""What `helm test` runs: is the service ready, and does every backend have a cap of at least 1? (/metrics needs no token.)"""
+"""`helm test`: is the service ready, and does every backend have a cap of at least 1? (/metrics needs no token.)"""
 
 import re
 import sys
