@@ -7,7 +7,7 @@ module and makes a `CapGuard`. It runs in each worker process of the proxy, and 
 |---|---|
 | answer in one piece | `async_post_call_success_hook` |
 | chat or completion stream: end, error, client gone | `async_post_call_streaming_iterator_hook`, its `finally` |
-| `/v1/messages` stream | `async_log_success_event` only |
+| `/v1/messages` stream | the same, or in some versions `async_log_success_event` only |
 | error of the backend | `async_log_failure_event`, then perhaps `async_post_call_failure_hook` |
 | refused by another callback after us | `async_post_call_failure_hook` only |
 | none of them (its logging worker may drop events) | the lease ends |

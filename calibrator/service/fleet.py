@@ -134,6 +134,7 @@ class Fleet:
         gone = [self._readers.pop(url) for url in self.members if url not in wanted]
         self.members = {url: member for url, member in self.members.items() if url in wanted}
         self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
+        self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
         for url, (address, in_rotation) in wanted.items():
             if url not in self.members:
                 self.members[url] = Member(address, now_s, is_founder=is_first, in_rotation=in_rotation)

@@ -88,7 +88,7 @@ def server_load(text: str, model: str, header: str | None = None) -> ServerLoad 
     row = next((row for row in ENGINES if any(name in page for name in row.gauges)), None)
     if row is None:
         return None
-    ours = {name: _ours(samples, row.model_label, model) for name, samples in page.items()}
+    ours = _ours(page, row, model)
     values = {part: _column(part, column, ours) for part, column in row.columns()}
     started = page.get(PROCESS_START_METRIC)
     return ServerLoad(
@@ -116,8 +116,15 @@ def _is_first_rank(sample: Sample) -> bool:
     return all(sample.labels.get(label, "0") == "0" for label in SAME_WORK_LABELS)
 
 
-def _ours(samples: Sequence[Sample], model_label: str, model: str) -> Sequence[Sample]:
-    return [sample for sample in samples if sample.labels.get(model_label) == model] or samples
+def _ours(page: Mapping[str, Sequence[Sample]], row: EngineMetrics, model: str) -> Mapping[str, Sequence[Sample]]:
+    """The gauges say whether the page knows our model; if so, what is labelled with another one is left out."""
+    label = row.model_label
+    if not any(sample.labels.get(label) == model for name in row.gauges for sample in page.get(name, ())):
+        return page
+    return {
+        name: [sample for sample in samples if sample.labels.get(label, model) == model]
+        for name, samples in page.items()
+    }
 
 
 def _model(page: Mapping[str, Sequence[Sample]], row: EngineMetrics) -> str | None:

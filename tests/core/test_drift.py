@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import entropy
 from support.live_traffic import TOKEN_BOUNDS, lognormal, token_histogram
 
-from calibrator.core.drift import DriftPolicy, drift, in_buckets, moved_most, stability_index, unlike_probes
+from calibrator.core.drift import DriftPolicy, drift, in_buckets, is_enough, moved_most, stability_index, unlike_probes
 from calibrator.core.live_mix import LiveMix
 from calibrator.core.server_load import Histogram
 
@@ -71,6 +71,15 @@ def test_too_little_says_nothing() -> None:
 def test_other_bounds_cannot_be_compared() -> None:
     other = LiveMix(prompts=in_buckets(lengths(900, 600, 1), (100.0, math.inf)))
     assert drift(other, mix(), POLICY).prompt_psi is None
+
+
+def test_what_can_be_compared_is_enough_of_something() -> None:
+    assert is_enough(mix())
+    assert not is_enough(mix(n=100))
+    assert is_enough(LiveMix(queried_tokens=100_000.0)), "an engine that tells counters only"
+    assert not is_enough(LiveMix())
+    empty = Histogram((1.0, math.inf), (0.0, 0.0))
+    assert stability_index(empty, empty) == 0.0
 
 
 def test_buckets_count_as_engines_do() -> None:

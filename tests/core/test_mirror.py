@@ -124,6 +124,10 @@ def test_a_thin_peak_takes_more_hours_until_it_is_enough() -> None:
     assert "the lengths of 250 live requests" in mirrored(day, PEAK, CONFIGURED).words
 
 
+def test_a_day_without_enough_requests_has_no_peak() -> None:
+    assert "only 150 live requests" in mirrored([hour(30, 2.0, requests=50)] * 3, PEAK, CONFIGURED).words
+
+
 @pytest.mark.parametrize(
     ("live", "words"),
     [

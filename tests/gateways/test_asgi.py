@@ -217,6 +217,28 @@ def test_a_program_that_fails_frees_its_place() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_program_that_ends_without_a_whole_answer_frees_its_place(begins: bool) -> None:  # noqa: FBT001 - pytest's parameter
+    async def bare(scope: Any, receive: Any, send: Any) -> None:
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise RuntimeError("meant to fail")
+
+    async def scenario() -> None:
+        cap = cap_of(1)
+        async with serving(CapMiddleware(bare, cap)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            for _ in range(5):
+                try:
+                    assert (await http.post(CHAT)).status_code == 500
+                except httpx.RemoteProtocolError:
+                    assert begins
+                await until(lambda: cap.in_flight == 0)
+        await cap.close()  # the program has no lifespan that would
+
+    run(scenario)
+
+
 def test_what_runs_after_the_answer_holds_no_place() -> None:
     async def scenario() -> None:
         async with site_of(1) as site:

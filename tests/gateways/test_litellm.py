@@ -34,6 +34,7 @@ SHORT_S = 0.3  # of a request, where many are sent
 LONG_S = 1.0  # where the backend shall be kept full by a proxy that does a few dozen requests a second
 START_S = 90.0  # it imports for long on a busy machine
 HEARD_S = 20.0  # within which a change is heard: two polls, the requests that it found, and room
+SHARES_S = 5.0  # both workers have heard of the division, and what they had in flight before has ended
 KINDS = (
     Ask(stream=True),
     Ask(path="/v1/embeddings"),
@@ -118,9 +119,24 @@ def mixed_load(site: LlmBench, cap: int, count: int) -> None:
     assert site.peak(begun_s) <= cap
 
 
-def wait_for_cap(site: LlmBench, cap: int) -> None:
-    """Until the load, which is more, fills the backend up to it and no further."""
-    wait_until(lambda: site.peak(site.now_s() - 1.0) == cap, f"the backend has {cap} in flight", HEARD_S)
+def leave_early(site: LlmBench) -> None:
+    """LiteLLM leaves such a backend working, after the place is free: nothing to hold, but a place to lose."""
+    settled(site)
+    site.ask((Ask(path="/v1/messages", stream=True, leaves_after_s=0.05),))
+    before = len(site.answers)
+    site.note("clients leave /v1/messages streams before they begin")
+    with site.load(CAP):
+        wait_until(lambda: len(site.answers) > before + 100, "a hundred left", 60.0)
+
+
+def wait_for_cap(site: LlmBench, cap: int, for_s: float = 1.0) -> None:
+    """Until the load, which is more, fills the backend up to it and, for so long, no further."""
+    begun_s = site.now_s()
+
+    def is_full() -> bool:
+        return site.now_s() >= begun_s + for_s and site.peak(site.now_s() - for_s) == cap
+
+    wait_until(is_full, f"the backend has {cap} in flight", HEARD_S + for_s)
 
 
 def test_one_worker_holds_the_cap_whatever_ends_a_request(tmp_path: Path) -> None:
@@ -133,6 +149,7 @@ def test_one_worker_holds_the_cap_whatever_ends_a_request(tmp_path: Path) -> Non
                 for ask in KINDS:
                     exactly(site, CAP, ask)
                 mixed_load(site, CAP, 1000)
+                leave_early(site)
                 no_place_is_lost(site, CAP)
                 service.kill()
                 site.note("calibrator killed")
@@ -163,13 +180,13 @@ def test_two_workers_share_one_cap(tmp_path: Path) -> None:
             with litellm(tmp_path, workers=2), site.load(2 * CAP):
                 site.ask((Ask(), Ask(stream=True), Ask(stream=True, fate=Fate.CUT)))
                 service.wait_for_backend("llm", lambda seen: seen["gateway_clients"] == 2, "both workers ask")
-                wait_for_cap(site, CAP)
-                begun_s = site.note("both have their shares")
-                assert site.peak(begun_s, site.pass_time(4.0)) <= CAP
+                wait_for_cap(site, CAP, for_s=SHARES_S)
+                held_s = site.note("both have their shares")
+                assert site.peak(held_s, site.pass_time(3.0)) <= CAP
                 pin(service, CAP + 6)
                 site.note(f"cap pinned to {CAP + 6}")
-                wait_for_cap(site, CAP + 6)
-                begun_s = site.note("in force")
-                assert site.peak(begun_s, site.pass_time(4.0)) <= CAP + 6
+                wait_for_cap(site, CAP + 6, for_s=SHARES_S)
+                held_s = site.note("in force")
+                assert site.peak(held_s, site.pass_time(3.0)) <= CAP + 6
 
     in_own_network(scenario)

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from support.chart import CHART, REPOSITORY
-from support.helm_chart import CASES, Manifest, configuration, helm, of_kind, only, pod, render
+from support.helm_chart import CASES, Manifest, configuration, helm, notes, of_kind, only, pod, render
 from support.prometheus_process import accepted
 from support.service_process import serving, write_config
 
@@ -231,6 +231,8 @@ def test_scheduling() -> None:
     assert spec["priorityClassName"] == "high"
     assert spec["nodeSelector"] == {"node-pool": "cpu"}
     assert only(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
+    least = render("minimal", 'podDisruptionBudget={"enabled":true,"minAvailable":0}')
+    assert only(least, "PodDisruptionBudget")["spec"]["minAvailable"] == 0
 
 
 def test_extras() -> None:
@@ -297,6 +299,24 @@ def test_every_dashboard_is_handed_to_the_sidecar_as_it_is() -> None:
     assert committed
     assert {name: text for one in found for name, text in one["data"].items()} == committed
     assert {one["metadata"]["annotations"]["grafana_folder"] for one in found} == {"LLM"}
+
+
+# ------------------------------------------------------------------------------------------------ what the user is told
+def test_the_notes_say_what_is_off_and_what_is_risky() -> None:
+    told = notes("minimal")
+    assert "calibrator measures chat." in told
+    assert "http://r-calibrator.default:8300/v1/backends/NAME/cap" in told
+    assert {line.split(":")[0] for line in told.splitlines() if line[:4].isupper()} == {"OFF", "OPEN"}
+    for off in ("operator_tokens", "read_tokens", "serviceMonitor.enabled", "prometheusRule.enabled"):
+        assert off in told
+
+
+def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
+    assert "serviceMonitor" not in notes("monitoring")
+    assert "tokens" not in notes("secrets")
+    assert "RISK: nothing survives" in notes("ephemeral")
+    assert "RISK: the disruption budget blocks" in notes("scheduling")
+    assert "HAProxy asks   r-calibrator.default:9001" in notes("network")
 
 
 # --------------------------------------------------------------------------------------------------------- helm test

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from support.chart import CHART, DEPLOY, REPOSITORY, comments, files
-from support.helm_chart import tool
+from support.helm_chart import helm, tool
 
 import calibrator
+from calibrator.settings import parse_settings
 
 VALUES = (CHART / "values.yaml").read_text()
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
@@ -65,9 +67,28 @@ def test_the_schema_knows_exactly_the_values() -> None:
     compare(yaml.safe_load(VALUES), SCHEMA, "values")
 
 
+@pytest.mark.parametrize("config", ["ray/calibrator.yaml", "compose/calibrator.yaml"])
+def test_the_schema_accepts_every_key_that_the_program_writes(config: str) -> None:
+    """As a user wrote it, and in full with all defaults."""
+    written = yaml.safe_load((DEPLOY / config).read_text())
+    in_full = parse_settings(written).model_dump(mode="json", by_alias=True, exclude_none=True)
+    for values in (written, in_full):
+        jsonschema.validate(values, SCHEMA["properties"]["config"])
+
+
 def test_the_chart_installs_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == calibrator.__version__
+
+
+def test_the_readme_shows_values_that_install(tmp_path: Path) -> None:
+    least, secrets = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "least.yaml").write_text(least)
+    (tmp_path / "secrets.yaml").write_text(secrets)
+    answer = helm("template", "r", CHART, "-f", tmp_path / "least.yaml", "-f", tmp_path / "secrets.yaml")
+    assert answer.returncode == 0, answer.stderr
+    assert "registry.example.com/calibrator:" in answer.stdout
+    assert "file: /run/secrets/calibrator/engine-key" in answer.stdout
 
 
 def test_every_ci_file_says_what_it_is_an_example_of() -> None:

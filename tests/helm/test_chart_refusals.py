@@ -14,6 +14,7 @@ SENTENCES = {
     'config.store={"path":"/data/c.db"}': "the volume of `persistence`",
     'config.gateways={"haproxy":{"port":1}}': "haproxyAgent.enabled",
     'config.backends.chat.api_key={"file":"/run/secrets/calibrator/missing"}': "there is no secrets.missing",
+    'extraEnv=[{"name":"CALIBRATOR_LISTEN__PORT","value":"80"}]': "CALIBRATOR_LISTEN__PORT would move",
     "terminationGracePeriodSeconds=19": "preStopSleepSeconds (5) counts inside it",
     "preStopSleepSeconds=16": "terminationGracePeriodSeconds: 30 is too short",
     'haproxyAgent={"enabled":true,"port":8300}': "Give two ports",

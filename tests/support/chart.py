@@ -24,7 +24,7 @@ from calibrator.settings.values import Secret, Word
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "helm" / "calibrator"
 DEPLOY = REPOSITORY / "deploy"
-_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", NoneType: "null"}
+_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string"}
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _DURATION = {"type": "string", "pattern": r"^\s*([0-9.]+\s*(us|ms|s|m|h|d)\s*)+$"}
 
@@ -89,8 +89,11 @@ def _composed(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
         return {"type": "array", "items": _schema(arguments[0], ()), **dict(least)}
     if is_named(annotation):
         return {"type": "object", "additionalProperties": _schema(arguments[1], ())}
+    chosen = [one for one in arguments if one is not NoneType]  # in the chart, what is not wanted is left out
+    if len(chosen) == 1:
+        return _schema(chosen[0], metadata)
     limits = [item for item in metadata if not isinstance(item, Word)]
-    return {"anyOf": [_schema(one, limits) for one in arguments]}
+    return {"anyOf": [_schema(one, limits) for one in chosen]}
 
 
 def _single(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:

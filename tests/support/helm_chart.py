@@ -40,16 +40,27 @@ def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         )
 
 
-def render(case: str, *settings: str, release: str = "r") -> list[Manifest]:
+def notes(case: str, *settings: str) -> str:
+    """What `helm install` tells, which `helm template` leaves out: rendered as an object of a copied chart."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(CHART, Path(folder) / "calibrator"))
+        text = (copy / "templates" / "NOTES.txt").read_text()
+        (copy / "templates" / "_shown.tpl").write_text('{{ define "shown" }}' + text + "{{ end }}")
+        (copy / "templates" / "shown.yaml").write_text('kind: Notes\ntext: {{ include "shown" . | toJson }}\n')
+        found: str = only(render(case, *settings, chart=copy), "Notes")["text"]
+        return found
+
+
+def render(case: str, *settings: str, release: str = "r", chart: Path = CHART) -> list[Manifest]:
     """Every object of the chart with `ci/CASE-values.yaml` and settings such as `service.port=80`."""
-    answer = template(case, *settings, release=release)
+    answer = template(case, *settings, release=release, chart=chart)
     assert answer.returncode == 0, answer.stderr
     return [manifest for manifest in yaml.safe_load_all(answer.stdout) if manifest]
 
 
-def template(case: str, *settings: str, release: str = "r") -> subprocess.CompletedProcess[str]:
+def template(case: str, *settings: str, release: str = "r", chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     given = [part for setting in settings for part in ("--set-json", setting)]
-    return helm("template", release, CHART, "-f", CHART / "ci" / f"{case}-values.yaml", *given)
+    return helm("template", release, chart, "-f", CHART / "ci" / f"{case}-values.yaml", *given)
 
 
 def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:

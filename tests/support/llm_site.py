@@ -60,7 +60,6 @@ MIXED = (
     Ask(stream=True, fate=Fate.CUT),
     Ask(path="/v1/messages"),
     Ask(path="/v1/messages", stream=True),
-    Ask(path="/v1/messages", stream=True, leaves_after_s=0.05),
     Ask(path="/v1/embeddings"),
     Ask(stream=True, leaves_after_s=0.0),
 )

@@ -147,6 +147,8 @@ def test_engines_with_different_buckets_have_no_common_histogram() -> None:
 def test_another_model_of_the_process_is_left_out_but_an_alias_counts_all() -> None:
     both = VLLM + relabelled(VLLM, '"tiny"', '"other"')
     assert load_of(both) == load_of(VLLM)
+    other_only = "vllm:num_requests_swapped"
+    assert load_of(both + f'{other_only}{{model_name="other"}} 9\n') == load_of(VLLM), "ours has no such series"
     alias = load_of(both, "adapter")
     assert (alias.running_requests, alias.model) == (6.0, None)
 

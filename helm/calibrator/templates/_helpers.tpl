@@ -75,6 +75,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if hasKey (default dict .Values.config.gateways) "haproxy" }}
 {{- fail "config.gateways.haproxy is set by the chart. Leave it out and give haproxyAgent.enabled: true." }}
 {{- end }}
+{{- range .Values.extraEnv }}
+{{- if regexMatch "^(?i)CALIBRATOR_(LISTEN__|STORE__PATH|GATEWAYS__HAPROXY__)" .name }}
+{{- fail (printf "extraEnv %s would move what the Service, the probes and the volume rely on. Leave it out." .name) }}
+{{- end }}
+{{- end }}
 {{- $root := include "calibrator.secretsPath" . }}
 {{- range regexFindAll (printf "%s/[^\\s\"'},]+" $root) (toYaml .Values.config) -1 }}
 {{- $name := trimPrefix (printf "%s/" $root) . }}
