@@ -2,6 +2,7 @@
 #
 #   make demo    .venv: the locked run-time packages and calibrator; ARGS="--once" goes to the command
 #   make test    .venv-test: the locked development packages and the built wheel; lint first, then every test
+#   make test-long   the long forms of some of them
 #   make lint    the static half of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
 #   make bench-generator   the load generator beside its peers, which it installs; half an hour
@@ -16,7 +17,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test lint bench bench-generator test-ray docs chart lock clean
+.PHONY: help demo setup test test-long lint bench bench-generator test-ray docs chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -38,6 +39,10 @@ setup: .venv/.runtime .venv/.dev
 test: lint .venv-test/.wheel .venv-litellm/.wheel
 	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
 	  .venv-test/bin/python -m pytest --durations=15 $(ARGS)
+
+test-long: .venv-test/.wheel
+	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
+	  .venv-test/bin/python -m pytest -m long -s $(ARGS)
 
 lint: .venv-test/.dev
 	.venv-test/bin/ruff check .

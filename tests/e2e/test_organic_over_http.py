@@ -26,7 +26,11 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.mark.parametrize(
     ("engine", "factor", "users", "lag_s"),
-    [(SLOTS, 5.0, 20, 0.0), (PREFILL, 2.0, 8, 0.0), (SLOTS, 5.0, 8, 2.0)],
+    [
+        pytest.param(SLOTS, 5.0, 20, 0.0, marks=pytest.mark.long),
+        (PREFILL, 2.0, 8, 0.0),
+        pytest.param(SLOTS, 5.0, 8, 2.0, marks=pytest.mark.long),
+    ],
     ids=["slots, 20 users", "prefill, 8 users", "slots, 8 users, gauges 2 s late"],
 )
 def test_the_capacity_over_http_is_that_of_all_requests(
