@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.virtual_time import run_virtual
 from support.wire import FINISH, USAGE, MemoryTransport, chunk, head
 
@@ -29,10 +30,8 @@ from calibrator.clock import LoopClock
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import Flight, ProbeRequest, Sample
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory, TokenScale, Workload, WorkloadClass
+from calibrator.core.workload import PromptFactory, Workload, WorkloadClass
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
 from calibrator.service.sweep import SweepParts, run_sweep
@@ -87,24 +86,6 @@ class WireConnection:
         return replace(sample, completion_tokens=TOKENS)
 
     def abort(self) -> None: ...
-
-
-class Inspector:
-    async def inspect(self, workload: Workload) -> BackendFacts:
-        return BackendFacts("m", TokenScale(), forces_length=True)
-
-
-class NoTelemetry:
-    async def scrape(self) -> ServerLoad | None:
-        return None
-
-    async def close(self) -> None: ...
-
-
-class Listener:
-    def progress(self, progress: Progress) -> None: ...
-
-    def partial(self, record: SweepRecord) -> None: ...
 
 
 def measure(requests: int) -> tuple[float, SweepRecord]:

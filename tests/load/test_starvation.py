@@ -15,20 +15,19 @@ from functools import partial
 from typing import Any
 
 import uvloop
+from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.worker_factories import FACTS, humble
 
 from calibrator.clock import SystemClock
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import Label
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord, VerdictKind
 from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.load.pool import WorkerPool
 from calibrator.load.processes import LocalLauncher, usable_cores
 from calibrator.load.selftest import StampServer
-from calibrator.ports import BackendFacts, Batch, LoadGenerator, SweepOrder, Target
+from calibrator.ports import Batch, LoadGenerator, SweepOrder, Target
 from calibrator.service.sweep import SweepParts, run_sweep
 from calibrator.wiring.generator import closed_loop
 
@@ -73,26 +72,6 @@ class Starved:
             burner.kill()
             burner.wait()
         await self.pool.stop()
-
-
-class Inspector:
-    async def inspect(self, workload: Workload) -> BackendFacts:
-        return FACTS
-
-
-class NoTelemetry:
-    problem = ""
-
-    async def scrape(self) -> ServerLoad | None:
-        return None
-
-    async def close(self) -> None: ...
-
-
-class Listener:
-    def progress(self, progress: Progress) -> None: ...
-
-    def partial(self, record: SweepRecord) -> None: ...
 
 
 async def sweep(make: Callable[[SweepOrder], LoadGenerator]) -> tuple[SweepRecord, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.scripted_backend import Answer, ScriptedBackend
 from support.virtual_time import run_virtual
 
@@ -11,12 +12,10 @@ from calibrator.clock import LoopClock
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import Label
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord, VerdictKind
 from calibrator.core.workload import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import BackendFacts, Batch, SweepOrder, Target
+from calibrator.ports import Batch, SweepOrder, Target
 from calibrator.service.sweep import SweepParts, run_sweep
 
 OBJECTIVES = (parse_objective("ttft p99 <= 200ms"),)
@@ -46,26 +45,6 @@ class Breaking:
 
     async def stop(self) -> None:
         await self.load.stop()
-
-
-class Inspector:
-    async def inspect(self, workload: Workload) -> BackendFacts:
-        return BackendFacts("m", TokenScale(), forces_length=True)
-
-
-class NoTelemetry:
-    problem = ""
-
-    async def scrape(self) -> ServerLoad | None:
-        return None
-
-    async def close(self) -> None: ...
-
-
-class Listener:
-    def progress(self, progress: Progress) -> None: ...
-
-    def partial(self, record: SweepRecord) -> None: ...
 
 
 def sweep(order: SweepOrder, breaks_at: int) -> SweepRecord:

@@ -7,40 +7,21 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.scripted_backend import Answer, ScriptedBackend
 from support.sweep_entries import order
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
 from calibrator.core.sample import ProbeRequest
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory, TokenScale, Workload
+from calibrator.core.workload import PromptFactory
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports import BackendFacts, LoadGenerator
 from calibrator.service.sweep import SweepParts, run_sweep
 
 RESIDENCE_S = 1.0
 SOON_S = 0.25  # of the second that a start may take: a first look at the engine's metrics
-
-
-class Inspector:
-    async def inspect(self, workload: Workload) -> BackendFacts:
-        return BackendFacts("m", TokenScale(), forces_length=True)
-
-
-class NoTelemetry:
-    async def scrape(self) -> ServerLoad | None:
-        return None
-
-    async def close(self) -> None: ...
-
-
-class Listener:
-    def progress(self, progress: Progress) -> None: ...
-
-    def partial(self, record: SweepRecord) -> None: ...
 
 
 @pytest.mark.parametrize("levels", [(4, 8, 16), (16, 8, 4), (4, 16, 4, 8)])

@@ -1,0 +1,29 @@
+"""Parts of a sweep that a test does not care about: a server as expected, no metrics, nobody who listens."""
+
+from __future__ import annotations
+
+from calibrator.core.server_load import ServerLoad
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.workload import TokenScale, Workload
+from calibrator.ports import BackendFacts
+
+
+class Inspector:
+    async def inspect(self, workload: Workload) -> BackendFacts:
+        return BackendFacts("m", TokenScale(), forces_length=True)
+
+
+class NoTelemetry:
+    problem = ""
+
+    async def scrape(self) -> ServerLoad | None:
+        return None
+
+    async def close(self) -> None: ...
+
+
+class Listener:
+    def progress(self, progress: Progress) -> None: ...
+
+    def partial(self, record: SweepRecord) -> None: ...
