@@ -27,6 +27,7 @@ LOCKED := $(PIP_INSTALL) --require-hashes
 SOURCES := $(shell find calibrator -not -path '*/__pycache__*' 2>/dev/null) # folders too: a deleted file changes its folder
 BUILD_INPUTS := pyproject.toml README.md LICENSE
 ARGS ?=
+UPGRADE ?= --upgrade
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -67,7 +68,9 @@ chart: .venv/.runtime
 
 # uv resolves for every platform at once, which pip cannot; it lives in an environment that is thrown away.
 # No index address may get into the files: the locks work with whatever index a machine is set up for.
-COMPILE := uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+# Extras stay in the names: without them pip before 23.3 looks for the newest of a package asked for with an extra, and
+# refuses it, as soon as there is a newer one than the locked.
+COMPILE := uv pip compile --quiet $(UPGRADE) --no-strip-extras --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 lock:
 	scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
