@@ -69,3 +69,7 @@ class StoreLockedError(StoreError):
     """Another instance owns this database file."""
 
     exit_code = ExitCode.CONFIGURATION
+
+
+class StaleTenureError(StoreError):
+    """Another instance has taken the lease over: what was to be published is not."""

@@ -6,7 +6,7 @@ into `errors`, except a probe's failure, which is data (`core.sample.Failure`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -280,8 +280,9 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
-    async def add_recommendation(self, recommendation: Recommendation) -> None:
-        """Append; a (backend, version) that exists already is refused with StoreError."""
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+        """Append, in one transaction with the look at the lease; a (backend, version) that exists already is refused
+        with StoreError, an epoch that is no longer the lease's with StaleTenureError: nothing is written then."""
         ...
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
@@ -314,8 +315,88 @@ class Store(Protocol):
         """By backend, ended ones included."""
         ...
 
-    async def interrupt_running_sweeps(self, now: float) -> int:
-        """Mark sweeps without outcome as interrupted (after a kill); returns how many."""
+    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
+        """Mark sweeps of these backends without outcome as interrupted (after a kill); returns how many."""
+        ...
+
+    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+        """What the holder's sweep of this backend does now, for the other instances; None: nothing."""
+        ...
+
+    async def activities(self) -> Mapping[str, Activity]:
+        """By backend."""
+        ...
+
+    async def add_wish(self, wish: Wish) -> None:
+        """What a person asked an instance for that does not hold the lease; the holder takes it."""
+        ...
+
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+        """Oldest first; each is taken by one instance only."""
+        ...
+
+    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+        """A small text that a watch wants to find again after a restart, such as its cool-downs; replaces the last."""
+        ...
+
+    async def memories(self, backend: str) -> Mapping[str, str]:
+        """By kind."""
+        ...
+
+    async def changed(self, limit_s: float) -> None:
+        """Return when another instance may have written something, at the latest after `limit_s`. Never raises: a lost
+        database only makes it wait the whole time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """A lease as its holder has it. Whoever holds it may probe that engine group, and publish for its backends."""
+
+    group: str
+    holder: str  # the instance: its host name and a random suffix
+    epoch: int  # grows with each take-over and never repeats: the fence of what is published
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A running sweep as other instances see it."""
+
+    sweep_id: str
+    reserved_for_probes: int  # of the published cap
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A sweep to start or to cancel, asked for at another instance."""
+
+    backend: str
+    sweep_id: str  # of the one to start; empty: cancel the one that runs
+    reason: str
+    asked_at: float
+
+
+class Leases(Protocol):
+    """One row per engine group, taken and renewed by compare-and-set with the database's own clock.
+
+    Every method raises StoreError when the database fails, and ends within a few seconds whatever the database does.
+    """
+
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+        """None: another holds it. The same holder gets it again with a new epoch."""
+        ...
+
+    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+        """False: it is no longer ours."""
+        ...
+
+    async def release(self, tenure: Tenure) -> None:
+        """Others may take it at once; nothing happens if it is no longer ours."""
+        ...
+
+    async def holders(self) -> Mapping[str, str]:
+        """Holder by engine group, of leases in force."""
         ...
 
 
