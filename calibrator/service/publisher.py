@@ -24,7 +24,7 @@ import structlog
 
 from calibrator.core.snapshot import Recommendation
 from calibrator.core.sweep_record import SweepRecord
-from calibrator.ports import Clock, Store
+from calibrator.ports import Clock, Store, Tenure
 
 RETRY_S = 5.0
 MAX_WAITING = 200  # sweep records; some 100 KB each
@@ -36,8 +36,10 @@ Item = TypeVar("Item", Recommendation, SweepRecord)
 class Publisher:
     """Owns what is served."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, tenures: Mapping[str, Tenure]) -> None:
+        """`tenures`: by backend, those in force."""
         self._store = store
+        self._tenures = tenures
         self._clock = clock
         self._served: dict[str, Recommendation] = {}
         self._versions: dict[str, int] = {}  # newest one given out, stored or not
@@ -103,7 +105,7 @@ class Publisher:
     async def flush(self) -> None:
         """Try to write all that waits now; never raises. A failure ends the pass for its kind."""
         async with self._one_writer:
-            await self._drain(self._pending, self._store.add_recommendation, self._serve)
+            await self._drain(self._pending, self._store_recommendation, self._serve)
             await self._drain(self._records, self._store.save_sweep, lambda _: None)
 
     async def close(self) -> None:
@@ -129,6 +131,9 @@ class Publisher:
             if waiting.get(key) is item:
                 del waiting[key]
                 then(item)
+
+    async def _store_recommendation(self, recommendation: Recommendation) -> None:
+        await self._store.add_recommendation(recommendation, self._tenures[recommendation.backend])
 
     def _serve(self, recommendation: Recommendation) -> None:
         known = self._served.get(recommendation.backend)

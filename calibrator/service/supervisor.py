@@ -24,17 +24,19 @@ from calibrator.core.guarded import after_event
 from calibrator.core.recommendation import fallback, for_fleet, under_policy
 from calibrator.core.snapshot import Health, Override, Recommendation, Snapshot, State
 from calibrator.core.sweep_record import SweepRecord
-from calibrator.errors import ConfigurationError
+from calibrator.errors import ConfigurationError, StoreError
 from calibrator.ports import (
     BackendPlan,
     Clock,
     Discovery,
+    Leases,
     Poll,
     Share,
     Store,
     SweepRunner,
     Target,
     Telemetry,
+    Tenure,
 )
 from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.fleet import Fleet, Surroundings
@@ -47,6 +49,7 @@ TICK_S = 0.25
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
 STOP_LIMIT_S = 4.0
 SWEEPS_READ_AT_START = 20
+LEASE_S = 15.0
 
 
 class Supervisor:
@@ -58,6 +61,8 @@ class Supervisor:
         *,
         runner: SweepRunner,
         store: Store,
+        leases: Leases,
+        holder: str,
         clock: Clock,
         telemetry: Callable[[Target], Telemetry],
         discovery: Callable[[BackendPlan], Discovery],
@@ -72,7 +77,10 @@ class Supervisor:
         self._store = store
         self._clock = clock
         self._new_id = new_id
-        self._publisher = Publisher(store, clock)
+        self._leases = leases
+        self._holder = holder
+        self._tenures: dict[str, Tenure] = {}  # by backend
+        self._publisher = Publisher(store, clock, self._tenures)
         self._turns = Turns(
             self._states,
             runner=runner,
@@ -96,7 +104,8 @@ class Supervisor:
     async def start(self) -> None:
         """Serve what the store remembers, or the fallback. Raises StoreError."""
         now = self._clock.wall()
-        interrupted = await self._store.interrupt_running_sweeps(now)
+        await self._take_leases()
+        interrupted = await self._store.interrupt_running_sweeps(self._states.keys(), now)
         if interrupted:
             self._log.warning("sweeps of the last run were interrupted", count=interrupted)
         known = {stored.backend: stored for stored in await self._store.latest_recommendations()}
@@ -111,6 +120,15 @@ class Supervisor:
         await self._shares.restore(self.snapshot().backends.values())
         self._is_ready = True
         self._changes += 1
+
+    async def _take_leases(self) -> None:
+        for state in self._states.values():
+            group = state.plan.engine_group
+            known = (one for one in self._tenures.values() if one.group == group)
+            tenure = next(known, None) or await self._leases.acquire(group, self._holder, LEASE_S)
+            if tenure is None:
+                raise StoreError(f"Another instance holds the lease of '{group}'.", "Stop that one.")
+            self._tenures[state.plan.name] = tenure
 
     def _restore_cap(self, plan: BackendPlan, known: Recommendation | None, now: float) -> None:
         if known is None:

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError, StoreError
+from calibrator.ports import Activity, Wish
 
 T = TypeVar("T")
 
@@ -42,3 +43,5 @@ class Codec(Generic[T]):
 RECOMMENDATION = Codec(Recommendation)
 SWEEP = Codec(SweepRecord)
 OVERRIDE = Codec(Override)
+ACTIVITY = Codec(Activity)
+WISH = Codec(Wish)

@@ -1,6 +1,7 @@
-"""The tables. `document` is the value as JSON; columns beside it exist to select, order and refuse duplicates by.
+"""The tables, the same in every dialect. `document` is the value as JSON; columns beside it exist to select, order and
+refuse duplicates by. Moments are Unix seconds.
 
-A change here needs a migration: a test compares this metadata with the migrated file.
+A change here needs a migration: a test compares this metadata with the migrated database.
 """
 
 from __future__ import annotations
@@ -9,6 +10,38 @@ from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, Table, 
 
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}  # names are stable
+)
+
+leases = Table(  # who may probe an engine group and publish for its backends; rows are never deleted
+    "leases",
+    metadata,
+    Column("engine_group", Text, primary_key=True),
+    Column("holder", Text, nullable=False),  # empty: released
+    Column("epoch", Integer, nullable=False),  # grows with each take-over, also that by the same holder
+    Column("expires_at", Float, nullable=False),  # by the database's clock
+)
+
+activities = Table(  # what the holder's sweep does now, for the other instances
+    "activities",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+)
+
+wishes = Table(  # what people asked other instances for, until the holder takes it
+    "wishes",
+    metadata,
+    Column("wish_id", Integer, primary_key=True, autoincrement=True),
+    Column("backend", Text, nullable=False),
+    Column("document", Text, nullable=False),
+)
+
+memories = Table(  # what a watch wants to find again after a restart
+    "memories",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("document", Text, nullable=False),
 )
 
 shares = Table(  # who was told how much of which cap, as far as it counts still
@@ -28,12 +61,13 @@ overrides = Table(
     Column("document", Text, nullable=False),
 )
 
-recommendations = Table(  # append-only: what was published, and when
+recommendations = Table(  # append-only: what was published, when, and under which epoch of the lease
     "recommendations",
     metadata,
     Column("backend", Text, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("published_at", Float, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default="0"),
     Column("document", Text, nullable=False),
 )
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from calibrator.clock import SystemClock
 from calibrator.ports import Operator
 from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
-from calibrator.stores.database import SqliteStore
+from calibrator.stores.sqlite import sqlite_store
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
 from calibrator.wiring.fresh_tokens import FreshTokens
@@ -62,11 +64,13 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     require_parts(load)
     clock = SystemClock()
     listener = listen(settings.listen.host, settings.listen.port)
-    store = SqliteStore(Path(settings.store.path), keep_sweeps=settings.store.keep_sweeps)
+    store = sqlite_store(Path(settings.store.path), keep_sweeps=settings.store.keep_sweeps)
     supervisor = Supervisor(
         plans,
         runner=sweep_runner(load),
         store=store,
+        leases=store.leases,
+        holder=f"{socket.gethostname()}-{secrets.token_hex(4)}",
         clock=clock,
         telemetry=HttpTelemetry,
         discovery=discovery,

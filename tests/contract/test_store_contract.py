@@ -6,19 +6,27 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from support.memory_store import MemoryStore
 from support.records import recommendation, running, sweep
 
 from calibrator.core.shares import HeldShare
-from calibrator.core.snapshot import Override
+from calibrator.core.snapshot import Override, Progress
 from calibrator.core.sweep_record import SweepOutcome
-from calibrator.errors import StoreError
-from calibrator.ports import Store
-from calibrator.stores.database import SqliteStore
+from calibrator.errors import StaleTenureError, StoreError
+from calibrator.ports import Activity, Leases, Store, Tenure, Wish
+from calibrator.stores.sqlite import sqlite_store
 
-Reopen = Callable[[], Store]  # each call: the same stored content, as a restarted service would see it
+
+class Keeper(Store, Protocol):
+    """What both halves of the state's port promise, over one database."""
+
+    leases: Leases
+
+
+Reopen = Callable[[], Keeper]  # each call: the same stored content, as a restarted service would see it
 
 
 def _memory(_folder: Path, keep_sweeps: int) -> Reopen:
@@ -27,7 +35,7 @@ def _memory(_folder: Path, keep_sweeps: int) -> Reopen:
 
 
 def _sqlite(folder: Path, keep_sweeps: int) -> Reopen:
-    return lambda: SqliteStore(folder / "store.db", keep_sweeps)
+    return lambda: sqlite_store(folder / "store.db", keep_sweeps)
 
 
 STORES = {"memory": _memory, "sqlite": _sqlite}
@@ -40,7 +48,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
     return make(tmp_path, KEEP)
 
 
-def _use(reopen: Reopen, work: Callable[[Store], Awaitable[None]]) -> None:
+def _use(reopen: Reopen, work: Callable[[Keeper], Awaitable[None]]) -> None:
     async def opened() -> None:
         store = reopen()
         await store.open()
@@ -52,22 +60,28 @@ def _use(reopen: Reopen, work: Callable[[Store], Awaitable[None]]) -> None:
     asyncio.run(opened())
 
 
+async def hold(store: Keeper, group: str = "chat", holder: str = "a", lease_s: float = 60.0) -> Tenure:
+    tenure = await store.leases.acquire(group, holder, lease_s)
+    assert tenure is not None
+    return tenure
+
+
 def test_an_empty_store_knows_nothing(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
         assert list(await store.latest_recommendations()) == []
         assert list(await store.sweeps("chat", 10)) == []
         assert await store.sweep("s1") is None
-        assert await store.interrupt_running_sweeps(1.0) == 0
+        assert await store.interrupt_running_sweeps(["chat"], 1.0) == 0
 
     _use(reopen, work)
 
 
 def test_everything_written_is_read_back_equal_after_a_restart(reopen: Reopen) -> None:
-    async def write(store: Store) -> None:
-        await store.add_recommendation(recommendation())
+    async def write(store: Keeper) -> None:
+        await store.add_recommendation(recommendation(), await hold(store))
         await store.save_sweep(sweep())
 
-    async def read(store: Store) -> None:
+    async def read(store: Keeper) -> None:
         assert list(await store.latest_recommendations()) == [recommendation()]
         assert await store.sweep("s1") == sweep()
         assert list(await store.sweeps("chat", 1)) == [sweep()]
@@ -77,9 +91,10 @@ def test_everything_written_is_read_back_equal_after_a_restart(reopen: Reopen) -
 
 
 def test_the_newest_version_of_each_backend_is_the_latest(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store)
         for backend, version in (("chat", 9), ("chat", 10), ("chat", 2), ("embed", 1)):
-            await store.add_recommendation(recommendation(backend, version))
+            await store.add_recommendation(recommendation(backend, version), tenure)
         latest = {(one.backend, one.version) for one in await store.latest_recommendations()}
         assert latest == {("chat", 10), ("embed", 1)}
 
@@ -87,17 +102,18 @@ def test_the_newest_version_of_each_backend_is_the_latest(reopen: Reopen) -> Non
 
 
 def test_a_version_that_exists_is_refused_and_the_first_one_stays(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
-        await store.add_recommendation(recommendation(version=1, cap=32))
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store)
+        await store.add_recommendation(recommendation(version=1, cap=32), tenure)
         with pytest.raises(StoreError, match=r"Version 1 of 'chat' exists already"):
-            await store.add_recommendation(recommendation(version=1, cap=64))
+            await store.add_recommendation(recommendation(version=1, cap=64), tenure)
         assert [one.cap for one in await store.latest_recommendations()] == [32]
 
     _use(reopen, work)
 
 
 def test_saving_a_sweep_again_replaces_it(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
         await store.save_sweep(running("s1"))
         await store.save_sweep(sweep("s1"))
         assert await store.sweep("s1") == sweep("s1")
@@ -106,8 +122,19 @@ def test_saving_a_sweep_again_replaces_it(reopen: Reopen) -> None:
     _use(reopen, work)
 
 
+def test_what_a_running_sweep_says_never_replaces_how_it_ended(reopen: Reopen) -> None:
+    """A stopped instance that wakes up must not call running what its successor has called interrupted."""
+
+    async def work(store: Keeper) -> None:
+        await store.save_sweep(sweep("s1"))
+        await store.save_sweep(running("s1"))
+        assert await store.sweep("s1") == sweep("s1")
+
+    _use(reopen, work)
+
+
 def test_sweeps_come_newest_first_of_one_backend_and_at_most_the_limit(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
         for number, backend in ((1, "chat"), (3, "chat"), (2, "chat"), (4, "embed")):
             await store.save_sweep(running(f"s{number}", backend, 100.0 * number))
         assert [one.sweep_id for one in await store.sweeps("chat", 2)] == ["s3", "s2"]
@@ -117,12 +144,13 @@ def test_sweeps_come_newest_first_of_one_backend_and_at_most_the_limit(reopen: R
 
 
 def test_running_sweeps_become_interrupted_once_and_keep_their_evidence(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
         await store.save_sweep(running("s1"))
         await store.save_sweep(running("s2", "embed"))
         await store.save_sweep(sweep("s3", started_at=50.0))
-        assert await store.interrupt_running_sweeps(500.0) == 2
-        assert await store.interrupt_running_sweeps(900.0) == 0
+        assert await store.interrupt_running_sweeps(["chat"], 500.0) == 1
+        assert await store.interrupt_running_sweeps(["chat", "embed"], 600.0) == 1
+        assert await store.interrupt_running_sweeps(["chat", "embed"], 900.0) == 0
         found = await store.sweep("s1")
         assert found is not None
         assert (found.outcome, found.ended_at) == (SweepOutcome.INTERRUPTED, 500.0)
@@ -135,7 +163,7 @@ def test_running_sweeps_become_interrupted_once_and_keep_their_evidence(reopen: 
 def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> None:
     """Keep 3: the newest 3 good ones and 6 failed ones stay; a row of failures never pushes out a good one."""
 
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
         await store.save_sweep(running("r", started_at=0.0))
         await store.save_sweep(sweep("other", "embed", 0.0))
         for number in range(1, 6):
@@ -154,7 +182,7 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
 def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reopen) -> None:
     first = (HeldShare("envoy-1", 16, 2.5), HeldShare("envoy-2", 15, 0.0))
 
-    async def write(store: Store) -> None:
+    async def write(store: Keeper) -> None:
         assert list(await store.shares("chat", per_replica=False)) == []
         await store.save_shares("chat", first, per_replica=False)
         await store.save_shares("chat", [HeldShare("haproxy", 9, 1.0)], per_replica=True)
@@ -162,7 +190,7 @@ def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reop
         await store.save_shares("chat", [HeldShare("envoy-3", 31, 3.0), first[0]], per_replica=False)
         await store.save_shares("embed", [], per_replica=False)
 
-    async def read(store: Store) -> None:
+    async def read(store: Keeper) -> None:
         assert list(await store.shares("chat", per_replica=False)) == [first[0], HeldShare("envoy-3", 31, 3.0)]
         assert list(await store.shares("chat", per_replica=True)) == [HeldShare("haproxy", 9, 1.0)]
         assert list(await store.shares("embed", per_replica=False)) == []
@@ -174,7 +202,7 @@ def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reop
 def test_one_override_a_backend_is_remembered_until_it_is_removed(reopen: Reopen) -> None:
     older, newer = Override(20, "incident 7", "ada", 100.0, 4000.5), Override(12, "still", "bob", 200.0, 5000.0)
 
-    async def write(store: Store) -> None:
+    async def write(store: Keeper) -> None:
         assert dict(await store.overrides()) == {}
         await store.save_override("chat", older)
         await store.save_override("chat", newer)
@@ -182,7 +210,7 @@ def test_one_override_a_backend_is_remembered_until_it_is_removed(reopen: Reopen
         await store.save_override("embed", None)
         await store.save_override("embed", None)
 
-    async def read(store: Store) -> None:
+    async def read(store: Keeper) -> None:
         assert dict(await store.overrides()) == {"chat": newer}
 
     _use(reopen, write)
@@ -190,13 +218,120 @@ def test_one_override_a_backend_is_remembered_until_it_is_removed(reopen: Reopen
 
 
 def test_writers_at_the_same_time_all_succeed(reopen: Reopen) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store)
         async with asyncio.TaskGroup() as group:
             for number in range(20):
-                group.create_task(store.add_recommendation(recommendation(f"b{number}")))
+                group.create_task(store.add_recommendation(recommendation(f"b{number}"), tenure))
                 group.create_task(store.save_sweep(running(f"s{number}", f"b{number}")))
                 group.create_task(store.latest_recommendations())
         assert len(await store.latest_recommendations()) == 20
-        assert await store.interrupt_running_sweeps(1.0) == 20
+        assert await store.interrupt_running_sweeps([f"b{number}" for number in range(20)], 1.0) == 20
+
+    _use(reopen, work)
+
+
+# ---------------------------------------------------------------------------------------------- leases and the fence
+def test_one_holder_at_a_time_and_each_take_over_has_a_new_epoch(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        first = await hold(store, holder="a")
+        assert await store.leases.acquire("chat", "b", 60.0) is None
+        assert (await hold(store, "embed", "b")).epoch == 1, "groups are independent"
+        again = await hold(store, holder="a")
+        await store.leases.release(again)
+        second = await hold(store, holder="b")
+        assert first.epoch < again.epoch < second.epoch
+        assert dict(await store.leases.holders()) == {"chat": "b", "embed": "b"}
+
+    _use(reopen, work)
+
+
+def test_a_lease_that_ran_out_is_anybodys_and_until_then_its_holders(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        lapsed = await hold(store, holder="a", lease_s=-1.0)
+        assert dict(await store.leases.holders()) == {}
+        assert await store.leases.renew(lapsed, 60.0), "nobody was quicker"
+        assert await store.leases.acquire("chat", "b", 60.0) is None
+        assert await store.leases.renew(lapsed, -1.0)
+        await hold(store, holder="b")
+        assert not await store.leases.renew(lapsed, 60.0)
+        await store.leases.release(lapsed)
+        assert dict(await store.leases.holders()) == {"chat": "b"}, "releasing what is another's does nothing"
+
+    _use(reopen, work)
+
+
+def test_a_stale_epoch_publishes_nothing(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store, holder="a", lease_s=-1.0)
+        await store.add_recommendation(recommendation(version=1), tenure)  # late, but nobody has taken over
+        newer = await hold(store, holder="b")
+        forged = [tenure, replace(newer, holder="a"), replace(newer, epoch=newer.epoch + 1), replace(newer, group="x")]
+        for stale in forged:
+            with pytest.raises(StaleTenureError):
+                await store.add_recommendation(recommendation(version=2, cap=99), stale)
+        await store.add_recommendation(recommendation(version=2), newer)
+        await store.leases.release(newer)
+        with pytest.raises(StaleTenureError):
+            await store.add_recommendation(recommendation(version=3, cap=99), newer)
+        assert list(await store.latest_recommendations()) == [recommendation(version=2)]
+
+    _use(reopen, work)
+
+
+def test_of_many_that_ask_for_a_lease_one_gets_it(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        asked = await asyncio.gather(*(store.leases.acquire("chat", f"i{number}", 60.0) for number in range(8)))
+        assert len([tenure for tenure in asked if tenure is not None]) == 1
+
+    _use(reopen, work)
+
+
+# -------------------------------------------------------------------------------------- what instances tell each other
+def test_activities_are_replaced_and_removed(reopen: Reopen) -> None:
+    progress = Progress("s1", 8, "verdict", 10, 1, "inconclusive", 0.1, None, 40, 1800, 3.5, 1200.0, 8)
+
+    async def work(store: Keeper) -> None:
+        await store.save_activity("chat", Activity("s0", 4))
+        await store.save_activity("chat", Activity("s1", 8, progress))
+        await store.save_activity("embed", Activity("s2", 1))
+        await store.save_activity("embed", None)
+        assert dict(await store.activities()) == {"chat": Activity("s1", 8, progress)}
+
+    _use(reopen, work)
+
+
+def test_a_wish_is_taken_once_in_the_order_of_asking(reopen: Reopen) -> None:
+    wishes = [Wish("chat", f"s{number}", "a person", 10.0 + number) for number in range(12)]
+
+    async def work(store: Keeper) -> None:
+        for wish in wishes:
+            await store.add_wish(wish)
+        await store.add_wish(Wish("embed", "", "cancel", 5.0))
+        assert list(await store.take_wishes(["chat", "other"])) == wishes
+        assert list(await store.take_wishes(["chat"])) == []
+        assert list(await store.take_wishes(["embed"])) == [Wish("embed", "", "cancel", 5.0)]
+
+    _use(reopen, work)
+
+
+def test_the_last_memory_of_each_kind_survives_a_restart(reopen: Reopen) -> None:
+    async def write(store: Keeper) -> None:
+        await store.save_memory("chat", "triggers", "old")
+        await store.save_memory("chat", "triggers", "new")
+        await store.save_memory("chat", "guard", "{}")
+        await store.save_memory("embed", "guard", "other")
+
+    async def read(store: Keeper) -> None:
+        assert dict(await store.memories("chat")) == {"triggers": "new", "guard": "{}"}
+
+    _use(reopen, write)
+    _use(reopen, read)
+
+
+def test_waiting_for_news_ends_at_its_limit(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        async with asyncio.timeout(10.0):
+            await store.changed(0.01)
 
     _use(reopen, work)

@@ -67,6 +67,8 @@ async def serving(
         (known,),
         runner=runner,
         store=used,
+        leases=used.leases,
+        holder="test",
         clock=clock,
         telemetry=telemetry_by_host({"chat": engine}),
         discovery=given_urls,

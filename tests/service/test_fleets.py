@@ -81,6 +81,8 @@ async def site(
         plans or (fleet_plan(),),
         runner=runner,
         store=made.store,
+        leases=made.store.leases,
+        holder="test",
         clock=clock,
         telemetry=telemetry_by_host(engines),
         discovery=lambda _: made.discovery,

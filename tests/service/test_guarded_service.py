@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from support import records
 from support.fakes import FakeRunner, Script, given_urls, plan
 from support.live_users import LiveEngine
-from support.memory_store import MemoryStore
+from support.memory_store import MemoryStore, tenure_of
 from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import EngineParameters
@@ -27,6 +27,7 @@ from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.schedule import Schedule
 from calibrator.core.snapshot import BackendView, Recommendation, State
 from calibrator.core.sweep_record import SweepOutcome
+from calibrator.ports import Tenure
 from calibrator.service.supervisor import Supervisor
 
 # Ten slots of some 3 s a request: users keep five or six busy. At half the speed they would need eleven.
@@ -54,8 +55,8 @@ class Written(MemoryStore):
         super().__init__()
         self.published: list[Recommendation] = []
 
-    async def add_recommendation(self, recommendation: Recommendation) -> None:
-        await super().add_recommendation(recommendation)
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+        await super().add_recommendation(recommendation, tenure)
         self.published.append(recommendation)
 
 
@@ -70,6 +71,8 @@ async def service(
         (replace(known, objectives=OBJECTIVES, guard=POLICY, care=ANY_TIME),),
         runner=runner,
         store=store,
+        leases=store.leases,
+        holder="test",
         clock=clock,
         telemetry=lambda _: engine,
         discovery=given_urls,
@@ -103,7 +106,9 @@ def run_with_users(scenario: Callable[[Written, LiveEngine], Any]) -> None:
 
     async def whole() -> None:
         store = Written()
-        await store.add_recommendation(replace(records.recommendation(cap=CAP), valid_until=None))
+        await store.add_recommendation(
+            replace(records.recommendation(cap=CAP), valid_until=None), await tenure_of(store)
+        )
         engine = LiveEngine(ENGINE, LoopClock())
 
         def cap() -> int:

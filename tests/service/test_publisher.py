@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from support import records
 from support.fakes import SlowStore
-from support.memory_store import MemoryStore
+from support.memory_store import MemoryStore, tenure_of
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
 from calibrator.core.snapshot import Recommendation
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import StoreError
+from calibrator.ports import Tenure
 from calibrator.service import publisher as module
 from calibrator.service.publisher import Publisher
 
@@ -25,8 +26,12 @@ def cap(value: int, version: int = 1, backend: str = "chat") -> Recommendation:
     return records.recommendation(backend, version, value)
 
 
+async def tenures(store: MemoryStore) -> dict[str, Tenure]:
+    return {backend: await tenure_of(store, backend) for backend in ("chat", "a", "b")}
+
+
 async def serving(store: MemoryStore, value: int = 10) -> Publisher:
-    publisher = Publisher(store, LoopClock())
+    publisher = Publisher(store, LoopClock(), await tenures(store))
     publisher.publish(cap(value))
     await publisher.flush()
     assert publisher.served["chat"].cap == value
@@ -95,8 +100,8 @@ def test_one_bad_write_does_not_block_the_others() -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        await store.add_recommendation(cap(5, 2, "a"))
-        publisher = Publisher(store, LoopClock())
+        await store.add_recommendation(cap(5, 2, "a"), await tenure_of(store, "a"))
+        publisher = Publisher(store, LoopClock(), await tenures(store))
         publisher.publish(cap(4, 2, "a"))
         publisher.publish(cap(6, 1, "b"))
         publisher.keep(records.sweep("s9"))
@@ -114,7 +119,7 @@ def test_an_exception_of_no_known_kind_is_survived() -> None:
             raise ValueError("cannot be serialised")
 
     async def scenario() -> None:
-        publisher = Publisher(Odd(), LoopClock())
+        publisher = Publisher(Odd(), LoopClock(), {})
         publisher.keep(records.sweep())
         await publisher.flush()
         assert await publisher.sweep("s1") is not None
@@ -132,7 +137,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 
     async def scenario() -> None:
         store = Counting()
-        publisher = Publisher(store, LoopClock())
+        publisher = Publisher(store, LoopClock(), await tenures(store))
         publisher.keep(records.sweep())
         for _ in range(240):  # a minute of ticks
             publisher.write_behind()
@@ -145,7 +150,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 def test_what_waits_is_readable_as_if_it_were_stored() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock())
+        publisher = Publisher(store, LoopClock(), await tenures(store))
         await store.save_sweep(records.sweep("s1", started_at=1.0))
         await store.save_sweep(records.running("s2", started_at=2.0))
         publisher.keep(records.sweep("s2", started_at=2.0))
@@ -165,8 +170,8 @@ def test_what_waits_is_readable_as_if_it_were_stored() -> None:
 def test_memory_is_bounded_while_the_store_fails() -> None:
     async def scenario() -> None:
         store = MemoryStore()
+        publisher = Publisher(store, LoopClock(), await tenures(store))
         store.failure = BROKEN
-        publisher = Publisher(store, LoopClock())
         for number in range(module.MAX_WAITING + 50):
             publisher.keep(records.running(f"s{number}"))
             publisher.keep(records.sweep(f"s{number}"))
@@ -184,7 +189,7 @@ def test_closing_waits_for_a_locked_database_only_so_long() -> None:
     async def scenario() -> None:
         store = SlowStore()
         store.takes_s = 1000.0
-        publisher = Publisher(store, LoopClock())
+        publisher = Publisher(store, LoopClock(), await tenures(store))
         publisher.keep(replace(records.sweep(), outcome=None))
         publisher.write_behind()
         await publisher.close()

@@ -41,6 +41,8 @@ async def service(known: BackendPlan, store: MemoryStore, *, kill: bool = False)
         (known,),
         runner=FakeRunner(clock.wall, {"chat": [Script(estimate=60)]}),
         store=store,
+        leases=store.leases,
+        holder="test",
         clock=clock,
         telemetry=telemetry_by_host({}),
         discovery=given_urls,

@@ -86,6 +86,8 @@ def service(
             plans or (plan(),),
             runner=runner,
             store=used,
+            leases=used.leases,
+            holder="test",
             clock=clock,
             telemetry=telemetry_by_host(telemetry or {}),
             discovery=given_urls,

@@ -74,10 +74,13 @@ async def site(
 ) -> AsyncIterator[Site]:
     clock, numbers, users = LoopClock(), itertools.count(1), Users()
     runner = FakeRunner(clock.wall, {"chat": [Script(estimate) for estimate in estimates or (40,)]})
+    used = store or MemoryStore()
     supervisor = Supervisor(
         (known,),
         runner=runner,
-        store=store or MemoryStore(),
+        store=used,
+        leases=used.leases,
+        holder="test",
         clock=clock,
         telemetry=telemetry_by_host({"chat": LivePage(page=page or users.load, problem=problem)}),
         discovery=given_urls,

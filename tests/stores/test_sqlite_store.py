@@ -19,17 +19,19 @@ from sqlalchemy import create_engine, inspect
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
-from calibrator.stores.database import SqliteStore
+from calibrator.ports import Tenure
 from calibrator.stores.migrate import migrate
 from calibrator.stores.schema import metadata
+from calibrator.stores.sql_store import SqlStore
+from calibrator.stores.sqlite import SqliteDatabase, sqlite_store
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from calibrator.stores.database import SqliteStore
+from calibrator.stores.sqlite import sqlite_store
 
 async def hold():
-    await SqliteStore(Path(sys.argv[1])).open()
+    await sqlite_store(Path(sys.argv[1])).open()
     print("open", flush=True)
     await asyncio.Event().wait()
 
@@ -50,7 +52,7 @@ def another_instance(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def open_and_close(path: Path) -> None:
     async def both() -> None:
-        store = SqliteStore(path)
+        store = sqlite_store(path)
         await store.open()
         await store.close()
 
@@ -93,7 +95,7 @@ def test_a_refused_or_failed_opening_gives_the_lock_back(tmp_path: Path) -> None
 
 def test_opening_twice_is_opening_once(tmp_path: Path) -> None:
     async def twice() -> None:
-        store = SqliteStore(tmp_path / "store.db")
+        store = sqlite_store(tmp_path / "store.db")
         await store.open()
         await store.open()
         await store.close()
@@ -109,8 +111,7 @@ def test_the_migrated_schema_is_the_schema_of_the_program(tmp_path: Path) -> Non
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        tables = {"alembic_version", "overrides", "recommendations", "shares", "sweeps"}
-        assert set(inspect(connection).get_table_names()) == tables
+        assert set(inspect(connection).get_table_names()) == {"alembic_version", *metadata.tables}
     engine.dispose()
 
 
@@ -146,10 +147,9 @@ def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Pat
 
 def test_every_connection_waits_for_locks_and_syncs_what_it_commits(tmp_path: Path) -> None:
     async def pragmas() -> list[object]:
-        store = SqliteStore(tmp_path / "store.db")
+        store = SqliteDatabase(tmp_path / "store.db")
         await store.open()
-        assert store._engine is not None
-        async with store._engine.connect() as connection:
+        async with store.reading() as connection:
             names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             found = [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
         await store.close()
@@ -191,13 +191,13 @@ def test_a_document_of_another_release_is_refused_not_guessed_at(tmp_path: Path)
     path = tmp_path / "store.db"
 
     async def save() -> None:
-        store = SqliteStore(path)
+        store = sqlite_store(path)
         await store.open()
         await store.save_sweep(sweep())
         await store.close()
 
     async def load() -> None:
-        store = SqliteStore(path)
+        store = sqlite_store(path)
         await store.open()
         try:
             with pytest.raises(StoreError, match=r"SweepRecord cannot be read .* Run the release that wrote it"):
@@ -214,18 +214,19 @@ def test_a_document_of_another_release_is_refused_not_guessed_at(tmp_path: Path)
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not open"):
-        asyncio.run(SqliteStore(tmp_path / "store.db").save_sweep(running("s1")))
+        asyncio.run(sqlite_store(tmp_path / "store.db").save_sweep(running("s1")))
 
 
 def test_a_failed_transaction_changes_nothing_and_the_store_goes_on(tmp_path: Path) -> None:
     async def work() -> None:
-        store = SqliteStore(tmp_path / "store.db")
+        store = sqlite_store(tmp_path / "store.db")
         await store.open()
         try:
-            await store.add_recommendation(recommendation())
+            tenure = await hold(store)
+            await store.add_recommendation(recommendation(), tenure)
             with pytest.raises(StoreError):
-                await store.add_recommendation(recommendation())
-            await store.add_recommendation(recommendation(version=2))
+                await store.add_recommendation(recommendation(), tenure)
+            await store.add_recommendation(recommendation(version=2), tenure)
             assert [one.version for one in await store.latest_recommendations()] == [2]
         finally:
             await store.close()
@@ -237,19 +238,40 @@ def test_a_database_kept_locked_by_another_program_is_waited_for_then_named(tmp_
     path = tmp_path / "store.db"
 
     async def work() -> None:
-        store = SqliteStore(path, busy_timeout_ms=50)
+        store = sqlite_store(path, busy_timeout_ms=50)
         await store.open()
+        tenure = await hold(store)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         try:
             assert list(await store.latest_recommendations()) == []  # readers go on
             with pytest.raises(StoreError, match="locked by another program"):
-                await store.add_recommendation(recommendation())
+                await store.add_recommendation(recommendation(), tenure)
         finally:
             other.close()
             await store.close()
 
     asyncio.run(work())
+
+
+def test_a_restart_takes_the_leases_of_the_dead_at_once(tmp_path: Path) -> None:
+    """The instance lock says that they are dead; epochs go on."""
+
+    async def take(holder: str) -> int:
+        store = sqlite_store(tmp_path / "store.db")
+        await store.open()
+        try:
+            return (await hold(store, holder)).epoch
+        finally:
+            await store.close()
+
+    assert asyncio.run(take("a")) < asyncio.run(take("b"))
+
+
+async def hold(store: SqlStore, holder: str = "a") -> Tenure:
+    tenure = await store.leases.acquire("chat", holder, 60.0)
+    assert tenure is not None
+    return tenure
 
 
 def change(path: Path, statement: str) -> None:

@@ -16,7 +16,7 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import Progress, Recommendation
 from calibrator.core.sweep_record import Grade, SweepOutcome, SweepRecord
 from calibrator.core.workload import Workload
-from calibrator.ports import BackendPlan, SweepListener, SweepOrder, Target
+from calibrator.ports import BackendPlan, SweepListener, SweepOrder, Target, Tenure
 from support import records
 from support.memory_store import MemoryStore
 
@@ -176,9 +176,9 @@ class SlowStore(MemoryStore):
 
     takes_s = 0.0
 
-    async def add_recommendation(self, recommendation: Recommendation) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
         await asyncio.sleep(self.takes_s)
-        await super().add_recommendation(recommendation)
+        await super().add_recommendation(recommendation, tenure)
 
     async def save_sweep(self, record: SweepRecord) -> None:
         await asyncio.sleep(self.takes_s)

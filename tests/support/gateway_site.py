@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from calibrator.core.measurement import Capacity
 from calibrator.core.snapshot import Recommendation, State
 from calibrator.core.sweep_record import Grade
-from calibrator.stores.database import SqliteStore
+from calibrator.stores.sqlite import sqlite_store
 from support.require import require
 from support.service_process import Service, wait_for, write_config
 
@@ -324,9 +324,11 @@ def remember(folder: Path, *, cap: int, max_queue_wait_s: float) -> None:
     )
 
     async def store() -> None:
-        database = SqliteStore(folder / "calibrator.db", keep_sweeps=1)
+        database = sqlite_store(folder / "calibrator.db", keep_sweeps=1)
         await database.open()
-        await database.add_recommendation(published)
+        tenure = await database.leases.acquire(published.backend, "test", 1.0)
+        assert tenure is not None
+        await database.add_recommendation(published, tenure)
         await database.close()
 
     asyncio.run(store())

@@ -1,93 +1,202 @@
-"""A store in memory: the port's contract without a file, a thread or an await that waits (usable on virtual time)."""
+"""Stores and leases in memory: the ports' contracts without a file, a thread or a wait (usable on virtual time).
+
+Several instances share one `MemoryDatabase`, as several calibrators share one server. Each has a `MemoryStore` of its
+own, whose `failure` is a network cut between this instance alone and the database.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.errors import StoreError
+from calibrator.errors import StaleTenureError, StoreError
+from calibrator.ports import Activity, Tenure, Wish
 from calibrator.stores.retention import FAILED_FACTOR, interrupted
 
 
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Lease:
+    """A row of the table of leases."""
+
+    holder: str
+    epoch: int
+    expires_at: float
+
+
+@dataclass
+class MemoryDatabase:
+    """What all instances see. `clock` is the database's own, by default the event loop's."""
+
+    clock: Callable[[], float] = _loop_time
+    leases: dict[str, Lease] = field(default_factory=dict)
+    recommendations: dict[tuple[str, int], Recommendation] = field(default_factory=dict)
+    epochs: dict[tuple[str, int], int] = field(default_factory=dict)  # behind each recommendation
+    sweeps: dict[str, SweepRecord] = field(default_factory=dict)
+    shares: dict[tuple[str, bool], tuple[HeldShare, ...]] = field(default_factory=dict)
+    overrides: dict[str, Override] = field(default_factory=dict)
+    activities: dict[str, Activity] = field(default_factory=dict)
+    wishes: list[Wish] = field(default_factory=list)
+    memories: dict[tuple[str, str], str] = field(default_factory=dict)
+    listeners: dict[str, asyncio.Event] = field(default_factory=dict)  # by name of the store
+
+    def is_in_force(self, tenure: Tenure) -> bool:
+        lease = self.leases.get(tenure.group)
+        return lease is not None and (lease.holder, lease.epoch) == (tenure.holder, tenure.epoch)
+
+
 class MemoryStore:
-    """Implements `ports.Store`. Set `failure` and every method raises it, as a broken database would.
+    """Implements `ports.Store`. Set `failure` and every method raises it, as a broken database would; the same for
+    its `leases`.
 
     What was stored survives `close` and `open`, like a file: pass the same object to a "restarted" service.
     """
 
-    def __init__(self, keep_sweeps: int = 200) -> None:
+    def __init__(self, keep_sweeps: int = 200, database: MemoryDatabase | None = None) -> None:
         self.failure: StoreError | None = None
         self.is_open = False
+        self.database = database or MemoryDatabase()
+        self.leases = MemoryLeases(self)
+        self._name = f"store {len(self.database.listeners)}"
+        self._listen()
         self._keep_sweeps = keep_sweeps
-        self._recommendations: dict[tuple[str, int], Recommendation] = {}
-        self._sweeps: dict[str, SweepRecord] = {}
-        self._shares: dict[tuple[str, bool], tuple[HeldShare, ...]] = {}
-        self._overrides: dict[str, Override] = {}
 
     async def open(self) -> None:
-        self._may_fail()
+        self.check()
+        self._listen()  # in this event loop
         self.is_open = True
 
     async def close(self) -> None:
         self.is_open = False
 
-    async def add_recommendation(self, recommendation: Recommendation) -> None:
-        self._may_fail()
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+        self.check()
+        if not self.database.is_in_force(tenure):
+            raise StaleTenureError(f"The lease of '{tenure.group}' was taken over.")
         key = (recommendation.backend, recommendation.version)
-        if key in self._recommendations:
+        if key in self.database.recommendations:
             raise StoreError(f"Version {recommendation.version} of '{recommendation.backend}' exists already.")
-        self._recommendations[key] = recommendation
+        self.database.recommendations[key] = recommendation
+        self.database.epochs[key] = tenure.epoch
+        self.tell()
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
-        self._may_fail()
-        newest = {
-            backend: self._recommendations[backend, version] for backend, version in sorted(self._recommendations)
-        }
+        self.check()
+        known = self.database.recommendations
+        newest = {backend: known[backend, version] for backend, version in sorted(known)}
         return tuple(newest.values())
 
     async def save_sweep(self, record: SweepRecord) -> None:
-        self._may_fail()
-        self._sweeps[record.sweep_id] = record
+        self.check()
+        known = self.database.sweeps.get(record.sweep_id)
+        if record.outcome is None and known is not None and known.outcome is not None:
+            return
+        self.database.sweeps[record.sweep_id] = record
         if record.outcome is not None:
             self._forget(record.backend)
+        self.tell()
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
-        self._may_fail()
-        return self._sweeps.get(sweep_id)
+        self.check()
+        return self.database.sweeps.get(sweep_id)
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
-        self._may_fail()
+        self.check()
         return tuple(self._newest_first(backend)[:limit])
 
-    async def interrupt_running_sweeps(self, now: float) -> int:
-        self._may_fail()
-        running = [record for record in self._sweeps.values() if record.outcome is None]
+    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
+        self.check()
+        sweeps = self.database.sweeps
+        running = [one for one in sweeps.values() if one.outcome is None and one.backend in backends]
         for record in running:
-            self._sweeps[record.sweep_id] = interrupted(record, now)
+            sweeps[record.sweep_id] = interrupted(record, now)
+        self.tell()
         return len(running)
 
     async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
-        self._may_fail()
-        self._shares[backend, per_replica] = tuple(sorted(held, key=lambda share: share.client))
+        self.check()
+        self.database.shares[backend, per_replica] = tuple(sorted(held, key=lambda share: share.client))
+        self.tell()
 
     async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
-        self._may_fail()
-        return self._shares.get((backend, per_replica), ())
+        self.check()
+        return self.database.shares.get((backend, per_replica), ())
 
     async def save_override(self, backend: str, override: Override | None) -> None:
-        self._may_fail()
-        self._overrides.pop(backend, None)
+        self.check()
+        self.database.overrides.pop(backend, None)
         if override is not None:
-            self._overrides[backend] = override
+            self.database.overrides[backend] = override
+        self.tell()
 
     async def overrides(self) -> Mapping[str, Override]:
-        self._may_fail()
-        return dict(self._overrides)
+        self.check()
+        return dict(self.database.overrides)
+
+    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+        self.check()
+        self.database.activities.pop(backend, None)
+        if activity is not None:
+            self.database.activities[backend] = activity
+        self.tell()
+
+    async def activities(self) -> Mapping[str, Activity]:
+        self.check()
+        return dict(self.database.activities)
+
+    async def add_wish(self, wish: Wish) -> None:
+        self.check()
+        self.database.wishes.append(wish)
+        self.tell()
+
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+        self.check()
+        taken = tuple(wish for wish in self.database.wishes if wish.backend in backends)
+        self.database.wishes = [wish for wish in self.database.wishes if wish.backend not in backends]
+        return taken
+
+    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+        self.check()
+        self.database.memories[backend, kind] = document
+
+    async def memories(self, backend: str) -> Mapping[str, str]:
+        self.check()
+        return {kind: text for (name, kind), text in self.database.memories.items() if name == backend}
+
+    async def changed(self, limit_s: float) -> None:
+        """News that came while the database was out of reach are heard of when it is back."""
+        if self.failure is not None:
+            await asyncio.sleep(limit_s)
+            return
+        news = self.database.listeners[self._name]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await news.wait()
+        news.clear()
+
+    def tell(self) -> None:
+        """The other instances hear of a change."""
+        for listener, news in self.database.listeners.items():
+            if listener != self._name:
+                news.set()
+
+    def _listen(self) -> None:
+        self.database.listeners[self._name] = asyncio.Event()
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def _newest_first(self, backend: str) -> list[SweepRecord]:
-        own = [record for record in self._sweeps.values() if record.backend == backend]
+        own = [record for record in self.database.sweeps.values() if record.backend == backend]
         return sorted(own, key=lambda record: (record.started_at, record.sweep_id), reverse=True)
 
     def _forget(self, backend: str) -> None:
@@ -95,8 +204,49 @@ class MemoryStore:
         good = [record for record in ended if record.outcome is SweepOutcome.CALIBRATED]
         failed = [record for record in ended if record.outcome is not SweepOutcome.CALIBRATED]
         for record in good[self._keep_sweeps :] + failed[FAILED_FACTOR * self._keep_sweeps :]:
-            del self._sweeps[record.sweep_id]
+            del self.database.sweeps[record.sweep_id]
 
-    def _may_fail(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+
+class MemoryLeases:
+    """Implements `ports.Leases` for one instance: it fails when its store does."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+        rows, now = self._rows(), self._store.database.clock()
+        known = rows.get(group)
+        if known is not None and known.holder not in ("", holder) and known.expires_at >= now:
+            return None
+        epoch = 1 if known is None else known.epoch + 1
+        rows[group] = Lease(holder, epoch, now + lease_s)
+        self._store.tell()
+        return Tenure(group, holder, epoch)
+
+    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+        row = self._rows().get(tenure.group)
+        if row is None or not self._store.database.is_in_force(tenure):
+            return False
+        row.expires_at = self._store.database.clock() + lease_s
+        return True
+
+    async def release(self, tenure: Tenure) -> None:
+        row = self._rows().get(tenure.group)
+        if row is not None and self._store.database.is_in_force(tenure):
+            row.holder, row.expires_at = "", 0.0
+            self._store.tell()
+
+    async def holders(self) -> Mapping[str, str]:
+        now = self._store.database.clock()
+        return {group: row.holder for group, row in self._rows().items() if row.holder and row.expires_at >= now}
+
+    def _rows(self) -> dict[str, Lease]:
+        self._store.check()
+        return self._store.database.leases
+
+
+async def tenure_of(store: MemoryStore, group: str = "chat", holder: str = "test") -> Tenure:
+    """Take the lease, which is free or that holder's already."""
+    tenure = await store.leases.acquire(group, holder, 3600.0)
+    assert tenure is not None
+    return tenure

@@ -30,8 +30,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sweep_id", name=op.f("pk_sweeps")),
     )
     op.create_index(op.f("ix_sweeps_backend_started_at"), "sweeps", ["backend", "started_at"])
-
-
-def downgrade() -> None:
-    op.drop_table("sweeps")
-    op.drop_table("recommendations")

@@ -27,8 +27,3 @@ def upgrade() -> None:
         sa.Column("document", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("backend", name=op.f("pk_overrides")),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("overrides")
-    op.drop_table("shares")

@@ -1,0 +1,196 @@
+"""The store as SQL (port `Store`), the same statements for every dialect: see `stores.database` for what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import delete, func, literal, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from calibrator.core.shares import HeldShare
+from calibrator.core.snapshot import Override, Recommendation
+from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.errors import StaleTenureError, StoreError
+from calibrator.ports import Activity, Leases, Tenure, Wish
+from calibrator.stores.database import Database
+from calibrator.stores.documents import ACTIVITY, OVERRIDE, RECOMMENDATION, SWEEP, WISH
+from calibrator.stores.retention import FAILED_FACTOR, interrupted
+from calibrator.stores.schema import activities, leases, memories, overrides, recommendations, shares, sweeps, wishes
+from calibrator.stores.sql_leases import SqlLeases, in_force
+
+
+class SqlStore:
+    """`keep_sweeps`: see `stores.retention`."""
+
+    def __init__(self, database: Database, keep_sweeps: int = 200) -> None:
+        self._database = database
+        self._keep_sweeps = keep_sweeps
+        self.leases: Leases = SqlLeases(database)
+
+    async def open(self) -> None:
+        await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def changed(self, limit_s: float) -> None:
+        await self._database.changed(limit_s)
+
+    # ------------------------------------------------------------------------------------------- recommendations
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+        """One statement: the row comes from the lease, locked against a take-over under way; no lease, no row."""
+        row = {
+            "backend": recommendation.backend,
+            "version": recommendation.version,
+            "published_at": recommendation.published_at,
+            "document": RECOMMENDATION.write(recommendation),
+        }
+        columns = [literal(value, recommendations.c[name].type) for name, value in row.items()]
+        ours = select(*columns, leases.c.epoch).where(in_force(tenure)).with_for_update(read=True)
+        statement = recommendations.insert().from_select([*row, "epoch"], ours)
+        async with self._database.writing() as connection:
+            try:
+                added = await connection.execute(statement)
+            except IntegrityError as error:
+                raise StoreError(
+                    f"Version {recommendation.version} of '{recommendation.backend}' exists already.",
+                    "Two writers use this store; stop one of them.",
+                ) from error
+        if added.rowcount != 1:
+            raise StaleTenureError(
+                f"The lease of '{tenure.group}' was taken over by another instance, so version "
+                f"{recommendation.version} of '{recommendation.backend}' is not published.",
+                "Nothing is to be done: the other instance publishes.",
+            )
+
+    async def latest_recommendations(self) -> Sequence[Recommendation]:
+        newest = select(recommendations.c.backend, func.max(recommendations.c.version)).group_by(
+            recommendations.c.backend
+        )
+        own_key = tuple_(recommendations.c.backend, recommendations.c.version)
+        statement = select(recommendations.c.document).where(own_key.in_(newest)).order_by(recommendations.c.backend)
+        async with self._database.reading() as connection:
+            documents = (await connection.execute(statement)).scalars().all()
+        return tuple(RECOMMENDATION.read(document) for document in documents)
+
+    # ---------------------------------------------------------------------------------------------------- sweeps
+    async def save_sweep(self, record: SweepRecord) -> None:
+        async with self._database.writing() as connection:
+            await self._put(connection, record)
+            if record.outcome is not None:
+                await self._forget(connection, record.backend)
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None:
+        async with self._database.reading() as connection:
+            document = await connection.scalar(select(sweeps.c.document).where(sweeps.c.sweep_id == sweep_id))
+        return None if document is None else SWEEP.read(document)
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        statement = (
+            select(sweeps.c.document)
+            .where(sweeps.c.backend == backend)
+            .order_by(sweeps.c.started_at.desc(), sweeps.c.sweep_id.desc())
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            documents = (await connection.execute(statement)).scalars().all()
+        return tuple(SWEEP.read(document) for document in documents)
+
+    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
+        running = select(sweeps.c.document).where(sweeps.c.outcome.is_(None), sweeps.c.backend.in_(backends))
+        async with self._database.writing() as connection:
+            documents = (await connection.execute(running)).scalars().all()
+            for document in documents:
+                await self._put(connection, interrupted(SWEEP.read(document), now))
+        return len(documents)
+
+    async def _put(self, connection: AsyncConnection, record: SweepRecord) -> None:
+        row = {
+            "backend": record.backend,
+            "started_at": record.started_at,
+            "outcome": None if record.outcome is None else record.outcome.value,
+            "document": SWEEP.write(record),
+        }
+        statement = self._database.insert(sweeps).values(sweep_id=record.sweep_id, **row)
+        may_replace = sweeps.c.outcome.is_(None) if record.outcome is None else None
+        await connection.execute(
+            statement.on_conflict_do_update(index_elements=["sweep_id"], set_=row, where=may_replace)
+        )
+
+    async def _forget(self, connection: AsyncConnection, backend: str) -> None:
+        calibrated = sweeps.c.outcome == SweepOutcome.CALIBRATED.value
+        for kind, keep in ((calibrated, self._keep_sweeps), (~calibrated, FAILED_FACTOR * self._keep_sweeps)):
+            old = (
+                select(sweeps.c.sweep_id)
+                .where(sweeps.c.backend == backend, sweeps.c.outcome.is_not(None), kind)
+                .order_by(sweeps.c.started_at.desc(), sweeps.c.sweep_id.desc())
+                .offset(keep)
+            )
+            await connection.execute(delete(sweeps).where(sweeps.c.sweep_id.in_(old)))
+
+    # ------------------------------------------------------------------------------------------ shares and pins
+    async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
+        book = {"backend": backend, "per_replica": per_replica}
+        rows = [{**book, "client": one.client, "requests": one.requests, "gap_s": one.gap_s} for one in held]
+        async with self._database.writing() as connection:
+            await connection.execute(delete(shares).filter_by(**book))
+            if rows:
+                await connection.execute(shares.insert(), rows)
+
+    async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
+        statement = (
+            select(shares.c.client, shares.c.requests, shares.c.gap_s)
+            .where(shares.c.backend == backend, shares.c.per_replica == per_replica)
+            .order_by(shares.c.client)
+        )
+        async with self._database.reading() as connection:
+            return tuple(HeldShare(*row) for row in await connection.execute(statement))
+
+    async def save_override(self, backend: str, override: Override | None) -> None:
+        async with self._database.writing() as connection:
+            await connection.execute(delete(overrides).where(overrides.c.backend == backend))
+            if override is not None:
+                document = OVERRIDE.write(override)
+                await connection.execute(overrides.insert().values(backend=backend, document=document))
+
+    async def overrides(self) -> Mapping[str, Override]:
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(overrides.c.backend, overrides.c.document))).all()
+        return {backend: OVERRIDE.read(document) for backend, document in rows}
+
+    # ---------------------------------------------------------------------------------------- between instances
+    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+        async with self._database.writing() as connection:
+            if activity is None:
+                await connection.execute(delete(activities).where(activities.c.backend == backend))
+                return
+            row = {"document": ACTIVITY.write(activity)}
+            insert = self._database.insert(activities).values(backend=backend, **row)
+            await connection.execute(insert.on_conflict_do_update(index_elements=["backend"], set_=row))
+
+    async def activities(self) -> Mapping[str, Activity]:
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(activities.c.backend, activities.c.document))).all()
+        return {backend: ACTIVITY.read(document) for backend, document in rows}
+
+    async def add_wish(self, wish: Wish) -> None:
+        async with self._database.writing() as connection:
+            await connection.execute(wishes.insert().values(backend=wish.backend, document=WISH.write(wish)))
+
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+        taken = delete(wishes).where(wishes.c.backend.in_(backends)).returning(wishes.c.wish_id, wishes.c.document)
+        async with self._database.writing(is_news=False) as connection:
+            rows = (await connection.execute(taken)).all()
+        return tuple(WISH.read(document) for _, document in sorted((number, text) for number, text in rows))
+
+    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+        row = {"document": document}
+        insert = self._database.insert(memories).values(backend=backend, kind=kind, **row)
+        async with self._database.writing(is_news=False) as connection:
+            await connection.execute(insert.on_conflict_do_update(index_elements=["backend", "kind"], set_=row))
+
+    async def memories(self, backend: str) -> Mapping[str, str]:
+        statement = select(memories.c.kind, memories.c.document).where(memories.c.backend == backend)
+        async with self._database.reading() as connection:
+            return dict((await connection.execute(statement)).tuples().all())

@@ -1,0 +1,156 @@
+"""SQLite: one file, one process.
+
+WAL lets readers go on while one writes; `synchronous=FULL` makes a published recommendation survive a power cut;
+`BEGIN IMMEDIATE` takes the write lock at the start of a writing transaction, so that two writers wait for each other
+(`busy_timeout`) instead of failing half-way. Python's own transaction handling is off: it would begin too late.
+
+The instance lock says that whoever held leases is dead, or has closed this file: opening frees them, and a restart
+sweeps at once. There is nobody else to hear of.
+
+Each connection works in a thread of aiosqlite's; opening (lock, file checks, migration) runs in one of asyncio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, create_engine, event, func
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from calibrator.errors import StoreError
+from calibrator.stores.database import Insert
+from calibrator.stores.lock import InstanceLock
+from calibrator.stores.migrate import migrate
+from calibrator.stores.schema import leases
+from calibrator.stores.sql_store import SqlStore
+
+BUSY_TIMEOUT_MS = 10_000  # longer than any transaction of ours; a foreign reader's checkpoint may hold the file
+JULIAN_DAY_OF_UNIX_EPOCH = 2_440_587.5
+_READ_ONLY = {"begin": "BEGIN"}  # execution option: a snapshot, no write lock
+
+
+def sqlite_store(path: Path, keep_sweeps: int = 200, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqlStore:
+    """A store in this file."""
+    return SqlStore(SqliteDatabase(path, busy_timeout_ms), keep_sweeps)
+
+
+class SqliteDatabase:
+    """`stores.database.Database` over one file."""
+
+    now_s: ColumnElement[float] = (func.julianday("now") - JULIAN_DAY_OF_UNIX_EPOCH) * 86_400.0
+
+    def __init__(self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+        self._path = path.absolute()
+        self._busy_timeout_ms = busy_timeout_ms
+        self._lock = InstanceLock(self._path.resolve())  # two names of one file are one store
+        self._engine: AsyncEngine | None = None
+
+    async def open(self) -> None:
+        """Migrate, take the instance lock, free the leases of the dead. Raises StoreError."""
+        if self._engine is not None:
+            return
+        await asyncio.to_thread(self._prepare)
+        engine = create_async_engine(_url("sqlite+aiosqlite", self._path))
+        _configure(engine.sync_engine, self._busy_timeout_ms)
+        self._engine = engine
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+        await asyncio.to_thread(self._lock.release)
+
+    async def changed(self, limit_s: float) -> None:
+        await asyncio.sleep(limit_s)
+
+    def insert(self, table: Table) -> Insert:
+        return sqlite.insert(table)
+
+    @asynccontextmanager
+    async def writing(self, *, is_news: bool = True) -> AsyncIterator[AsyncConnection]:
+        del is_news  # to whom?
+        with _translated(self._path):
+            async with self._opened().begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        with _translated(self._path):
+            async with self._opened().execution_options(**_READ_ONLY).begin() as connection:
+                yield connection
+
+    def _prepare(self) -> None:
+        """Lock, then migrate; the lock goes back if anything fails."""
+        if self._path.is_dir():
+            raise StoreError(f"The store's path {self._path} is a directory.", "Set store.path to a file in it.")
+        self._lock.acquire()
+        try:
+            engine = create_engine(_url("sqlite", self._path))
+            _configure(engine, self._busy_timeout_ms)
+            try:
+                with _translated(self._path), engine.begin() as connection:
+                    migrate(connection, self._path)
+                    connection.execute(leases.update().values(holder=""))
+            finally:
+                engine.dispose()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _opened(self) -> AsyncEngine:
+        if self._engine is None:
+            raise StoreError(f"The store {self._path} is not open.", "It opens when the service starts.")
+        return self._engine
+
+
+def _url(driver: str, path: Path) -> URL:
+    return URL.create(driver, database=str(path))
+
+
+def _configure(engine: Engine, busy_timeout_ms: int) -> None:
+    pragmas = (f"busy_timeout={busy_timeout_ms}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+
+    def on_connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", _on_begin)
+
+
+def _on_begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
+
+
+_CAUSES = {  # by the start of SQLite's own error name: (cause, remedy)
+    "SQLITE_NOTADB": ("is not a SQLite database", "Move it away, or set store.path to another file."),
+    "SQLITE_CORRUPT": ("is damaged", "Restore a copy, or move it away to start afresh."),
+    "SQLITE_READONLY": ("is read-only", "Make the file and its directory writable for this user."),
+    "SQLITE_CANTOPEN": ("cannot be opened", "Its directory must exist and be writable for this user."),
+    "SQLITE_BUSY": ("is kept locked by another program", "Stop that program."),
+    "SQLITE_FULL": ("is on a full disk", "Free some space."),
+    "SQLITE_IOERR": ("cannot be read or written by the operating system", "Look at its disk."),
+}
+_OTHER = ("failed", "Look at the database's message.")
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """The database's exceptions become StoreError."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        original = getattr(error, "orig", None) or error
+        name = getattr(original, "sqlite_errorname", "")
+        cause, remedy = next((words for start, words in _CAUSES.items() if name.startswith(start)), _OTHER)
+        raise StoreError(f"The store {path} {cause} ({original}).", remedy) from error
