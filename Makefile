@@ -8,7 +8,7 @@
 #   make bench-generator   the load generator beside its peers, which it installs; half an hour
 #   make test-ray   the load generator on a real local Ray, in an environment with the extra; two minutes
 #   make setup   .venv for development: calibrator in editable form and all tools
-#   make docs    write the generated parts of the README
+#   make docs    write the generated parts of the documentation
 #   make chart   write the generated parts of the Helm chart: copies of alerts and dashboards, table, schema of `config`
 #   make lock    resolve requirements/ anew
 #

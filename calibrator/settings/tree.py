@@ -1,4 +1,4 @@
-"""The configuration file as a tree. A field's description states unit and reason: README and messages are made from it.
+"""The configuration file as a tree. A field's description states unit and reason: reference and messages come from it.
 
 Attribute names carry units (`every_s`), keys of the file do not: their values do (`6h`).
 """

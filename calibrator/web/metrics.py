@@ -1,7 +1,7 @@
 """`/metrics`: the snapshot as Prometheus families, projected at scrape time.
 
 `METRICS` is the whole contract: names, types, labels, help. What is not in it cannot be exported, and the reference in
-the README is printed from it. Rules:
+the documentation is printed from it. Rules:
 
 - what is not known has no sample, never 0;
 - of an enumeration every value is present, so that rates and sums miss no series;
@@ -115,7 +115,7 @@ Point = tuple[str, tuple[str, ...], float | None]  # (metric, label values after
 
 
 def reference_markdown() -> str:
-    """The metric table of the README."""
+    """The metric table of the documentation."""
     rows = [
         f"| `{PREFIX}{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} "
         f"| {metric.help} |"

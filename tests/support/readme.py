@@ -1,16 +1,54 @@
-"""The generated parts of the README: `python -m support.readme` writes them, tests/test_readme.py compares them."""
+"""The generated parts of the documentation: `python -m support.readme` writes them, tests compare them with the code.
+
+A part is named by a pair of comments in a Markdown file; what stands between them is made here, never by hand.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
 from calibrator.web.metrics import reference_markdown as metrics_markdown
+from support import measurements
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-PARTS: dict[str, Callable[[], str]] = {"settings": settings_markdown, "metrics": metrics_markdown}
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "deploy" / "docs"
+RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+
+
+def alerts_markdown() -> str:
+    """A row per alert: how bad, after how long, what it says; the name leads to its section of the runbook."""
+    groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+    rows = [
+        f"| [`{rule['alert']}`](../prometheus/RUNBOOK.md#{rule['alert'].lower()}) | {rule['labels']['severity']} "
+        f"| {rule.get('for', '0s')} | {rule['annotations']['summary']} |"
+        for group in groups
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    return "\n".join(["| alert | severity | after | meaning |", "|---|---|---|---|", *rows]) + "\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings_markdown,
+    "metrics": metrics_markdown,
+    "alerts": alerts_markdown,
+    "curve": measurements.curve,
+    "long_prompts": measurements.long_prompts,
+    "single_points": measurements.single_points,
+}
+OPENING = re.compile(r"<!-- generated: (\w+) -->")
+
+
+def pages() -> list[Path]:
+    """Files with generated parts."""
+    return [page for page in (README, *sorted(DOCS.glob("*.md"))) if OPENING.search(page.read_text())]
 
 
 def generated(text: str) -> str:
@@ -23,4 +61,5 @@ def generated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text()))
+    for page in pages():
+        page.write_text(generated(page.read_text()))
