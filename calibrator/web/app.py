@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.resources import files
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,7 +28,7 @@ from calibrator.web import problems
 from calibrator.web.api import Api
 from calibrator.web.auth import Access, Gatekeeper, Tokens
 from calibrator.web.exchange import RETRY_AFTER_S, Views
-from calibrator.web.metrics import SnapshotCollector, metrics_response, registry
+from calibrator.web.metrics import MetricsPage
 from calibrator.web.openapi import Json, openapi_document
 from calibrator.web.operation import Answer, Operation, guarded, routes
 from calibrator.web.overriding import Overriding
@@ -51,8 +50,7 @@ def create_app(
     extra_routes: Sequence[Route] = (),
 ) -> Starlette:
     """`extra_routes`: gateways' own protocols, for which the caller must show a read token like any reader."""
-    collector = SnapshotCollector(operator.snapshot, clock, software_version)
-    site = _Site(operator, clock, software_version, registry(collector))
+    site = _Site(operator, clock, software_version, MetricsPage(operator.snapshot, clock, software_version))
     views = Views(operator)
     api = Api(operator, clock, views, CapPolls(operator, clock, views, is_stopping), Overriding(operator, clock, views))
     operations = [*api.operations(writable=any(operator_tokens())), *site.operations()]
@@ -79,10 +77,10 @@ class _Site:
     operator: Operator
     clock: Clock
     software_version: str
-    registry: CollectorRegistry
+    measured: MetricsPage
 
     async def metrics(self, request: Request) -> Response:
-        return metrics_response(self.registry, request)
+        return self.measured.response(request)
 
     async def live(self, _request: Request) -> Response:
         """This process answers. Nothing else may decide over a restart."""

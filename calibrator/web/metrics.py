@@ -1,4 +1,4 @@
-"""`/metrics`: the snapshot as Prometheus families, projected at scrape time.
+"""`/metrics`: the snapshot as series, projected at scrape time.
 
 `METRICS` is the whole contract: names, types, labels, help. What is not in it cannot be exported, and the reference in
 the documentation is printed from it. Rules:
@@ -9,43 +9,25 @@ the documentation is printed from it. Rules:
   by one sweep and replaced by the next;
 - moments are exported rather than ages, and both parts of a ratio.
 
-Families come from a custom Collector rather than from Counter and Gauge objects: those would be a second state beside
-the snapshot.
+Series are projected rather than kept in Counter and Gauge objects: those would be a second state beside the snapshot.
+`exposition` writes them as text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Literal
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.admission import HoldReason
 from calibrator.core.objective import parse_objective
 from calibrator.core.render import LATENCIES, QUANTILES
-from calibrator.core.snapshot import BackendView, Health, Snapshot, State
+from calibrator.core.snapshot import BackendView, Health, Snapshot, State, SweepSummary
 from calibrator.core.sweep_record import Grade, LevelReport
 from calibrator.ports import Clock
-
-PREFIX = "calibrator_"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """`name` without the prefix. Counters carry their `_total`, as in the text format."""
-
-    name: str
-    kind: Literal["gauge", "counter"]
-    labels: tuple[str, ...]
-    help: str
-
+from calibrator.web.exposition import PREFIX, Lines, Metric, Point, content_type, is_openmetrics, written
 
 _B = ("backend",)
 METRICS: tuple[Metric, ...] = (
@@ -111,8 +93,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
 )
 
-Point = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
-
 
 def reference_markdown() -> str:
     """The metric table of the documentation."""
@@ -124,34 +104,49 @@ def reference_markdown() -> str:
     return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
-class SnapshotCollector(Collector):
-    """One scrape = one snapshot."""
+class MetricsPage:
+    """One scrape = one snapshot.
+
+    The curves are most of a page and change with each sweep, not with each scrape: their lines are kept.
+    """
 
     def __init__(self, snapshot: Callable[[], Snapshot], clock: Clock, software_version: str) -> None:
         self._snapshot = snapshot
         self._clock = clock
         self._version = software_version
+        self._curves: dict[str, tuple[SweepSummary, str]] = {}  # by backend
 
-    def describe(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        return [_family(metric) for metric in METRICS]
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        families = {metric.name: _family(metric) for metric in METRICS}
+    def text(self, *, openmetrics: bool = False) -> str:
         snapshot, now = self._snapshot(), self._clock.wall()
-        for name, labels, value in self._points(snapshot, now):
-            if value is not None:
-                families[name].add_metric(labels, value)
-        yield from (family for family in families.values() if family.samples)
-
-    def _points(self, snapshot: Snapshot, now: float) -> Iterator[Point]:
-        yield "config_reload_success", (), snapshot.config_reload_success
-        yield "generator_lag_seconds", (), snapshot.generator_lag_s
-        yield "generator_events_per_second", (), snapshot.generator_events_per_s
-        yield "build_info", (self._version,), 1.0
+        lines = Lines(METRICS)
+        lines.add(_of_process(snapshot, self._version))
         for view in snapshot.backends.values():
             for points in (_published(view, now), _live(view), _measured(view), _counted(view)):
-                for name, labels, value in points:
-                    yield name, (view.name, *labels), value
+                lines.add(points, view.name)
+            if view.last_sweep is not None:
+                lines.add_written("curve_latency_seconds", self._curve(view.name, view.last_sweep))
+        return written(METRICS, lines, openmetrics=openmetrics)
+
+    def _curve(self, backend: str, sweep: SweepSummary) -> str:
+        known = self._curves.get(backend)
+        if known is None or known[0] is not sweep:
+            lines = Lines(METRICS)
+            lines.add((point for level in sweep.levels for point in _curve(level)), backend)
+            known = self._curves[backend] = sweep, lines.of("curve_latency_seconds")
+        return known[1]
+
+    def response(self, request: Request) -> Response:
+        """Text or OpenMetrics, as the scraper asks."""
+        openmetrics = is_openmetrics(request.headers.get("accept", ""))
+        headers = {"Content-Type": content_type(openmetrics=openmetrics), "Cache-Control": "no-store"}
+        return Response(self.text(openmetrics=openmetrics), headers=headers)
+
+
+def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
+    yield "config_reload_success", (), snapshot.config_reload_success
+    yield "generator_lag_seconds", (), snapshot.generator_lag_s
+    yield "generator_events_per_second", (), snapshot.generator_events_per_s
+    yield "build_info", (software_version,), 1.0
 
 
 def _published(view: BackendView, now: float) -> Iterator[Point]:
@@ -193,8 +188,6 @@ def _measured(view: BackendView) -> Iterator[Point]:
     if view.last_sweep is not None:
         yield "generator_unfit_levels", (), sum(bool(level.audit.reasons) for level in view.last_sweep.levels)
         yield "sweep_duration_seconds", (), view.last_sweep.duration_s
-        for level in view.last_sweep.levels:
-            yield from _curve(level)
     for outcome, ended_at in view.last_sweep_at.items():
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at
 
@@ -214,14 +207,17 @@ def _percentile(quantile: float) -> str:
     return f"{100.0 * quantile:g}"
 
 
+_PERCENTILES = tuple((name, _percentile(quantile)) for name, quantile in QUANTILES)
+
+
 def _curve(level: LevelReport) -> Iterator[Point]:
+    concurrency = str(level.concurrency)
     for metric in LATENCIES:
         summary = getattr(level, metric)
-        for name, quantile in QUANTILES:
+        for name, percentile in _PERCENTILES:
             estimate = getattr(summary, name)
             if estimate is not None:
-                labels = (metric, _percentile(quantile), str(level.concurrency))
-                yield "curve_latency_seconds", labels, estimate.value_s
+                yield "curve_latency_seconds", (metric, percentile, concurrency), estimate.value_s
 
 
 def _counted(view: BackendView) -> Iterator[Point]:
@@ -248,21 +244,3 @@ def _counted(view: BackendView) -> Iterator[Point]:
 def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[Point]:
     for value in values:
         yield name, (value.value,), value is current
-
-
-def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily:
-    family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    return family(PREFIX + metric.name, metric.help, labels=metric.labels)
-
-
-def registry(collector: SnapshotCollector) -> CollectorRegistry:
-    """A registry of its own: the library's global one collects whatever else lives in the process."""
-    own = CollectorRegistry(auto_describe=False)
-    own.register(collector)
-    return own
-
-
-def metrics_response(source: CollectorRegistry, request: Request) -> Response:
-    """Text or OpenMetrics, as the scraper asks."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(source), headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prometheus_client.exposition import generate_latest
 from support.virtual_time import run_virtual
 from support.web_fakes import EPOCH_S, calibrated
 
@@ -12,7 +11,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.guard import GuardReason
 from calibrator.core.snapshot import BackendView, GuardView, Snapshot, State, Uncut
 from calibrator.web.documents import backend_document
-from calibrator.web.metrics import SnapshotCollector, registry
+from calibrator.web.metrics import MetricsPage
 
 
 def guarded() -> BackendView:
@@ -29,7 +28,7 @@ def page(view: BackendView) -> str:
     snapshot = Snapshot(EPOCH_S, EPOCH_S, {view.name: view})
 
     async def exposed() -> str:
-        return generate_latest(registry(SnapshotCollector(lambda: snapshot, LoopClock(), "1"))).decode()
+        return MetricsPage(lambda: snapshot, LoopClock(), "1").text()
 
     return run_virtual(exposed())
 
