@@ -21,19 +21,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from calibrator.errors import StoreError
 from calibrator.ports import Clock, Operator
 from calibrator.web import problems
 from calibrator.web.api import Api
+from calibrator.web.audit import Trail
 from calibrator.web.auth import Access, Gatekeeper, Tokens
 from calibrator.web.exchange import RETRY_AFTER_S, Views
+from calibrator.web.headers import PAGE_HEADERS, SafeHeaders
 from calibrator.web.metrics import MetricsPage
 from calibrator.web.openapi import Json, openapi_document
 from calibrator.web.operation import Answer, Operation, guarded, routes
 from calibrator.web.overriding import Overriding
-from calibrator.web.page import CSS_PATH, HEADERS, page
+from calibrator.web.page import CSS_PATH, page
 from calibrator.web.polling import CapPolls
+from calibrator.web.sessions import Sessions
+from calibrator.web.signing_in import SigningIn
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -53,11 +58,17 @@ def create_app(
     site = _Site(operator, clock, software_version, MetricsPage(operator.snapshot, clock, software_version))
     views = Views(operator)
     api = Api(operator, clock, views, CapPolls(operator, clock, views, is_stopping), Overriding(operator, clock, views))
-    operations = [*api.operations(writable=any(operator_tokens())), *site.operations()]
+    gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
+    trail, writable = Trail(clock), any(operator_tokens())
+    signing_in = SigningIn(gatekeeper, trail)
+    operations = [
+        *api.operations(writable=writable),
+        *signing_in.operations(writable=writable),
+        *site.operations(),
+    ]
     operations.append(_describe(operations, software_version))
-    gatekeeper = Gatekeeper(operator_tokens, read_tokens)
-    app = Starlette(
-        routes=[*routes(operations, gatekeeper), *(guarded(route, gatekeeper) for route in extra_routes)],
+    app = _Guarded(
+        routes=[*routes(operations, gatekeeper, trail), *(guarded(route, gatekeeper) for route in extra_routes)],
         lifespan=lifespan,
         exception_handlers={
             problems.Problem: problems.on_problem,
@@ -68,6 +79,13 @@ def create_app(
     )
     app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
     return app
+
+
+class _Guarded(Starlette):
+    """Starlette whose every answer carries the safe headers, that of a crash included."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return SafeHeaders(super().build_middleware_stack())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,7 @@ class _Site:
 
     async def live(self, _request: Request) -> Response:
         """This process answers. Nothing else may decide over a restart."""
-        return PlainTextResponse("ok\n", headers=problems.SAFE_HEADERS)
+        return PlainTextResponse("ok\n")
 
     async def ready(self, _request: Request) -> Response:
         """This process has loaded its state; never a matter of backends, or pollers lose the cap when it matters."""
@@ -94,14 +112,16 @@ class _Site:
                 "The service has not loaded its state yet.",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
-        return PlainTextResponse("ok\n", headers=problems.SAFE_HEADERS)
+        return PlainTextResponse("ok\n")
 
     async def page(self, _request: Request) -> Response:
-        return HTMLResponse(page(self.operator.snapshot(), self.clock.wall(), self.software_version), headers=HEADERS)
+        return HTMLResponse(
+            page(self.operator.snapshot(), self.clock.wall(), self.software_version), headers=PAGE_HEADERS
+        )
 
     async def css(self, _request: Request) -> Response:
         text = files("calibrator.web").joinpath("static", "page.css").read_bytes()
-        headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
+        headers = {"Cache-Control": "max-age=300"}
         return Response(text, headers=headers, media_type="text/css")
 
     def operations(self) -> tuple[Operation, ...]:
@@ -123,7 +143,7 @@ def _describe(operations: Sequence[Operation], software_version: str) -> Operati
     """`/openapi.json` describes itself too, so it is made last and reads its document when asked."""
 
     async def serve(_request: Request) -> Response:
-        return JSONResponse(document, headers=problems.SAFE_HEADERS)
+        return JSONResponse(document)
 
     answers = (Answer(200, "This document"),)
     own = Operation("GET", "/openapi.json", "getOpenapi", "This API as OpenAPI 3.1", serve, answers)

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from calibrator.core.snapshot import BackendView
 from calibrator.ports import Operator
-from calibrator.web.problems import SAFE_HEADERS, Problem, invalid
+from calibrator.web.audit import said
+from calibrator.web.problems import Problem, invalid
 
 MAX_BODY_BYTES = 65_536
 RETRY_AFTER_S = 2  # a start takes seconds
@@ -49,7 +50,7 @@ class Views:
 
 
 def json_answer(document: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(document.model_dump_json(), status, headers=SAFE_HEADERS, media_type="application/json")
+    return Response(document.model_dump_json(), status, media_type="application/json")
 
 
 def parsed_query(model: type[Model], request: Request) -> Model:
@@ -81,6 +82,8 @@ async def parsed_body(model: type[Model], request: Request) -> Model:
                 headers={"Connection": "close"},  # the rest of it stays unread
             )
     try:
-        return model.model_validate_json(body if body.strip() else b"{}")
+        parsed = model.model_validate_json(body if body.strip() else b"{}")
     except ValidationError as error:
         raise invalid(error, "body") from None
+    said(request, parsed)
+    return parsed

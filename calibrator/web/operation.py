@@ -1,16 +1,23 @@
-"""One row per method and path: the same table makes the routes and the OpenAPI document, so they cannot differ."""
+"""One row per method and path: the same table makes the routes and the OpenAPI document, so they cannot differ.
+
+Whatever needs an operator and is no mere reading is audited here, on every way out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from calibrator.web.auth import Access, Gatekeeper
+from calibrator.errors import StoreError
+from calibrator.web.audit import Trail
+from calibrator.web.auth import SAFE_METHODS, Access, Gatekeeper
+from calibrator.web.problems import Problem
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -43,19 +50,39 @@ class Operation:
     problems: tuple[int, ...] = ()
 
 
-def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper) -> list[Route]:
+def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: Trail) -> list[Route]:
     """One route a path, so that 405 names every method there is; credentials are checked before anything else."""
     paths = dict.fromkeys(operation.path for operation in operations)
-    return [_route(path, [row for row in operations if row.path == path], gatekeeper) for path in paths]
+    return [_route(path, [row for row in operations if row.path == path], gatekeeper, trail) for path in paths]
 
 
-def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper) -> Route:
+def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: Trail) -> Route:
     by_method = {operation.method: operation for operation in operations}
+
+    async def answer(request: Request, operation: Operation) -> Response:
+        gatekeeper.check(request, operation.access)
+        return await operation.handler(request)
+
+    async def audited(request: Request, operation: Operation) -> Response:
+        status, detail = int(HTTPStatus.INTERNAL_SERVER_ERROR), "the handler failed"
+        try:
+            response = await answer(request, operation)
+            status, detail = response.status_code, ""
+        except Problem as problem:
+            status, detail = int(problem.status), problem.detail
+            raise
+        except StoreError as error:
+            status, detail = int(HTTPStatus.SERVICE_UNAVAILABLE), str(error)
+            raise
+        finally:
+            trail.add(request, operation.operation_id, gatekeeper.caller(request), status, detail)
+        return response
 
     async def endpoint(request: Request) -> Response:
         operation = by_method["GET" if request.method == "HEAD" else request.method]
-        gatekeeper.check(request, operation.access)
-        return await operation.handler(request)
+        if operation.access is Access.OPERATE and operation.method not in SAFE_METHODS:
+            return await audited(request, operation)
+        return await answer(request, operation)
 
     return Route(path, endpoint, methods=list(by_method), name=operations[0].operation_id)
 

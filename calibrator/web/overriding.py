@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from calibrator.core.snapshot import Override
 from calibrator.ports import Clock, Operator
+from calibrator.web.audit import said
 from calibrator.web.auth import Access
 from calibrator.web.documents import override_document
 from calibrator.web.exchange import Views, json_answer, parsed_body, parsed_query
 from calibrator.web.models import ClearQuery, OverrideAccepted, OverrideRequest
 from calibrator.web.operation import Answer, Operation
-from calibrator.web.problems import SAFE_HEADERS, Problem
+from calibrator.web.problems import Problem
 
 PATH = "/v1/backends/{name}/override"
 
@@ -43,9 +44,11 @@ class Overriding:
 
     async def delete(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        if not await self.operator.clear_override(name, parsed_query(ClearQuery, request).author):
+        query = parsed_query(ClearQuery, request)
+        said(request, query)
+        if not await self.operator.clear_override(name, query.author):
             raise Problem(HTTPStatus.NOT_FOUND, f"The cap of '{name}' is not overridden.")
-        return Response(status_code=HTTPStatus.NO_CONTENT, headers=SAFE_HEADERS)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     def operations(self) -> tuple[Operation, ...]:
         return (

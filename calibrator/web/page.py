@@ -13,15 +13,6 @@ from calibrator.core.snapshot import BackendView, Progress, Snapshot, SweepSumma
 from calibrator.core.sweep_record import LatencySummary, LevelReport
 
 CSS_PATH = "/static/page.css"
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 UNKNOWN = "unknown"
 NOTHING = "&ndash;"  # in cells of a table
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # an age is shown in the largest unit that it has two of

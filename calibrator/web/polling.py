@@ -152,7 +152,6 @@ class CapPolls:
             "ETag": etag,
             "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
             "RateLimit-Policy": f'"llm";q={share};qu="concurrent-requests"',
-            "X-Content-Type-Options": "nosniff",
         }
         full = Response(told.document(share).model_dump_json(), headers=headers, media_type="application/json")
         made = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from calibrator.errors import StoreError
 
 MEDIA_TYPE = "application/problem+json"
-SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
@@ -36,9 +35,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
 
     def response(self) -> Response:
         document = {"title": self.status.phrase, "status": int(self.status), "detail": self.detail, **self.members}
-        return Response(
-            json.dumps(document), self.status, headers={**SAFE_HEADERS, **self.headers}, media_type=MEDIA_TYPE
-        )
+        return Response(json.dumps(document), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 def invalid(error: ValidationError, what: str) -> Problem:

@@ -15,18 +15,14 @@ from markupsafe import Markup
 
 from calibrator.core.objective import Metric, Objective, parse_objective
 from calibrator.web.chart import Chart, Line, Point, svg
+from calibrator.web.headers import self_contained_policy
 from calibrator.web.sweep_models import LatencyDocument, LevelDocument, SweepDocument
 
 REPORT_TYPES = {"html": "text/html", "md": "text/markdown", "json": "application/json"}
 FORMATS = tuple(REPORT_TYPES)
-REPORT_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),  # the style stands in the file, so that it can be saved and sent; there is no script
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+_STYLE = (files("calibrator.web") / "static" / "report.css").read_text("utf-8")
+_POLICY = self_contained_policy(_STYLE)
+REPORT_HEADERS = {"Content-Security-Policy": f"{_POLICY}; frame-ancestors 'none'"}
 UNKNOWN = "\u2013"
 SHOWN_METRICS = (Metric.TTFT, Metric.ITL, Metric.E2E)
 
@@ -50,7 +46,8 @@ def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) 
         other=other,
         levels=_by_level(sweep),
         charts=[(chart.title, Markup(svg(chart))) for chart in charts(sweep)],  # noqa: S704 - `svg` escapes its texts
-        style=Markup((files("calibrator.web") / "static" / "report.css").read_text("utf-8")),  # noqa: S704 - our file
+        style=Markup(_STYLE),  # noqa: S704 - our file
+        policy=_POLICY,
         differences=[] if other is None else differences(sweep, other),
         pairs=[] if other is None else paired(sweep, other),
         objectives=[(text, parse_objective(text)) for text in sweep.provenance.objectives],

@@ -292,4 +292,4 @@ def test_head_works_wherever_get_does() -> None:
     paths = ask(operator, "/openapi.json").json()["paths"]
     for path in [path for path, methods in paths.items() if "get" in methods]:
         url = path.replace("{name}", "chat").replace("{sweep_id}", "sweep-6")
-        assert ask(operator, url, "HEAD").status_code == 200, url
+        assert ask(operator, url, "HEAD", **bearer(OPERATOR)).status_code == 200, url

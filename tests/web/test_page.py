@@ -139,11 +139,12 @@ def test_foreign_text_stays_text(name: str, reason: str, objective: str, engine:
     assert read.attributes == expected.attributes
 
 
-def test_the_page_may_load_its_style_sheet_and_nothing_else() -> None:
+def test_the_page_may_load_its_own_files_and_nothing_else() -> None:
     response = get("/", snapshot())
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["content-security-policy"] == (
-        "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     )
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"

@@ -43,7 +43,11 @@ def test_the_cap_and_its_headers_exactly() -> None:
         "etag": '"37-37-12-calibrated.0"',
         "cache-control": "max-age=5, stale-if-error=86400",
         "ratelimit-policy": '"llm";q=37;qu="concurrent-requests"',
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
         "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
         "content-type": "application/json",
         "content-length": str(len(response.content)),
     }
