@@ -72,6 +72,9 @@ chart: .venv/.runtime
 # refuses it, as soon as there is a newer one than the locked.
 COMPILE := uv pip compile --quiet $(UPGRADE) --no-strip-extras --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+# Each of those stands there without its extras, too: a package that asks for it plainly would get the newest otherwise.
+PLAIN_TOO := awk '/^[^ ]+\[/ { plain = $$0; sub(/\[[^]]*\]/, "", plain); more = more plain "\n"; on = 1; print; next } \
+  on && /^ / { more = more $$0 "\n"; print; next } { on = 0; print } END { printf "%s", more }'
 lock:
 	scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(PYTHON) -m venv "$$scratch/venv"; "$$scratch/venv/bin/python" $(PIP_INSTALL) uv; \
@@ -80,7 +83,10 @@ lock:
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt; \
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/runtime.txt --constraint requirements/build.txt \
 	  --output-file requirements/dev.txt; \
-	echo 'litellm[proxy]==1.106.2' | $(COMPILE) --output-file requirements/litellm.txt -
+	echo 'litellm[proxy]==1.106.2' | $(COMPILE) --output-file requirements/litellm.txt -; \
+	for name in runtime dev litellm; do \
+	  $(PLAIN_TOO) requirements/$$name.txt > "$$scratch/both.txt"; cp "$$scratch/both.txt" requirements/$$name.txt; \
+	done
 
 clean:
 	rm -rf .venv .venv-test .venv-ray .venv-litellm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
