@@ -32,7 +32,7 @@ Memory is bounded: beyond `MAX_CLIENTS` names the one silent for longest is forg
 name: two processes under one name are told one share and use it twice; a name of its own for each poll dilutes all.
 
 Times are the caller's monotonic seconds; clocks of pollers play no part. Cost of a poll: constant, but for a plan
-(n log n) in the cases above, and a look for the expired (n) every `LOOK_S`.
+(n log n) in the cases above, and every `LOOK_S` a look at those that were silent for long.
 
 Called by `service.shares`.
 """
@@ -47,7 +47,7 @@ LEAST_EXPIRY_S = 10.0
 EXPIRY_GAPS = 3.0
 LONGEST_GAP_S = 120.0  # twice the longest long poll
 GATHER_S = 0.1
-LOOK_S = 0.5  # between two looks for the expired: each is linear in the clients
+LOOK_S = 0.5  # between two looks for the expired
 REBALANCE_S = 5.0  # one usual poll interval: shares that move faster than they are heard of would only swing
 HALF_LIFE_S = 30.0
 RESERVE_RATIO = 0.25
@@ -198,11 +198,17 @@ class ShareBook:
         if now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
-        for name, client in list(self._clients.items()):
+        forgotten = []
+        for name, client in self._clients.items():
+            silent_s = now_s - client.seen_s
+            if silent_s < LEAST_EXPIRY_S:
+                break  # and all after it
             if client.is_live and now_s >= client.expires_s:
                 self._leave(client)
-            if not client.is_live and now_s - client.seen_s > LONGEST_GAP_S:
-                del self._clients[name]
+            if not client.is_live and silent_s > LONGEST_GAP_S:
+                forgotten.append(name)
+        for name in forgotten:
+            del self._clients[name]
 
     def _join(self, client: Client) -> None:
         client.target, client.need = 0, UNKNOWN

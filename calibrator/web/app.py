@@ -36,6 +36,7 @@ from calibrator.web.openapi import Json, openapi_document
 from calibrator.web.operation import Answer, Operation, guarded, routes
 from calibrator.web.overriding import Overriding
 from calibrator.web.page import CSS_PATH, page
+from calibrator.web.poll_lane import PollLane
 from calibrator.web.polling import CapPolls
 from calibrator.web.sessions import Sessions
 from calibrator.web.signing_in import SigningIn
@@ -57,7 +58,8 @@ def create_app(
     """`extra_routes`: gateways' own protocols, for which the caller must show a read token like any reader."""
     site = _Site(operator, clock, software_version, MetricsPage(operator.snapshot, clock, software_version))
     views = Views(operator)
-    api = Api(operator, clock, views, CapPolls(operator, clock, views, is_stopping), Overriding(operator, clock, views))
+    polls = CapPolls(operator, clock, views, is_stopping)
+    api = Api(operator, clock, views, polls, Overriding(operator, clock, views))
     gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
     trail, writable = Trail(clock), any(operator_tokens())
     signing_in = SigningIn(gatekeeper, trail)
@@ -68,7 +70,11 @@ def create_app(
     ]
     operations.append(_describe(operations, software_version))
     app = _Guarded(
-        routes=[*routes(operations, gatekeeper, trail), *(guarded(route, gatekeeper) for route in extra_routes)],
+        routes=[
+            PollLane(polls, gatekeeper),
+            *routes(operations, gatekeeper, trail),
+            *(guarded(route, gatekeeper) for route in extra_routes),
+        ],
         lifespan=lifespan,
         exception_handlers={
             problems.Problem: problems.on_problem,

@@ -120,6 +120,13 @@ class CapPolls:
         told = self._ask(name, Poll(query.client or "", query.in_flight, query.rejected))
         if query.wait > 0.0 and (told.share.requests is None or told.is_known(known)):
             told = await self._hold(request, told, Poll(query.client or "", is_waiting=True), query.wait)
+        return self._answer(told, known)
+
+    def at_once(self, name: str, poll: Poll, known: str) -> Response:
+        """The same for whoever does not wait; `known` is If-None-Match. Raises Problem."""
+        return self._answer(self._ask(name, poll), known)
+
+    def _answer(self, told: Told, known: str) -> Response:
         if told.share.requests is None:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -127,7 +134,7 @@ class CapPolls:
                 headers={"Retry-After": str(math.ceil(told.share.retry_after_s))},
             )
         etag = told.etag
-        full, unchanged = self._made.get((name, etag)) or self._make(told, etag, told.share.requests)
+        full, unchanged = self._made.get((told.view.name, etag)) or self._make(told, etag, told.share.requests)
         return unchanged if known and matches(known, etag) else full
 
     def _ask(self, name: str, poll: Poll) -> Told:
