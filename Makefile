@@ -37,13 +37,23 @@ demo: .venv/.runtime
 
 setup: .venv/.runtime .venv/.dev
 
+# Families in one process each, on virtual time or without any, run two at a time; whatever starts programs or measures
+# real time runs alone. Both parts run, whatever the first one says.
+TOGETHER := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
+PYTEST := TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest
+
 test: lint .venv-test/.wheel .venv-litellm/.wheel
-	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
-	  .venv-test/bin/python -m pytest --durations=15 $(ARGS)
+ifeq ($(ARGS),)
+	failed=0; \
+	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(TOGETHER) || failed=$$?; \
+	$(PYTEST) --durations=15 $(addprefix --ignore=,$(TOGETHER)) || failed=$$?; \
+	exit $$failed
+else
+	$(PYTEST) --durations=15 $(ARGS)
+endif
 
 test-long: .venv-test/.wheel
-	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
-	  .venv-test/bin/python -m pytest -m long -s $(ARGS)
+	$(PYTEST) -m long -s $(ARGS)
 
 lint: .venv-test/.dev
 	.venv-test/bin/ruff check .
