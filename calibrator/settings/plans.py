@@ -37,7 +37,9 @@ class _Reader:
         text = self._environment(key, reference.env) if reference.env is not None else self._file(key, reference.file)
         if text is not None and not (text.isascii() and text.isprintable() and text.strip() == text != ""):
             self._complain(
-                key, "refers to a secret that is empty or cannot stand in a header.", "Give one line of ASCII."
+                key,
+                "refers to a secret that is empty or not plain text.",
+                "Give one line of ASCII, without spaces around.",
             )
         return text
 
@@ -71,11 +73,13 @@ class _Reader:
 def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendPlan, ...]:
     """In the order of the file. Raises ConfigurationError for every secret or certificate that is not there.
 
-    Tokens are looked at too, so that one start names every problem.
+    Tokens and the store's secret are looked at too, so that one start names every problem.
     """
     reader = _Reader(environ)
     plans = tuple(_plan(name, backend, reader) for name, backend in settings.backends.items())
     _read_tokens(settings, reader)
+    _read_database_url(settings, reader)
+    reader.existing("store.ca_file", settings.store.ca_file)
     reader.finish()
     return plans
 
@@ -88,9 +92,21 @@ def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
     return found
 
 
+def database_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """Of the PostgreSQL that holds the state; None: it is in a file. Read anew each time. Raises ConfigurationError."""
+    reader = _Reader(environ)
+    found = _read_database_url(settings, reader)
+    reader.finish()
+    return found
+
+
 def redacted(settings: Settings) -> dict[str, Any]:
     """What is in force, as it would be written in a file: secrets are references, so nothing secret is in it."""
     return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _read_database_url(settings: Settings, reader: _Reader) -> str | None:
+    return reader.secret("store.postgresql", settings.store.postgresql)
 
 
 def _read_tokens(settings: Settings, reader: _Reader) -> Tokens:

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from calibrator.errors import ConfigurationError
 from calibrator.settings.fields import children, field_at
 
-SECRET_KEYS = frozenset({"api_key", "operator_tokens", "read_tokens"})
+SECRET_KEYS = frozenset({"api_key", "operator_tokens", "postgresql", "read_tokens"})
 _REFUSAL = "calibrator_refusal"
 _EMPTY = "is empty."
 _SHAPES = {  # pydantic's error type: (what it is not, how to write it)

@@ -6,7 +6,6 @@ Attribute names carry units (`every_s`), keys of the file do not: their values d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -24,6 +23,7 @@ from calibrator.settings.load_generator import LoadSettings
 from calibrator.settings.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.replicas import ReplicasSettings, with_url
+from calibrator.settings.store import StoreSettings
 from calibrator.settings.traces import read_trace
 from calibrator.settings.triggers import TriggerSettings
 from calibrator.settings.values import (
@@ -57,22 +57,6 @@ class ListenSettings(Frozen):
         default="127.0.0.1", description="address to bind; 0.0.0.0 answers everybody, hence not the default"
     )
     port: int = Field(default=8300, ge=0, le=65535, description="TCP port; 0 takes a free one")
-
-
-class StoreSettings(Frozen):
-    """What survives a restart."""
-
-    path: File = Field(default=Path("calibrator.db"), description="SQLite file; one running service per file")
-    keep_sweeps: int = Field(
-        default=200, ge=1, le=100_000, description="calibrated sweeps kept per backend; failed ones: twice as many"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sqlite_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "url" in value:
-            refuse(Problem("url", "PostgreSQL comes in a later release.", "Give path, a file for SQLite."))
-        return value
 
 
 class AuthSettings(Frozen):

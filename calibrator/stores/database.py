@@ -10,10 +10,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
 from sqlalchemy import ColumnElement, Table
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-Insert: TypeAlias = sqlite.Insert
+Insert: TypeAlias = sqlite.Insert | postgresql.Insert  # each with `on_conflict_do_update`
 
 
 class Database(Protocol):
@@ -30,8 +30,9 @@ class Database(Protocol):
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
 
-    def writing(self, *, is_news: bool = True) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction, committed at the block's end. `is_news`: the other instances are to hear of it."""
+    def writing(self, *, is_news: bool = True, is_urgent: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction, committed at the block's end. `is_news`: the other instances are to hear of it; `is_urgent`:
+        it waits behind no other transaction of this instance."""
         ...
 
     def insert(self, table: Table) -> Insert: ...

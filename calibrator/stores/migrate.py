@@ -1,8 +1,8 @@
-"""Bringing a database file to this program's schema, or refusing it with the reason. Synchronous: call it in a thread.
+"""Bringing a database to this program's schema, or refusing it with the reason. Synchronous: call it in a thread.
 
-| file | what happens |
+| database | what happens |
 |---|---|
-| absent or empty | all revisions run, in one transaction: a kill leaves the file empty, not half made |
+| absent or empty | all revisions run, in one transaction: a kill leaves it empty, not half made |
 | an older revision | the missing ones run, likewise |
 | this revision | nothing |
 | a revision we do not know | refused: a newer release wrote it, and going back could lose what it means |
@@ -22,25 +22,48 @@ from sqlalchemy import Connection, inspect
 from calibrator.errors import StoreError
 
 SCRIPTS = Path(__file__).with_name("migrations")
+MIGRATION_LIMIT_S = 60.0  # waiting for another instance's migration included
 
 
-def migrate(connection: Connection, path: Path) -> None:
-    """Upgrade inside the connection's transaction; `path` is for messages. Raises StoreError."""
+def head() -> str:
+    """The revision of this program."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def revision(connection: Connection) -> str | None:
+    """None: nothing was ever stored."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_current(connection: Connection, name: str, elsewhere: str) -> bool:
+    """False: `migrate` has work. `name`, and `elsewhere` (what to change instead), are for messages. StoreError."""
+    current = revision(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if current is None and inspect(connection).get_table_names():
+        raise StoreError(f"{_capital(name)} belongs to another program.", f"{_capital(elsewhere)}.")
+    if current is not None and current not in known:
+        raise StoreError(
+            f"{_capital(name)} was written by a newer release (its schema is {current}, this program knows up to "
+            f"{head()}).",
+            f"Run that release, or {elsewhere}.",
+        )
+    return current == head()
+
+
+def migrate(connection: Connection, name: str, elsewhere: str) -> None:
+    """Upgrade inside the connection's transaction. Raises StoreError."""
+    if is_current(connection, name, elsewhere):
+        return
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))  # a ConfigParser: % interpolates
-    config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    current = MigrationContext.configure(connection).get_current_revision()
-    if current == scripts.get_current_head():
-        return
-    if current is None and inspect(connection).get_table_names():
-        raise StoreError(
-            f"The database {path} belongs to another program.", "Set store.path to a file of calibrator's own."
-        )
-    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
-        raise StoreError(
-            f"The store {path} was written by a newer release (its schema is {current}, this program knows up to "
-            f"{scripts.get_current_head()}).",
-            "Run that release, or set store.path to a new file.",
-        )
-    command.upgrade(config, "head")
+    return config
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -42,7 +42,7 @@ class SqlLeases:
             )
             .returning(leases.c.epoch)
         )
-        async with self._database.writing() as connection:
+        async with self._database.writing(is_urgent=True) as connection:
             epoch = await connection.scalar(statement)
         return None if epoch is None else Tenure(group, holder, epoch)
 
@@ -57,8 +57,8 @@ class SqlLeases:
             leases.c.holder != "", leases.c.expires_at >= self._database.now_s
         )
         async with self._database.reading() as connection:
-            return dict((await connection.execute(held)).tuples().all())
+            return dict((await connection.execute(held)).all())
 
     async def _change(self, tenure: Tenure, update: Update, *, is_news: bool = False) -> bool:
-        async with self._database.writing(is_news=is_news) as connection:
+        async with self._database.writing(is_news=is_news, is_urgent=True) as connection:
             return (await connection.execute(update.where(in_force(tenure)))).rowcount == 1

@@ -193,4 +193,4 @@ class SqlStore:
     async def memories(self, backend: str) -> Mapping[str, str]:
         statement = select(memories.c.kind, memories.c.document).where(memories.c.backend == backend)
         async with self._database.reading() as connection:
-            return dict((await connection.execute(statement)).tuples().all())
+            return dict((await connection.execute(statement)).all())

@@ -33,6 +33,7 @@ from calibrator.stores.sql_store import SqlStore
 
 BUSY_TIMEOUT_MS = 10_000  # longer than any transaction of ours; a foreign reader's checkpoint may hold the file
 JULIAN_DAY_OF_UNIX_EPOCH = 2_440_587.5
+ELSEWHERE = "set store.path to another file"
 _READ_ONLY = {"begin": "BEGIN"}  # execution option: a snapshot, no write lock
 
 
@@ -74,8 +75,8 @@ class SqliteDatabase:
         return sqlite.insert(table)
 
     @asynccontextmanager
-    async def writing(self, *, is_news: bool = True) -> AsyncIterator[AsyncConnection]:
-        del is_news  # to whom?
+    async def writing(self, *, is_news: bool = True, is_urgent: bool = False) -> AsyncIterator[AsyncConnection]:
+        del is_news, is_urgent  # nobody else is there to hear of it, or to wait behind
         with _translated(self._path):
             async with self._opened().begin() as connection:
                 yield connection
@@ -96,7 +97,7 @@ class SqliteDatabase:
             _configure(engine, self._busy_timeout_ms)
             try:
                 with _translated(self._path), engine.begin() as connection:
-                    migrate(connection, self._path)
+                    migrate(connection, f"the store {self._path}", ELSEWHERE)
                     connection.execute(leases.update().values(holder=""))
             finally:
                 engine.dispose()

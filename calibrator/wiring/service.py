@@ -15,7 +15,6 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import uvicorn
@@ -25,7 +24,6 @@ from calibrator.clock import SystemClock
 from calibrator.ports import Operator
 from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
-from calibrator.stores.sqlite import sqlite_store
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
 from calibrator.wiring.fresh_tokens import FreshTokens
@@ -34,6 +32,7 @@ from calibrator.wiring.generator import require_parts
 from calibrator.wiring.listening import listen
 from calibrator.wiring.replicas import discovery
 from calibrator.wiring.start_selftest import rate_generator
+from calibrator.wiring.stores import make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 
 GRACEFUL_TIMEOUT_S = 5
@@ -64,7 +63,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     require_parts(load)
     clock = SystemClock()
     listener = listen(settings.listen.host, settings.listen.port)
-    store = sqlite_store(Path(settings.store.path), keep_sweeps=settings.store.keep_sweeps)
+    store = make_store(settings, environ)
     supervisor = Supervisor(
         plans,
         runner=sweep_runner(load),

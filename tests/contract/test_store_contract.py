@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pytest
 from support.memory_store import MemoryStore
+from support.postgres_process import PostgresProcess
 from support.records import recommendation, running, sweep
 
 from calibrator.core.shares import HeldShare
@@ -17,7 +18,9 @@ from calibrator.core.snapshot import Override, Progress
 from calibrator.core.sweep_record import SweepOutcome
 from calibrator.errors import StaleTenureError, StoreError
 from calibrator.ports import Activity, Leases, Store, Tenure, Wish
-from calibrator.stores.sqlite import sqlite_store
+from calibrator.stores.postgresql import PostgresDatabase
+from calibrator.stores.sql_store import SqlStore
+from calibrator.stores.sqlite import SqliteDatabase
 
 
 class Keeper(Store, Protocol):
@@ -29,23 +32,30 @@ class Keeper(Store, Protocol):
 Reopen = Callable[[], Keeper]  # each call: the same stored content, as a restarted service would see it
 
 
-def _memory(_folder: Path, keep_sweeps: int) -> Reopen:
-    store = MemoryStore(keep_sweeps)
+def _memory(_request: pytest.FixtureRequest) -> Reopen:
+    store = MemoryStore(KEEP)
     return lambda: store
 
 
-def _sqlite(folder: Path, keep_sweeps: int) -> Reopen:
-    return lambda: sqlite_store(folder / "store.db", keep_sweeps)
+def _sqlite(request: pytest.FixtureRequest) -> Reopen:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return lambda: SqlStore(SqliteDatabase(folder / "store.db"), KEEP)
 
 
-STORES = {"memory": _memory, "sqlite": _sqlite}
+def _postgresql(request: pytest.FixtureRequest) -> Reopen:
+    server: PostgresProcess = request.getfixturevalue("postgres_server")
+    url = server.url(server.new_database())
+    return lambda: SqlStore(PostgresDatabase(lambda: url), KEEP)
+
+
+STORES = {"memory": _memory, "sqlite": _sqlite, "postgresql": _postgresql}
 KEEP = 3
 
 
 @pytest.fixture(params=STORES)
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
-    make: Callable[[Path, int], Reopen] = STORES[request.param]
-    return make(tmp_path, KEEP)
+def reopen(request: pytest.FixtureRequest) -> Reopen:
+    make: Callable[[pytest.FixtureRequest], Reopen] = STORES[request.param]
+    return make(request)
 
 
 def _use(reopen: Reopen, work: Callable[[Keeper], Awaitable[None]]) -> None:

@@ -22,12 +22,14 @@ from calibrator.errors import ConfigurationError
 from calibrator.settings import (
     Settings,
     backend_plans,
+    database_url,
     load_settings,
     parse_settings,
     redacted,
     reference_markdown,
     tokens,
 )
+from calibrator.settings.values import Secret
 
 MINIMAL: dict[str, Any] = {
     "backends": {
@@ -36,7 +38,8 @@ MINIMAL: dict[str, Any] = {
 }
 FULL = """
 listen: {host: 0.0.0.0, port: 0}
-store: {path: /var/lib/calibrator/state.db, keep_sweeps: 10}
+store: {postgresql: {env: DATABASE}, ca_file: %(folder)s/new, on_corrupt: move_aside, keep_sweeps: 10,
+        keep_recommendations: 20, keep_samples: 0}
 auth: {operator_tokens: [{file: %(folder)s/new}, {env: OLD}], read_tokens: [{env: READ}]}
 sweeps: {max_parallel: 2}
 load: {kind: ray, workers: 12, ray_address: 'ray://head:10001', ray_start: 10m, selftest: false}
@@ -131,13 +134,16 @@ def test_four_keys_are_enough_and_the_rest_is_by_design(tmp_path: Path) -> None:
 
 def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("fresh\n")
-    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1"}
+    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     (plan,) = backend_plans(settings, environ)
     found = tokens(settings, environ)
     assert (found.operator, found.read) == (("fresh", "worn"), ("eyes",))
     assert (settings.listen.host, settings.listen.port, settings.sweeps.max_parallel) == ("0.0.0.0", 0, 2)
-    assert (settings.store.path, settings.store.keep_sweeps) == (Path("/var/lib/calibrator/state.db"), 10)
+    store = settings.store
+    assert (store.path, store.postgresql, store.ca_file) == (None, Secret(env="DATABASE"), tmp_path / "new")
+    assert (store.on_corrupt, store.keep_sweeps, store.keep_recommendations) == ("move_aside", 10, 20)
+    assert store.keep_samples == 0
     assert (settings.log.level, settings.log.format) == ("debug", "console")
     assert (plan.engine_group, plan.target.api, plan.target.api_key) == ("gpu-1", "completions", "sk-1")
     assert plan.target.url == "https://host:8000/v1"
@@ -160,12 +166,13 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
 
 def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("fresh\n")
-    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1"}
+    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     printed = yaml.safe_dump(redacted(settings))
     assert load(tmp_path, printed) == settings
     plans = backend_plans(settings, environ)
-    for secret in ("fresh", "worn", "eyes", "sk-1"):
+    assert database_url(settings, environ) == "postgresql://u:pw-7@h/d"
+    for secret in ("fresh", "worn", "eyes", "sk-1", "pw-7"):
         assert secret not in printed
         assert secret not in repr((settings, plans, tokens(settings, environ)))
 
@@ -329,11 +336,13 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
     "key without certificate": ((*CHAT, "client_key_file", "/k"), "client_key_file:", "Give client_cert_file too."),
     "empty path": (("store", "path", ""), "store.path:", "Write it like /etc/"),
     "path as number": (("store", "path", 5), "store.path:", "Put it in quotes."),
-    "PostgreSQL": (
-        ("store", "url", "postgresql://h/db"),
-        "store.url: PostgreSQL comes in a later release.",
-        "Give path",
+    "two stores": (
+        ("store", {"path": "a.db", "postgresql": {"env": "A"}}),
+        "store.postgresql: stands beside path.",
+        "Give one of the two.",
     ),
+    "no store": (("store", "path", None), "store.path: is empty.", "Give the path of a SQLite file"),
+    "authorities of a file": (("store", "ca_file", "/ca"), "store.ca_file: is of no use", "Leave it out"),
     "port": (("listen", "port", 65536), "listen.port:", "Give a number of at most 65535."),
     "log format": (("log", "format", "xml"), "log.format:", "Write 'json' or 'console'."),
     "model as number": ((*CHAT, "model", 1.10), "backends.chat.model:", "Put it in quotes."),
@@ -359,6 +368,8 @@ INLINE: dict[str, tuple[Any, ...]] = {
     "two references": (*CHAT, "api_key", {"env": "A", "file": SECRET}),
     "a secret where a variable's name belongs": (*CHAT, "api_key", {"env": SECRET}),
     "a list of secrets": (*CHAT, "api_key", [SECRET]),
+    "a database's URL": ("store", "postgresql", f"postgresql://u:{SECRET}@h/db"),
+    "a database's URL under another name": ("store", "url", f"postgresql://u:{SECRET}@h/db"),
     "credentials in the URL": (*CHAT, "url", f"http://user:{SECRET}@h/v1"),
     "a misspelt key": (*CHAT, "apikey", SECRET),
 }
@@ -506,5 +517,5 @@ def test_the_reference_lists_every_key_with_type_default_and_meaning(tmp_path: P
             return set().union({path}, *(keys(one, f"{path}[]") for one in value)) - {f"{path}[]"}
         return {path} - {f"{path.removesuffix('[]')}[]"}
 
-    instead_of_classes = "backends.<name>.workload.trace"
-    assert keys(redacted(load(tmp_path, FULL % {"folder": tmp_path})), "") == set(table) - {instead_of_classes}
+    alternatives = {"backends.<name>.workload.trace", "store.path"}
+    assert keys(redacted(load(tmp_path, FULL % {"folder": tmp_path})), "") == set(table) - alternatives

@@ -120,7 +120,7 @@ def test_a_migration_that_is_cut_off_leaves_an_empty_file(tmp_path: Path) -> Non
     engine = create_engine(f"sqlite:///{tmp_path / 'store.db'}", isolation_level=None)
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        migrate(connection, tmp_path)
+        migrate(connection, "the store", "move it")
         assert inspect(connection).has_table("sweeps")
         connection.exec_driver_sql("ROLLBACK")
     with engine.connect() as connection:

@@ -1,0 +1,67 @@
+"""What survives a restart, and where: in a file of this machine, or in a PostgreSQL that several services share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from calibrator.settings.problems import Problem, refuse
+from calibrator.settings.values import File, Frozen, Secret
+
+_REFERENCE = (
+    "Write postgresql: {file: /run/secrets/name} or {env: NAME}, which holds postgresql://user:password@host/db."
+)
+
+
+class StoreSettings(Frozen):
+    """What survives a restart."""
+
+    path: File | None = Field(
+        default=Path("calibrator.db"), description="SQLite file; one running service per file; not with postgresql"
+    )
+    postgresql: Secret | None = Field(
+        default=None,
+        description="instead of path, for several services: what holds the URL of the database, such as "
+        "`postgresql://user:password@host:5432/name?sslmode=verify-full`",
+    )
+    ca_file: File | None = Field(
+        default=None,
+        description="with postgresql: certificate authorities of the server; sslmode is then verify-full, unless the "
+        "URL says otherwise",
+    )
+    on_corrupt: Literal["refuse", "move_aside"] = Field(
+        default="refuse",
+        description="a damaged SQLite file: refuse to start, or rename it and start afresh, with the fallback caps",
+    )
+    keep_sweeps: int = Field(
+        default=200, ge=1, le=100_000, description="calibrated sweeps kept per backend; failed ones: twice as many"
+    )
+    keep_recommendations: int = Field(
+        default=1000, ge=1, le=1_000_000, description="published caps kept per backend, about 1 KB each"
+    )
+    keep_samples: int = Field(
+        default=5, ge=0, le=1000, description="newest sweeps per backend whose single requests are kept, for export"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "url" in value:
+            refuse(Problem("url", "the URL of a database holds a password, which may not stand here.", _REFERENCE))
+        if value.get("postgresql") is None:
+            return value
+        if value.get("path") is not None:
+            refuse(Problem("postgresql", "stands beside path.", "Give one of the two."))
+        return {**value, "path": None}
+
+    @model_validator(mode="after")
+    def _authorities_of_somebody(self) -> Self:
+        if self.ca_file is not None and self.postgresql is None:
+            refuse(Problem("ca_file", "is of no use to a file.", "Leave it out, or give postgresql."))
+        if self.path is None and self.postgresql is None:
+            refuse(Problem("path", "is empty.", "Give the path of a SQLite file, or postgresql."))
+        return self

@@ -1,0 +1,84 @@
+"""Hearing what other instances wrote: LISTEN on a connection of its own, which is opened again whenever it breaks.
+
+News are only ever a hint to look now instead of later: whoever waits has a limit, and looks then anyway. So a lost
+notification costs time, never truth, and a database that is out of reach costs nothing but that. A new connection
+counts as news, because some may have been missed before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import asyncpg
+import structlog
+
+CHANNEL = "calibrator"
+PULSE_S = 5.0  # a connection whose other end vanished silently is found after so long
+PULSE_LIMIT_S = 3.0
+RETRY_S = 1.0
+
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+
+
+class Listener:
+    """Runs from `start` to `stop`. `own` is the payload of what this instance wrote itself."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], own: str) -> None:
+        self._connect = connect
+        self._own = own
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def wait(self, limit_s: float) -> None:
+        """Until there are news, at most `limit_s`; they count as heard then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._news.wait()
+        self._news.clear()
+
+    async def _run(self) -> None:
+        is_told = False
+        while True:
+            try:
+                await self._listen()
+            except (
+                OSError,
+                TimeoutError,
+                ValueError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+            ) as error:
+                if not is_told:
+                    self._log.warning("no news from the database; looking at intervals", error=type(error).__name__)
+                is_told = True
+            await asyncio.sleep(RETRY_S)
+
+    async def _listen(self) -> None:
+        """Returns when the connection has ended."""
+        connection = await self._connect()
+        try:
+            await connection.add_listener(CHANNEL, self._hear)
+            self._news.set()
+            while not connection.is_closed():
+                await asyncio.sleep(PULSE_S)
+                await connection.execute("SELECT", timeout=PULSE_LIMIT_S)
+        finally:
+            connection.terminate()
+
+    def _hear(self, _connection: object, _process: int, _channel: str, sender: object) -> None:
+        if sender != self._own:
+            self._news.set()

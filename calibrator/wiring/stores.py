@@ -1,0 +1,30 @@
+"""Which store the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from calibrator.settings import Settings, database_url
+from calibrator.stores.database import Database
+from calibrator.stores.postgresql import PostgresDatabase
+from calibrator.stores.sql_store import SqlStore
+from calibrator.stores.sqlite import SqliteDatabase
+
+
+def make_store(settings: Settings, environ: Mapping[str, str]) -> SqlStore:
+    """Not open yet."""
+    return SqlStore(make_database(settings, environ), settings.store.keep_sweeps)
+
+
+def make_database(settings: Settings, environ: Mapping[str, str]) -> Database:
+    """Not open yet. The URL's secret is read at each new connection, which follows its rotation."""
+    store = settings.store
+    if store.path is not None:
+        return SqliteDatabase(store.path)
+    ca_file = None if store.ca_file is None else str(store.ca_file)
+    return PostgresDatabase(partial(_url, settings, environ), ca_file)
+
+
+def _url(settings: Settings, environ: Mapping[str, str]) -> str:
+    return database_url(settings, environ) or ""  # the settings say that there is one

@@ -1,0 +1,148 @@
+"""A real PostgreSQL of the tests' own: a cluster in a directory of its own, a free port of 127.0.0.1, no password.
+
+The server refuses to run as root, so it then runs as the user `postgres` that its package made. It is started and
+stopped by its process id; `restart` and `kill` are what a crash and an operator do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from support.require import require
+
+START_LIMIT_S = 60.0
+
+
+def programs() -> Path | None:
+    """Where `postgres` and `initdb` are; None: nowhere."""
+    found = shutil.which("postgres")
+    places = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((place for place in reversed(places) if (place / "initdb").exists()), None)
+
+
+class PostgresProcess:
+    """A running server."""
+
+    def __init__(self, bin_folder: Path, folder: Path, options: tuple[str, ...] = ()) -> None:
+        self._bin = bin_folder
+        self._folder = folder
+        self._options = options
+        self._names = itertools.count(1)
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """On the port it had, or a free one."""
+        self.port = self.port or _free_port()
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off", "max_connections": 60}
+        options = [f"-c{name}={value}" for name, value in settings.items()]
+        command = [*self._command("postgres"), f"-cunix_socket_directories={self._folder}", *options, *self._options]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **_as_postgres())
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError((self._folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """SIGQUIT: at once, as in a crash; SIGINT: fast; returns when it is gone."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGCONT)
+                os.kill(self._process.pid, how)
+            self._process.wait(START_LIMIT_S)
+            self._process = None
+
+    def url(self, database: str, **parameters: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in parameters.items())
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}{'?' if query else ''}{query}"
+
+    def new_database(self) -> str:
+        """Its name."""
+        name = f"t{next(self._names)}"
+        self.execute(f"CREATE DATABASE {name}", "postgres")
+        return name
+
+    def execute(self, statement: str, database: str, user: str = "postgres") -> list[Any]:
+        """Rows of one statement, in a connection of its own; in a test with an event loop, call it in a thread."""
+
+        async def once() -> list[Any]:
+            connection = await asyncpg.connect(
+                host="127.0.0.1", port=self.port, user=user, database=database, ssl=False
+            )
+            try:
+                return [tuple(row) for row in await connection.fetch(statement)]
+            finally:
+                await connection.close()
+
+        return asyncio.run(once())
+
+    def _answers(self) -> bool:
+        try:
+            self.execute("SELECT 1", "postgres")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*self._command(program), *arguments], capture_output=True, check=False, text=True, **_as_postgres()
+        )
+        assert done.returncode == 0, done.stderr
+
+    def _command(self, program: str) -> list[str]:
+        return [str(self._bin / program), "-D", str(self._folder / "data")]
+
+
+@contextmanager
+def postgres(*options: str) -> Iterator[PostgresProcess]:
+    """A server for as long as the block lasts."""
+    found = programs()
+    require("PostgreSQL", found=found is not None, remedy="apt-get install postgresql")
+    assert found is not None
+    folder = Path(tempfile.mkdtemp(prefix="calibrator-pg-"))
+    try:
+        if "user" in _as_postgres():
+            owner = pwd.getpwnam("postgres")
+            os.chown(folder, owner.pw_uid, owner.pw_gid)
+        server = PostgresProcess(found, folder, options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _as_postgres() -> dict[str, Any]:
+    return {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": "/"} if os.geteuid() == 0 else {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
