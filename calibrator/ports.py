@@ -230,6 +230,7 @@ class SweepOrder:
     abort: AbortLimits = field(default_factory=AbortLimits)
     limits: SweepLimits = field(default_factory=SweepLimits)
     doubts: tuple[str, ...] = ()  # known before it begins; they become warnings of the record
+    trigger: str = ""  # why it runs, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +288,10 @@ class Store(Protocol):
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
         """The newest of each backend."""
+        ...
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        """Newest first."""
         ...
 
     async def save_sweep(self, record: SweepRecord) -> None:
@@ -421,6 +426,18 @@ class Share:
     retry_after_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Poller:
+    """One live client of a cap."""
+
+    client: str
+    per_replica: bool  # divides the replica's cap
+    share: int  # what it was last told; 0: it waits
+    target: int  # what it gets as soon as the others have heard of theirs
+    seen_age_s: float  # since its last poll
+    gap_s: float  # longest time between two of its polls
+
+
 class Operator(Protocol):
     """What a person or a gateway may ask of the running service; the web layer's only way in."""
 
@@ -430,9 +447,22 @@ class Operator(Protocol):
         """Queue a sweep; returns its id. Raises ConfigurationError if one runs or is queued already."""
         ...
 
+    async def cancel_sweep(self, backend: str, author: str) -> str:
+        """End the running sweep, or take back the queued one; returns its id. Raises ConfigurationError if there is
+        none."""
+        ...
+
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]: ...
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        """What was published, newest first. Raises StoreError."""
+        ...
+
+    def pollers(self, backend: str) -> Sequence[Poller]:
+        """By name, those that count now."""
+        ...
 
     async def override(self, backend: str, override: Override) -> bool:
         """Pin the cap now. False: a restart would not remember it yet. Raises ConfigurationError (no such backend)."""

@@ -96,6 +96,7 @@ def sweep_summary(record: SweepRecord) -> Document:
         "sweep_id": record.sweep_id,
         "backend": record.backend,
         "mode": record.mode,
+        "trigger": record.trigger,
         "outcome": None if record.outcome is None else record.outcome.value,
         "grade": None if record.grade is None else record.grade.value,
         "capacity": capacity_document(record.capacity),

@@ -164,6 +164,11 @@ class ShareBook:
             HeldShare(name, client.told, client.gap_s) for name, client in self._clients.items() if client.told > 0
         )
 
+    def live(self) -> list[tuple[str, Client]]:
+        """Who counts now, by name."""
+        live = ((name, client) for name, client in self._clients.items() if client.is_live)
+        return sorted(live, key=lambda one: one[0])
+
     def restore(self, held: Iterable[HeldShare], now_s: float) -> None:
         """Whoever held a share holds it still. Nobody could poll while we were away: all count as just seen."""
         for share in held:

@@ -74,6 +74,15 @@ class Recommendation:
 
 
 @dataclass(frozen=True, slots=True)
+class CapPoint:
+    """A cap that was published at one time, for a trend at a glance."""
+
+    at: float
+    cap: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
 class Override:
     """A cap that a person pinned; it ends by itself."""
 
@@ -202,6 +211,7 @@ class BackendView:
     headroom_min_ratio: float | None = None  # of the last 60 s
     guard: GuardView | None = None
     held_back: HeldBack | None = None  # why a sweep that was due has not started
+    trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
     shadow: Recommendation | None = None  # `publish: shadow`: what gateways get instead of the recommendation
 
     def state_at(self, now: float) -> State:

@@ -176,3 +176,4 @@ class SweepRecord:
     burst: BurstReport | None = None  # None: not asked for, or not one burst came to its end
     aborted: Abort | None = None  # ended to spare live users: it may lower a cap, never raise one
     harm: Harm = field(default_factory=Harm)
+    trigger: str = ""  # why it ran, in words; empty: written by a release that did not keep it

@@ -16,7 +16,16 @@ from calibrator.core.override import overlaid
 from calibrator.core.recalibration import looked_above, warm_start
 from calibrator.core.recommendation import fallback
 from calibrator.core.sample import RequestOutcome
-from calibrator.core.snapshot import BackendView, Counters, Health, Override, Progress, Recommendation, SweepSummary
+from calibrator.core.snapshot import (
+    BackendView,
+    CapPoint,
+    Counters,
+    Health,
+    Override,
+    Progress,
+    Recommendation,
+    SweepSummary,
+)
 from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
 from calibrator.core.workload import prompt_lengths
 from calibrator.ports import BackendPlan, SweepOrder, Target
@@ -66,6 +75,7 @@ class BackendState:
     running: asyncio.Task[SweepRecord] | None = None
     must_end_at_s: float = 0.0  # monotonic; a sweep that runs longer is ended from outside
     is_overdue: bool = False
+    cancelled_by: str = ""
     settling: asyncio.Task[None] | None = None  # an ended sweep on its way to the store
     leader: BackendState = field(init=False)  # measures for all that share its engines; often itself
     share: float = 1.0  # of what the leader measures
@@ -192,7 +202,9 @@ class BackendState:
         resting = fallback(self.plan.name, self.plan.policy, published.published_at, published.version)
         return replace(resting, reason="publish: shadow; gateways get the configured fallback")
 
-    def view(self, beneath: Recommendation, override: Override | None = None) -> BackendView:
+    def view(
+        self, beneath: Recommendation, override: Override | None = None, trend: tuple[CapPoint, ...] = ()
+    ) -> BackendView:
         published = beneath if override is None else overlaid(beneath, override, self.plan.policy)
         fleet = self.fleet
         refusal, care = fleet.refusal, self.plan.care
@@ -237,6 +249,7 @@ class BackendState:
             headroom_min_ratio=fleet.headroom_min_ratio,
             guard=self.guard.view(),
             held_back=None if self.leader.running is not None else self.leader.door.held,
+            trend=trend,
             shadow=self._shadow(published) if care.shadow else None,
         )
 
@@ -300,4 +313,5 @@ def begun(order: SweepOrder) -> SweepRecord:
             software="",
         ),
         history=History(order.objectives),
+        trigger=order.trigger,
     )

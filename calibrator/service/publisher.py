@@ -16,19 +16,21 @@ newest state of `MAX_WAITING` sweeps. What waits is readable as if it were store
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import structlog
 
-from calibrator.core.snapshot import Recommendation
+from calibrator.core.snapshot import CapPoint, Recommendation
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.ports import Clock, Store, Tenure
 
 RETRY_S = 5.0
 MAX_WAITING = 200  # sweep records; some 100 KB each
 CLOSE_LIMIT_S = 5.0
+TREND_POINTS = 24  # what a glance can take in
 
 Item = TypeVar("Item", Recommendation, SweepRecord)
 
@@ -48,6 +50,7 @@ class Publisher:
         self._one_writer = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
+        self._trends: dict[str, deque[CapPoint]] = {}
         self.changes = 0  # of what is served
         self._log = structlog.get_logger()
 
@@ -64,6 +67,7 @@ class Publisher:
         for recommendation in stored:
             self._served[recommendation.backend] = recommendation
             self._versions[recommendation.backend] = recommendation.version
+            self._note(recommendation)
 
     def publish(self, recommendation: Recommendation) -> None:
         """Serve now what must not wait; the rest is served once `flush` or `write_behind` has stored it."""
@@ -83,7 +87,25 @@ class Publisher:
             lost = self._records.pop(next(iter(self._records)))
             self._log.error("sweep lost: the database fails for too long", backend=lost.backend, sweep=lost.sweep_id)
 
+    def look_back(self, newest_first: Sequence[Recommendation]) -> None:
+        """After a restart: what was published before, of one backend."""
+        if newest_first:
+            past = (CapPoint(one.published_at, one.cap, one.state) for one in reversed(newest_first))
+            self._trends[newest_first[0].backend] = deque(past, TREND_POINTS)
+
     # -------------------------------------------------------------------------------------------------- reading
+    def trend(self, backend: str) -> tuple[CapPoint, ...]:
+        """What was served of late, oldest first."""
+        return tuple(self._trends.get(backend, ()))
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        """Newest first. Raises StoreError."""
+        known = {one.version: one for one in await self._store.recommendations(backend, limit)}
+        served = self._served.get(backend)
+        if served is not None:
+            known[served.version] = served
+        return [known[version] for version in sorted(known, reverse=True)][:limit]
+
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         """Raises StoreError if the database must be asked and fails."""
         return self._records.get(sweep_id) or await self._store.sweep(sweep_id)
@@ -140,5 +162,12 @@ class Publisher:
         self._served[recommendation.backend] = recommendation
         self.changes += 1
         if known is not recommendation:
+            self._note(recommendation)
             state = recommendation.state.value
             self._log.info("published", backend=recommendation.backend, cap=recommendation.cap, state=state)
+
+    def _note(self, recommendation: Recommendation) -> None:
+        trend = self._trends.setdefault(recommendation.backend, deque(maxlen=TREND_POINTS))
+        point = CapPoint(recommendation.published_at, recommendation.cap, recommendation.state)
+        if not trend or trend[-1] != point:
+            trend.append(point)

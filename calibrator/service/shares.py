@@ -21,7 +21,7 @@ import structlog
 from calibrator.core.shares import ShareBook
 from calibrator.core.snapshot import BackendView, State
 from calibrator.errors import StoreError
-from calibrator.ports import Clock, Poll, Share, Store
+from calibrator.ports import Clock, Poll, Poller, Share, Store
 
 WRITE_EVERY_S = 1.0
 RETRY_S = 5.0
@@ -85,6 +85,16 @@ class ShareKeeper:
         """How many live clients there are, and how many of them beyond the cap."""
         books = self._both(backend)
         return sum(book.clients for book in books), sum(book.over_cap for book in books)
+
+    def pollers(self, backend: str) -> list[Poller]:
+        """Live clients of both books, by name."""
+        now_s, found = self._clock.monotonic(), []
+        for per_replica in (False, True):
+            book = self._books.get((backend, per_replica))
+            for name, client in () if book is None else book.live():
+                age_s = max(0.0, now_s - client.seen_s)
+                found.append(Poller(name, per_replica, client.told, client.target, age_s, client.gap_s))
+        return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
         bell = self._bells.setdefault(backend, _Bell(asyncio.Event()))

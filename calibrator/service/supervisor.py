@@ -31,6 +31,7 @@ from calibrator.ports import (
     Discovery,
     Leases,
     Poll,
+    Poller,
     Share,
     Store,
     SweepRunner,
@@ -41,7 +42,7 @@ from calibrator.ports import (
 from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.fleet import Fleet, Surroundings
 from calibrator.service.overrides import OverrideKeeper
-from calibrator.service.publisher import Publisher
+from calibrator.service.publisher import TREND_POINTS, Publisher
 from calibrator.service.shares import ShareKeeper
 from calibrator.service.turns import Turns
 
@@ -109,6 +110,8 @@ class Supervisor:
         if interrupted:
             self._log.warning("sweeps of the last run were interrupted", count=interrupted)
         known = {stored.backend: stored for stored in await self._store.latest_recommendations()}
+        for name in self._states:
+            self._publisher.look_back(await self._store.recommendations(name, TREND_POINTS))
         self._publisher.adopt(stored for stored in known.values() if stored.backend in self._states)
         for name, state in self._states.items():
             self._restore_cap(state.plan, known.get(name), now)
@@ -289,7 +292,7 @@ class Supervisor:
             taken_at=self._clock.wall(),
             started_at=self._started_at,
             backends={
-                name: state.view(served[name], self._overrides.of(name))
+                name: state.view(served[name], self._overrides.of(name), self._publisher.trend(name))
                 for name, state in self._states.items()
                 if name in served
             },
@@ -311,6 +314,20 @@ class Supervisor:
             raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
         self._changes += 1
         return self._turns.request(state, reason)
+
+    async def cancel_sweep(self, backend: str, author: str) -> str:
+        state = self._states.get(backend)
+        if state is None:
+            raise self._unknown(backend)
+        self._changes += 1
+        self._log.warning("sweep cancelled", backend=backend, by=author)
+        return self._turns.cancel(state.leader, author)
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        return await self._publisher.recommendations(backend, limit)
+
+    def pollers(self, backend: str) -> Sequence[Poller]:
+        return self._shares.pollers(backend)
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         state = self._states.get(backend)

@@ -315,6 +315,7 @@ class _Sweep:
             burst=None if self._burster is None else self._burster.report,
             aborted=self._sparing.abort,
             harm=self._sparing.harm,
+            trigger=order.trigger,
             outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
         )
 

@@ -16,7 +16,13 @@ SAID_NOTHING = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCE
 
 
 def ended_record(
-    task: asyncio.Task[SweepRecord], partial: SweepRecord, now: float, *, is_overdue: bool, is_stopping: bool
+    task: asyncio.Task[SweepRecord],
+    partial: SweepRecord,
+    now: float,
+    *,
+    is_overdue: bool,
+    is_stopping: bool,
+    cancelled_by: str = "",
 ) -> SweepRecord:
     """`partial`: the newest state that the sweep told of itself, kept where it could not tell its end."""
     ended = replace(partial, outcome=SweepOutcome.ERROR, ended_at=now)
@@ -34,6 +40,8 @@ def ended_record(
             reason="The sweep did not end long after its time budget; it was given up.",
             remedy="See whether the backend answers, and whether this machine has time to measure.",
         )
+    if cancelled_by:
+        return replace(ended, outcome=SweepOutcome.CANCELLED, reason=f"cancelled by {cancelled_by}")
     reason = "the service was stopped" if is_stopping else "the sweep was cancelled"
     return replace(ended, outcome=SweepOutcome.INTERRUPTED, reason=reason)
 

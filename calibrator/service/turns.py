@@ -91,6 +91,17 @@ class Turns:
         state.wanted = Wanted(self._new_id(), reason, by_person=True)
         return state.wanted.sweep_id
 
+    def cancel(self, state: BackendState, author: str) -> str:
+        """A person asks. Raises ConfigurationError if there is nothing to cancel."""
+        if state.running is not None and state.running_id is not None:
+            state.cancelled_by = author
+            state.running.cancel()
+            return state.running_id
+        if state.wanted is not None:
+            taken_back, state.wanted = state.wanted, None
+            return taken_back.sweep_id
+        raise ConfigurationError(f"No sweep of '{state.plan.name}' runs or is queued.", "There is nothing to do.")
+
     # ------------------------------------------------------------------------------------------------- each tick
     def attend(self, state: BackendState) -> None:
         """Take in what ended; end what runs too long."""
@@ -149,9 +160,11 @@ class Turns:
             started_at=self._clock.wall(),
             warm=state.warm_start() if wanted.is_warm else None,
             doubts=() if like.is_live else (like.words,),
+            trigger=wanted.reason,
         )
         state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
         state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
+        state.cancelled_by = ""
         state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep)))
         self._publisher.keep(state.partial)
         self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason, workload=like.words)
@@ -186,7 +199,14 @@ class Turns:
         if task is None or partial is None:
             return
         now = self._clock.wall()
-        record = ended_record(task, partial, now, is_overdue=state.is_overdue, is_stopping=is_stopping)
+        record = ended_record(
+            task,
+            partial,
+            now,
+            is_overdue=state.is_overdue,
+            is_stopping=is_stopping,
+            cancelled_by=state.cancelled_by,
+        )
         self._plan_next(state, record)
         state.triggers.sweep_ended(self._clock.monotonic())
         state.learn(record)
@@ -223,6 +243,8 @@ class Turns:
         now, schedule = self._clock.wall(), state.plan.schedule
         if record.outcome in SAID_SOMETHING and record.aborted is None:
             state.failures, state.due_at = 0, next_due_at(schedule, now, now, self._draws.random())
+        elif record.outcome is SweepOutcome.CANCELLED:  # whoever ends a sweep does not want it back in a minute
+            state.due_at = next_due_at(schedule, now, now, self._draws.random())
         else:
             state.failures += 1
             state.due_at = retry_at(schedule, state.failures, now, record.duration_s)

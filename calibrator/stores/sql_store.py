@@ -74,6 +74,17 @@ class SqlStore:
             documents = (await connection.execute(statement)).scalars().all()
         return tuple(RECOMMENDATION.read(document) for document in documents)
 
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        statement = (
+            select(recommendations.c.document)
+            .where(recommendations.c.backend == backend)
+            .order_by(recommendations.c.version.desc())
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            documents = (await connection.execute(statement)).scalars().all()
+        return tuple(RECOMMENDATION.read(document) for document in documents)
+
     # ---------------------------------------------------------------------------------------------------- sweeps
     async def save_sweep(self, record: SweepRecord) -> None:
         async with self._database.writing() as connection:

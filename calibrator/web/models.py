@@ -227,6 +227,12 @@ class ReplicaDocument(Wire):
     version: str | None
 
 
+class CapPointDocument(Wire):
+    at: Time
+    cap: int = Field(ge=1)
+    state: State
+
+
 class BackendDocument(Wire):
     name: str
     model: str
@@ -268,6 +274,8 @@ class BackendDocument(Wire):
     traffic_note: str | None = Field(description="how live prompts differ from the probes', for which the cap holds")
     metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
     held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
+    trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
+    shadow: bool = Field(description="publish: shadow; gateways get the fallback")
     gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")
 
 

@@ -35,6 +35,7 @@ class SweepSummaryDocument(Wire):
     sweep_id: str
     backend: str
     mode: Literal["search", "levels"]
+    trigger: str = Field(description="why it ran, in words; empty: not kept")
     outcome: SweepOutcome | None = Field(description="null while it runs")
     grade: Grade | None
     capacity: CapacityDocument | None

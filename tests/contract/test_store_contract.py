@@ -345,3 +345,15 @@ def test_waiting_for_news_ends_at_its_limit(reopen: Reopen) -> None:
             await store.changed(0.01)
 
     _use(reopen, work)
+
+
+def test_what_was_published_is_read_newest_first_up_to_the_limit(reopen: Reopen) -> None:
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store)
+        for version in (1, 2, 3):
+            await store.add_recommendation(recommendation(version=version), tenure)
+        await store.add_recommendation(recommendation("embed"), tenure)
+        assert list(await store.recommendations("chat", 2)) == [recommendation(version=3), recommendation(version=2)]
+        assert list(await store.recommendations("nobody", 2)) == []
+
+    _use(reopen, work)

@@ -649,3 +649,92 @@ def test_up_is_unknown_until_an_engine_has_answered_once() -> None:
             assert running.view("answers").up is True
 
     run(scenario())
+
+
+# ------------------------------------------------------------------------------------------ looking back, cancelling
+def test_what_was_published_is_told_newest_first_and_survives_a_restart() -> None:
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with service(manual_only(), scripts={"chat": [Script(40), Script(20)]}, store=store) as first:
+            await first.sweep_now()
+            await first.sweep_now()
+            told = await first.supervisor.recommendations("chat", 2)
+            assert [one.cap for one in told] == [18, 36]
+            assert [point.cap for point in first.view().trend] == [8, 36, 18]
+        async with service(manual_only(), store=store) as second:
+            assert [point.cap for point in second.view().trend] == [8, 36, 18]
+
+    run(scenario())
+
+
+def test_a_lowered_cap_is_told_while_the_database_fails() -> None:
+    """It is served at once, so it is part of what was published although the store has not got it yet."""
+
+    async def scenario() -> None:
+        async with service(manual_only(), scripts={"chat": [Script(40), Script(20)]}) as running:
+            await running.sweep_now()
+            add = running.store.add_recommendation
+
+            async def failing(*_: object) -> None:
+                raise BROKEN
+
+            running.store.add_recommendation = failing
+            await running.sweep_now()
+            assert [one.cap for one in await running.supervisor.recommendations("chat", 9)] == [18, 36, 8]
+            running.store.add_recommendation = add
+
+    run(scenario())
+
+
+def test_pollers_are_told_with_their_shares_of_both_caps() -> None:
+    async def scenario() -> None:
+        async with service(manual_only()) as running:
+            running.supervisor.poll("chat", Poll("b"))
+            running.supervisor.poll("chat", Poll("a"))
+            running.supervisor.poll("chat", Poll("haproxy", per_replica=True))
+            await asyncio.sleep(3.0)
+            running.supervisor.poll("chat", Poll("b"))
+            running.supervisor.poll("chat", Poll("a"))
+            told = {(one.client, one.per_replica): one for one in running.supervisor.pollers("chat")}
+            assert list(told) == [("a", False), ("b", False), ("haproxy", True)]
+            assert [one.share for one in told.values()] == [4, 4, 8]
+            assert told["b", False].gap_s == pytest.approx(3.0)
+            assert told["haproxy", True].seen_age_s == pytest.approx(3.0)
+            await asyncio.sleep(60.0)
+            assert running.supervisor.pollers("chat") == []
+
+    run(scenario())
+
+
+def test_a_person_ends_a_running_sweep_and_it_does_not_come_back_at_once() -> None:
+    async def scenario() -> None:
+        async with service(plan(), scripts={"chat": [Script(takes_s=600.0)]}) as running:
+            await asyncio.sleep(60.0)
+            sweep_id = await running.supervisor.cancel_sweep("chat", "Ann")
+            await asyncio.sleep(2.0)
+            record = await running.supervisor.sweep(sweep_id)
+            assert record is not None
+            assert (record.outcome, record.reason) == (SweepOutcome.CANCELLED, "cancelled by Ann")
+            assert record.trigger == "schedule"
+            assert (running.cap(), running.view().counters.sweeps["cancelled"]) == (8, 1)
+            assert (running.view().next_sweep_at or 0.0) - running.supervisor.snapshot().taken_at > 5 * HOUR_S
+
+    run(scenario())
+
+
+def test_a_queued_sweep_is_taken_back_and_without_one_there_is_nothing_to_cancel() -> None:
+    async def scenario() -> None:
+        plans = (manual_only(), manual_only("other"))
+        scripts = {"other": [Script(takes_s=600.0)]}
+        async with service(*plans, scripts=scripts, max_parallel=1) as running:
+            await running.supervisor.request_sweep("other", "first")
+            await asyncio.sleep(5.0)
+            queued = await running.supervisor.request_sweep("chat", "second")
+            assert await running.supervisor.cancel_sweep("chat", "Ann") == queued
+            with pytest.raises(ConfigurationError, match=r"No sweep of 'chat' runs or is queued"):
+                await running.supervisor.cancel_sweep("chat", "Ann")
+            with pytest.raises(ConfigurationError, match="There is no backend 'nope'"):
+                await running.supervisor.cancel_sweep("nope", "Ann")
+            assert running.runner.starts("chat") == []
+
+    run(scenario())

@@ -85,7 +85,7 @@ def begun(order: SweepOrder) -> SweepRecord:
         objectives=objectives,
         workload=str(order.workload),
     )
-    return replace(full, provenance=measured)
+    return replace(full, provenance=measured, trigger=order.trigger)
 
 
 @dataclass

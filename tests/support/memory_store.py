@@ -94,6 +94,11 @@ class MemoryStore:
         newest = {backend: known[backend, version] for backend, version in sorted(known)}
         return tuple(newest.values())
 
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        self.check()
+        known = self.database.recommendations
+        return [known[key] for key in sorted(known, reverse=True) if key[0] == backend][:limit]
+
     async def save_sweep(self, record: SweepRecord) -> None:
         self.check()
         known = self.database.sweeps.get(record.sweep_id)

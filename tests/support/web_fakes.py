@@ -50,7 +50,7 @@ from calibrator.core.sweep_record import (
     VerdictKind,
 )
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Poll, Share
+from calibrator.ports import Poll, Poller, Share
 from calibrator.web.app import create_app
 
 EPOCH_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z, where LoopClock's wall time begins
@@ -70,6 +70,8 @@ class FakeOperator:
     shares: dict[str, int | None] = field(default_factory=dict)  # by client; who is not in it gets the whole cap
     asked_polls: list[Poll] = field(default_factory=list)
     pinned: dict[str, Override] = field(default_factory=dict)
+    published: tuple[Recommendation, ...] = ()  # newest first
+    polling: tuple[Poller, ...] = ()
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def snapshot(self) -> Snapshot:
@@ -85,6 +87,20 @@ class FakeOperator:
         if self.failure is not None:
             raise self.failure
         return [record for record in self.records if record.backend == backend][:limit]
+
+    async def cancel_sweep(self, backend: str, author: str) -> str:
+        if not self.busy:
+            raise ConfigurationError("No sweep runs or is queued.", "There is nothing to do.")
+        self.busy = False
+        return "sweep-7"
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        if self.failure is not None:
+            raise self.failure
+        return [one for one in self.published if one.backend == backend][:limit]
+
+    def pollers(self, backend: str) -> Sequence[Poller]:
+        return self.polling
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         return next((record for record in self.records if record.sweep_id == sweep_id), None)
