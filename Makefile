@@ -3,6 +3,7 @@
 #   make demo    .venv: the locked run-time packages and calibrator; ARGS="--once" goes to the command
 #   make test    .venv-test: the locked development packages and the built wheel; lint first, then every test
 #   make test-long   the long forms of some of them
+#   make image-test   build deploy/Dockerfile and run it, as root, with buildah and debootstrap; minutes
 #   make lint    the static half of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
 #   make bench-generator   the load generator beside its peers, which it installs; half an hour
@@ -17,7 +18,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-long lint bench bench-generator test-ray docs chart lock clean
+.PHONY: help demo setup test test-long image-test lint bench bench-generator test-ray docs chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -55,6 +56,10 @@ endif
 test-long: .venv-test/.wheel
 	$(PYTEST) -m long -s $(ARGS)
 
+image-test: .venv-test/.wheel
+	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
+	  .venv-test/bin/python -m pytest tests/image -m image -s $(ARGS)
+
 lint: .venv-test/.dev
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
@@ -91,7 +96,8 @@ lock:
 	PATH="$$scratch/venv/bin:$$PATH"; \
 	$(COMPILE) --group build --output-file requirements/build.txt; \
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt; \
-	$(COMPILE) pyproject.toml --group dev --constraint requirements/runtime.txt --constraint requirements/build.txt \
+	$(COMPILE) pyproject.toml --extra otel --constraint requirements/runtime.txt --output-file requirements/image.txt; \
+	$(COMPILE) pyproject.toml --group dev --constraint requirements/image.txt --constraint requirements/build.txt \
 	  --output-file requirements/dev.txt; \
 	echo 'litellm[proxy]==1.106.2' | $(COMPILE) --output-file requirements/litellm.txt -; \
 	for name in runtime dev litellm; do \
