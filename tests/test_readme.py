@@ -35,13 +35,13 @@ def test_the_readme_is_read_in_one_go() -> None:
 
 def test_the_example_configurations_are_accepted() -> None:
     (first,) = _configurations(README)
-    (plan,) = backend_plans(parse_settings(first), {"OPERATOR_TOKEN": "x"})
+    (plan,) = backend_plans(parse_settings(first), {"OPERATOR_TOKEN": "an-operator-token"})
     assert plan.bounds.max_level == 128
     assert len(plan.workload.classes) == 2
     others = [example for page in sorted(DOCS.glob("*.md")) for example in _configurations(page)]
     assert others
     for example in others:
-        assert backend_plans(parse_settings(example), {"OPERATOR_TOKEN": "x"})
+        assert backend_plans(parse_settings(example), {"OPERATOR_TOKEN": "an-operator-token"})
 
 
 def _configurations(page: Path) -> list[dict[str, object]]:

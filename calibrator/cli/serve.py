@@ -15,6 +15,8 @@ from rich.console import Console
 from calibrator.core.cost import sweep_cost
 from calibrator.core.objective import format_duration
 from calibrator.settings import Settings, backend_plans, load_settings, redacted
+from calibrator.settings.plans import one_token, token_keys
+from calibrator.web.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.service import running_service, until_told_to_stop
@@ -66,7 +68,16 @@ def check(config: Path) -> None:
     console.print("# What the guard will watch between sweeps")
     for line in guards:
         console.print(line, markup=False)
+    if fingerprints := token_lines(settings):
+        console.print("# Fingerprints of the tokens, as the audit log names them")
+        for line in fingerprints:
+            console.print(line, markup=False)
     console.print(f"{config} is valid.")
+
+
+def token_lines(settings: Settings) -> list[str]:
+    found = {key: one_token(key, reference, os.environ) for key, reference in token_keys(settings).items()}
+    return [f"{key}: {fingerprint(text)}" for key, text in found.items()]
 
 
 def cost_lines(settings: Settings) -> list[str]:

@@ -15,6 +15,8 @@ from calibrator.settings.problems import Problem, configuration_error
 from calibrator.settings.tree import DAYS, BackendSettings, Settings
 from calibrator.settings.values import Secret
 
+MIN_TOKEN_CHARACTERS = 12  # random, 70 bits: nobody guesses that over a network
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -42,6 +44,23 @@ class _Reader:
                 "Give one line of ASCII, without spaces around.",
             )
         return text
+
+    def token(self, key: str, reference: Secret) -> str | None:
+        """A secret that lets people in."""
+        text = self.secret(key, reference)
+        if text is not None and 0 < len(text) < MIN_TOKEN_CHARACTERS:
+            self._complain(
+                key,
+                f"refers to a token of {len(text)} characters, which can be guessed.",
+                f"Give at least {MIN_TOKEN_CHARACTERS}, for example from 'openssl rand -base64 24'.",
+            )
+        return text
+
+    def distinct(self, key: str, texts: Iterable[str], others: Iterable[str]) -> None:
+        if set(texts) & set(others):
+            self._complain(
+                key, "holds an operator token: whoever has it may write.", "Give readers a token of their own."
+            )
 
     def existing(self, key: str, path: Path | None) -> str | None:
         if path is None:
@@ -109,16 +128,26 @@ def _read_database_url(settings: Settings, reader: _Reader) -> str | None:
     return reader.secret("store.postgresql", settings.store.postgresql)
 
 
+def one_token(key: str, reference: Secret, environ: Mapping[str, str]) -> str:
+    """Read anew at each call, so that a rotated file is followed. Raises ConfigurationError."""
+    reader = _Reader(environ)
+    text = reader.token(key, reference)
+    reader.finish()
+    return text or ""
+
+
+def token_keys(settings: Settings) -> Mapping[str, Secret]:
+    """By key; operators' first."""
+    lists = {"auth.operator_tokens": settings.auth.operator_tokens, "auth.read_tokens": settings.auth.read_tokens}
+    return {f"{key}[{index}]": one for key, references in lists.items() for index, one in enumerate(references)}
+
+
 def _read_tokens(settings: Settings, reader: _Reader) -> Tokens:
-    return Tokens(
-        operator=_secrets(reader, "auth.operator_tokens", settings.auth.operator_tokens),
-        read=_secrets(reader, "auth.read_tokens", settings.auth.read_tokens),
-    )
-
-
-def _secrets(reader: _Reader, key: str, references: Iterable[Secret]) -> tuple[str, ...]:
-    texts = (reader.secret(f"{key}[{index}]", reference) for index, reference in enumerate(references))
-    return tuple(text for text in texts if text is not None)
+    found = {key: reader.token(key, reference) or "" for key, reference in token_keys(settings).items()}
+    operators = tuple(text for key, text in found.items() if text and key.startswith("auth.operator"))
+    readers = tuple(text for key, text in found.items() if text and key.startswith("auth.read"))
+    reader.distinct("auth.read_tokens", readers, operators)
+    return Tokens(operators, readers)
 
 
 def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def test_what_is_shown_is_a_configuration_itself(tmp_path: Path) -> None:
     config.write_text(first.split("# What a sweep will cost")[0])
     again = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (again.returncode, again.stdout) == (0, first)
+
+
+def test_tokens_are_named_by_their_fingerprints(tmp_path: Path) -> None:
+    token = "an-operator-token"
+    config = write_config(tmp_path, tree() | {"auth": {"operator_tokens": [{"env": "OPERATOR"}]}})
+    done = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET, "OPERATOR": token})
+    assert done.returncode == 0
+    assert f"auth.operator_tokens[0]: {hashlib.sha256(token.encode()).hexdigest()[:8]}\n" in done.stdout
+    assert token not in done.stdout
 
 
 @pytest.mark.parametrize(

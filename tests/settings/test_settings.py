@@ -133,12 +133,12 @@ def test_four_keys_are_enough_and_the_rest_is_by_design(tmp_path: Path) -> None:
 
 
 def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
-    (tmp_path / "new").write_text("fresh\n")
-    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
+    (tmp_path / "new").write_text("fresh-operator\n")
+    environ = {"OLD": "worn-operator", "READ": "eyes-of-readers", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     (plan,) = backend_plans(settings, environ)
     found = tokens(settings, environ)
-    assert (found.operator, found.read) == (("fresh", "worn"), ("eyes",))
+    assert (found.operator, found.read) == (("fresh-operator", "worn-operator"), ("eyes-of-readers",))
     assert (settings.listen.host, settings.listen.port, settings.sweeps.max_parallel) == ("0.0.0.0", 0, 2)
     store = settings.store
     assert (store.path, store.postgresql, store.ca_file) == (None, Secret(env="DATABASE"), tmp_path / "new")
@@ -165,14 +165,14 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
-    (tmp_path / "new").write_text("fresh\n")
-    environ = {"OLD": "worn", "READ": "eyes", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
+    (tmp_path / "new").write_text("fresh-operator\n")
+    environ = {"OLD": "worn-operator", "READ": "eyes-of-readers", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     printed = yaml.safe_dump(redacted(settings))
     assert load(tmp_path, printed) == settings
     plans = backend_plans(settings, environ)
     assert database_url(settings, environ) == "postgresql://u:pw-7@h/d"
-    for secret in ("fresh", "worn", "eyes", "sk-1", "pw-7"):
+    for secret in ("fresh-operator", "worn-operator", "eyes-of-readers", "sk-1", "pw-7"):
         assert secret not in printed
         assert secret not in repr((settings, plans, tokens(settings, environ)))
 
@@ -431,14 +431,6 @@ def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(content: 
     with pytest.raises(ConfigurationError, match=r"auth.operator_tokens\[0\]: .* Give one line of ASCII") as caught:
         tokens(settings, {})
     assert not content.strip() or content not in str(caught.value)
-
-
-def test_a_rotated_token_file_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("one\r\n")
-    settings = load(tmp_path, changed("auth", "operator_tokens", [{"file": str(tmp_path / "token")}]))
-    assert tokens(settings, {}).operator == ("one",)
-    (tmp_path / "token").write_text("two")
-    assert tokens(settings, {}).operator == ("two",)
 
 
 # ---------------------------------------------------------------------------------------------------------------- care

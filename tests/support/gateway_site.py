@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOYED = ROOT / "deploy" / "gateways"
 INGRESS, BACKEND, SERVERS, CALIBRATOR, AGENT = 18000, 18080, (18081, 18082, 18083), 18090, 18091
 TOKEN = "operator-token"
-READ_TOKEN = "read-token"
+READ_TOKEN = "read-token-of-gateways"
 PAUSE_S = 0.05  # of a worker that was refused
 SPREAD = 0.3  # of the latency, up and down
 
