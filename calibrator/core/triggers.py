@@ -17,13 +17,17 @@ next of that kind waits its cool-down from then. Besides, no triggered sweep sta
 other. What happens meanwhile is not forgotten, but is one sweep at the end of it. So the sweeps that triggers can cause
 are at most one in `rest_s`, and of each kind one in its cool-down, whatever engines and traffic do.
 
+**Owed answers.** A sweep that said nothing (interrupted, aborted, in error) leaves what it was for unanswered: the next
+one, whatever starts it, is as careful as that one had to be. It does not raise after a restart, nor while one waits to
+be measured, and is cold after another version. `service.memories` keeps all this over a restart of the service.
+
 Pure; called by `service.trigger_watch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from calibrator.core.drift import DriftPolicy
@@ -89,25 +93,37 @@ class Triggers:
     waiting: Mapping[TriggerKind, Cause] = field(default_factory=dict)
     spent_s: Mapping[TriggerKind, float] = field(default_factory=dict)
     sweep_ended_s: float | None = None
+    owed: frozenset[TriggerKind] = frozenset()  # a sweep for them began, and has not said anything
 
     def with_cause(self, cause: Cause) -> Triggers:
         """The newest of a kind stands for all of them."""
         if cause.kind not in self.policy.cool_down_s:
             return self
-        return self._with(waiting={**self.waiting, cause.kind: cause})
+        return replace(self, waiting={**self.waiting, cause.kind: cause})
 
     def without(self, kind: TriggerKind) -> Triggers:
         """The cause is gone."""
-        return self._with(waiting={known: cause for known, cause in self.waiting.items() if known is not kind})
+        return replace(self, waiting={known: cause for known, cause in self.waiting.items() if known is not kind})
 
     def sweep_started(self, now_s: float) -> Triggers:
         """Any sweep answers every cause that was ready to be measured when it began."""
         seen = {kind for kind, cause in self.waiting.items() if cause.ready_s <= now_s}
         waiting = {kind: cause for kind, cause in self.waiting.items() if kind not in seen}
-        return self._with(waiting=waiting, spent_s={**self.spent_s, **dict.fromkeys(seen, now_s)})
+        spent_s = {**self.spent_s, **dict.fromkeys(seen, now_s)}
+        return replace(self, waiting=waiting, spent_s=spent_s, owed=self.owed | seen)
 
-    def sweep_ended(self, now_s: float) -> Triggers:
-        return self._with(sweep_ended_s=now_s)
+    def sweep_ended(self, now_s: float, *, has_answered: bool = True) -> Triggers:
+        return replace(self, sweep_ended_s=now_s, owed=frozenset() if has_answered else self.owed)
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether a sweep that begins now, for whatever reason, may."""
+        return TriggerKind.RESTART not in self.owed and TriggerKind.RESTART not in self.waiting
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether what was measured before is still believed."""
+        return self.owed.isdisjoint(COLD)
 
     def due(self, now_s: float) -> TriggeredSweep | None:
         """The sweep for everything that may be measured now; None: nothing."""
@@ -120,8 +136,8 @@ class Triggers:
         return TriggeredSweep(
             reason=_words(ready),
             kinds=kinds,
-            may_raise=TriggerKind.RESTART not in kinds,
-            is_warm=not any(kind in COLD for kind in kinds),
+            may_raise=self.may_raise,
+            is_warm=self.is_warm and not any(kind in COLD for kind in kinds),
         )
 
     def why(self, now_s: float) -> str:
@@ -133,20 +149,6 @@ class Triggers:
         spent_s = self.spent_s.get(kind)
         is_cool = spent_s is None or now_s - spent_s >= self.policy.cool_down_s[kind]
         return is_cool and self.waiting[kind].ready_s <= now_s
-
-    def _with(
-        self,
-        *,
-        waiting: Mapping[TriggerKind, Cause] | None = None,
-        spent_s: Mapping[TriggerKind, float] | None = None,
-        sweep_ended_s: float | None = None,
-    ) -> Triggers:
-        return Triggers(
-            self.policy,
-            self.waiting if waiting is None else waiting,
-            self.spent_s if spent_s is None else spent_s,
-            self.sweep_ended_s if sweep_ended_s is None else sweep_ended_s,
-        )
 
 
 def _words(causes: Iterable[Cause]) -> str:

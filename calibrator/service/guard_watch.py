@@ -40,6 +40,7 @@ from calibrator.core.guard import (
 )
 from calibrator.core.guard_signals import Queue, Residence, Silence, finished_total
 from calibrator.core.objective import Objective, format_duration
+from calibrator.core.remembered import GuardMemory
 from calibrator.core.server_load import ServerLoad, grown
 from calibrator.core.snapshot import GuardView
 
@@ -93,6 +94,19 @@ class GuardWatch:
             breach_since=since,
             trips={reason.value: count for reason, count in self.trips.items()},
         )
+
+    @property
+    def stamp(self) -> object:
+        """Differs when there is something new to remember."""
+        return self._resweep_from_s
+
+    def memory(self, now_s: float) -> GuardMemory:
+        return GuardMemory(max(0.0, self._resweep_from_s - now_s))
+
+    def recall(self, memory: GuardMemory, now_s: float) -> None:
+        """After a restart of the service; the tests begin anew."""
+        wait_s = min(memory.resweep_wait_s, self._policy.resweep_s)
+        self._resweep_from_s = max(self._resweep_from_s, now_s + wait_s)
 
     def begin_anew(self) -> None:
         """A sweep has settled the matter: what was counted against the cap before it is void."""

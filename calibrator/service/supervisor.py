@@ -41,6 +41,7 @@ from calibrator.ports import (
 )
 from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.fleet import Fleet, Surroundings
+from calibrator.service.memories import Memories
 from calibrator.service.overrides import OverrideKeeper
 from calibrator.service.publisher import TREND_POINTS, Publisher
 from calibrator.service.shares import ShareKeeper
@@ -93,6 +94,7 @@ class Supervisor:
         )
         self._shares = ShareKeeper(store, clock)
         self._overrides = OverrideKeeper(store, clock)
+        self._memories = Memories(store, clock)
         self._log = structlog.get_logger()
         self._started_at = clock.wall()
         self._changes = 0
@@ -118,6 +120,7 @@ class Supervisor:
             measured_by = state.leader.plan.name
             self._turns.restore(state, await self._store.sweeps(measured_by, SWEEPS_READ_AT_START), now)
             await state.door.restore(self._store, now)
+            await self._memories.recall(state)
         await self._publisher.flush()
         await self._overrides.restore()
         await self._shares.restore(self.snapshot().backends.values())
@@ -159,6 +162,7 @@ class Supervisor:
         for state in self._states.values():
             if state.running is not None:
                 self._guard(partial(self._turns.end, is_stopping=True), state)
+        await self._memories.close(self._states.values())
         await self._publisher.close()
         await self._shares.close()
         await self._overrides.close()
@@ -179,6 +183,7 @@ class Supervisor:
                 self._guard(self._turns.start, state)
         self._publisher.write_behind()
         self._overrides.tick()
+        self._memories.tick(self._states.values())
         if not self._shares.is_idle:
             self._shares.tick(self.snapshot().backends.values())
 
@@ -271,7 +276,7 @@ class Supervisor:
             return
         state.wanted = Wanted(self._new_id(), due.reason, may_raise=due.may_raise, is_warm=due.is_warm)
         if state.plan.care.observe:  # it will be held back, which is told once
-            state.triggers.sweep_started(look.at_s)
+            state.triggers.told(look.at_s)
         self._changes += 1
 
     def _is_sweeping(self, group: str) -> bool:

@@ -4,7 +4,8 @@ Only time without probes counts, and none within `AFTER_PROBES_S` of them: a req
 and cancelled probes end late. A scrape is compared with one of the same replica up to a minute earlier; a replica that
 does not answer, restarts, or was not looked at for `GAP_S` begins anew. What an engine did then is lost, not guessed.
 
-Owned by the supervisor, one for each backend. Lives in memory: after a restart of the service it fills up again.
+Owned by the supervisor, one for each backend. Over a restart of the service the slices are remembered
+(`service.memories`); what the running minute held is lost.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from calibrator.core.fleet import FleetLook
 from calibrator.core.live_mix import LiveMix, mix_between, summed
+from calibrator.core.remembered import TrafficMemory, packed, unpacked
 from calibrator.core.server_load import ServerLoad
 
 SLICE_S = 900.0
@@ -52,6 +54,14 @@ class TrafficLog:
             self._follow(url, load, now_s)
         while self._slices and self._slices[0][0] < now_s - self.keep_s - SLICE_S:
             self._slices.popleft()
+
+    def memory(self, now_s: float) -> TrafficMemory:
+        return packed([(now_s - start_s, mix) for start_s, mix in self._slices])
+
+    def recall(self, memory: TrafficMemory, now_s: float) -> None:
+        """Before the first look; what was seen already is kept instead."""
+        if not self._slices:
+            self._slices.extend((now_s - ago_s, mix) for ago_s, mix in unpacked(memory))
 
     def slices(self, now_s: float, over_s: float) -> Sequence[LiveMix]:
         """Those that began within the last `over_s`, oldest first."""

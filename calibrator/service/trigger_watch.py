@@ -12,11 +12,12 @@ Owned by the supervisor, one for each backend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from calibrator.core.drift import drift, is_enough, unlike_probes
 from calibrator.core.fleet import FleetLook, Kind, ReplicaLook, is_same_kind, kind_of
 from calibrator.core.live_mix import LiveMix, counter_fell
+from calibrator.core.remembered import TriggerMemory, last_seen, recalled, remembered
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
 from calibrator.service.traffic_log import TrafficLog
@@ -55,9 +56,45 @@ class TriggerWatch:
         self._reference = before if is_enough(before) else None
         self._reference_from_s = None
 
-    def sweep_ended(self, now_s: float) -> None:
-        self.triggers = self.triggers.sweep_ended(now_s).without(TriggerKind.DRIFT)
+    def sweep_ended(self, now_s: float, *, has_answered: bool = True) -> None:
+        ended = self.triggers.sweep_ended(now_s, has_answered=has_answered)
+        self.triggers = ended.without(TriggerKind.DRIFT)
         self._reference_from_s = now_s
+
+    def told(self, now_s: float) -> None:
+        """In place of a sweep: nothing will be measured."""
+        self.sweep_started(now_s)
+        self.sweep_ended(now_s)
+
+    # ---------------------------------------------------------------------------------------------------- restarts
+    def memory(self, now_s: float) -> TriggerMemory:
+        since_s = self._reference_from_s
+        return replace(
+            remembered(self.triggers, now_s),
+            kind=self._kind,
+            replicas=tuple(last_seen(url, load) for url, (load, _) in self._known.items()),
+            reference=self._reference,
+            reference_ago_s=None if since_s is None else now_s - since_s,
+        )
+
+    @property
+    def stamp(self) -> object:
+        """Differs when something happened, and not by the passing of time."""
+        known, has_reference = self.triggers, self._reference is not None
+        starts = tuple((url, load.process_start) for url, (load, _) in self._known.items())
+        spent = tuple(known.spent_s.items())
+        return tuple(known.waiting), spent, known.sweep_ended_s, known.owed, self._kind, starts, has_reference
+
+    def recall(self, memory: TriggerMemory, now_s: float) -> None:
+        """What was known before the service restarted; what engines did meanwhile shows at the next look."""
+        self.triggers = recalled(memory, self.triggers, now_s)
+        self._kind = self._kind or memory.kind
+        seen = {one.url: (one.load, now_s) for one in memory.replicas}
+        self._known = {**seen, **self._known}
+        self._has_looked = self._has_looked or bool(seen)
+        self._reference = self._reference or memory.reference
+        if memory.reference_ago_s is not None and self._reference_from_s is None:
+            self._reference_from_s = now_s - memory.reference_ago_s
 
     # ------------------------------------------------------------------------------------------------------- looks
     def saw(self, look: FleetLook, *, is_sweeping: bool = False) -> TriggeredSweep | None:

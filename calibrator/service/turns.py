@@ -144,8 +144,9 @@ class Turns:
         why = state.triggers.triggers.why(now_s) or "schedule"
         wanted, state.wanted = state.wanted or Wanted(self._new_id(), why, is_warm=True), None
         like = state.workload_at(now_s)
-        state.may_raise = wanted.may_raise
         state.triggers.sweep_started(now_s)
+        owed = state.triggers.triggers  # whatever starts this sweep, it answers these causes too
+        state.may_raise = wanted.by_person or (wanted.may_raise and owed.may_raise)
         order = SweepOrder(
             sweep_id=wanted.sweep_id,
             backend=plan.name,
@@ -158,7 +159,7 @@ class Turns:
             limits=answer.limits,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
-            warm=state.warm_start() if wanted.is_warm else None,
+            warm=state.warm_start() if wanted.is_warm and owed.is_warm else None,
             doubts=() if like.is_live else (like.words,),
             trigger=wanted.reason,
         )
@@ -208,7 +209,8 @@ class Turns:
             cancelled_by=state.cancelled_by,
         )
         self._plan_next(state, record)
-        state.triggers.sweep_ended(self._clock.monotonic())
+        has_answered = record.outcome in SAID_SOMETHING and record.aborted is None
+        state.triggers.sweep_ended(self._clock.monotonic(), has_answered=has_answered)
         state.learn(record)
         state.heed(record)
         self._publisher.keep(record)

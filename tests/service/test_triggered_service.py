@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
-from support.fakes import FakeRunner, FakeTelemetry, Script, given_urls, plan, telemetry_by_host
-from support.live_traffic import Users, lognormal
+from support.live_traffic import lognormal
 from support.memory_store import MemoryStore
 from support.virtual_time import run_virtual
+from support.watched_site import CHAT, Page, site
 
-from calibrator.clock import LoopClock
 from calibrator.core.admission import CarePolicy
 from calibrator.core.mirror import NAME, MirrorPolicy
 from calibrator.core.objective import parse_objective
 from calibrator.core.schedule import Schedule
 from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import BackendView, Health
-from calibrator.core.workload import Workload, WorkloadClass
-from calibrator.ports import BackendPlan
-from calibrator.service.supervisor import Supervisor
-
-RARELY = Schedule(every_s=5e6, jitter_ratio=0.0)
-CHAT = replace(plan(schedule=RARELY), workload=Workload((WorkloadClass(prompt_tokens=77),)))
-Page = Callable[[], ServerLoad | None]
-
-
-@dataclass
-class LivePage(FakeTelemetry):
-    """Port `Telemetry`: `page` at each scrape."""
-
-    page: Page = lambda: None
-
-    async def scrape(self) -> ServerLoad | None:
-        self.load = self.page()
-        return await super().scrape()
-
-
-@dataclass
-class Site:
-    supervisor: Supervisor
-    runner: FakeRunner
-    users: Users = field(default_factory=Users)
-    rate: int = 1  # requests that end each second
-
-    def view(self) -> BackendView:
-        return self.supervisor.snapshot().backends["chat"]
-
-    @property
-    def cap(self) -> int:
-        return self.view().recommendation.cap
-
-    async def pass_(self, seconds: int) -> None:
-        for _ in range(seconds):
-            await asyncio.sleep(1.0)
-            self.users.served(self.rate)
-
-
-@asynccontextmanager
-async def site(
-    known: BackendPlan = CHAT,
-    *estimates: int,
-    page: Page | None = None,
-    store: MemoryStore | None = None,
-    problem: str = "",
-    run: str = "a",
-) -> AsyncIterator[Site]:
-    clock, numbers, users = LoopClock(), itertools.count(1), Users()
-    runner = FakeRunner(clock.wall, {"chat": [Script(estimate) for estimate in estimates or (40,)]})
-    used = store or MemoryStore()
-    supervisor = Supervisor(
-        (known,),
-        runner=runner,
-        store=used,
-        leases=used.leases,
-        holder="test",
-        clock=clock,
-        telemetry=telemetry_by_host({"chat": LivePage(page=page or users.load, problem=problem)}),
-        discovery=given_urls,
-        max_parallel=1,
-        draws=random.Random(1),
-        new_id=lambda: f"{run}{next(numbers):04}",
-    )
-    await supervisor.start()
-    stop = asyncio.Event()
-    loop_task = asyncio.create_task(supervisor.run(stop))
-    try:
-        yield Site(supervisor, runner, users)
-    finally:
-        stop.set()
-        await supervisor.stop()
-        await loop_task
+from calibrator.core.snapshot import Health
 
 
 @pytest.fixture(autouse=True)

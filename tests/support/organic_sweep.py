@@ -86,11 +86,12 @@ def sweep_beside(
     levels: tuple[int, ...] = (),
     requests_per_level: int = 200,
     bounds: Bounds | None = None,
+    abort: AbortLimits = NO_ABORT,
 ) -> Outcome:
     """`sees` False: what a sweep finds that takes itself to be alone."""
     order = SweepOrder(
         "s1", engine.name, Target("http://simulated/v1", "m"), engine.sla, engine.workload,
-        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, abort=NO_ABORT,
+        bounds or Bounds(max_level=engine.max_level), seed, levels=levels, abort=abort,
         requests_per_level=requests_per_level if levels else 0,
     )  # fmt: skip
 
