@@ -10,6 +10,7 @@ The file holds the owner's process id, for the message only; the lock is the ker
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -32,7 +33,7 @@ class InstanceLock:
         except OSError as error:
             raise StoreError(
                 f"The store's lock file {self._path} cannot be written ({error.strerror}).",
-                "Set store.path to a file in a directory that exists and that this user may write.",
+                "Make its directory exist, writable for this user and with some space, or set store.path to another.",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,8 +50,9 @@ class InstanceLock:
                 f"The store's lock file {self._path} cannot be locked ({error.strerror}).",
                 "Put store.path on a local file system.",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's number
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:

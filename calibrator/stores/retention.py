@@ -1,4 +1,4 @@
-"""Which sweeps a store forgets, and how a sweep reads whose process was killed. Shared by every implementation.
+"""What a store forgets, and how a sweep reads whose process was killed. Shared by every implementation.
 
 Per backend the newest `keep` sweeps that calibrated stay, and twice as many that did not: a failure is looked into
 later than a success, and a run of failures must not push out the sweep behind the published cap. Running sweeps stay.
@@ -6,9 +6,19 @@ later than a success, and a run of failures must not push out the sweep behind t
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Per backend."""
+
+    sweeps: int = 200  # calibrated ones
+    recommendations: int = 1000  # newest versions
+    samples: int = 5  # newest sweeps with their single requests
+
 
 FAILED_FACTOR = 2  # failed sweeps are kept this many times as long as good ones
 

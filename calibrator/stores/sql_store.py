@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import delete, func, literal, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from calibrator.core.shares import HeldShare
@@ -15,17 +14,17 @@ from calibrator.errors import StaleTenureError, StoreError
 from calibrator.ports import Activity, Leases, Tenure, Wish
 from calibrator.stores.database import Database
 from calibrator.stores.documents import ACTIVITY, OVERRIDE, RECOMMENDATION, SWEEP, WISH
-from calibrator.stores.retention import FAILED_FACTOR, interrupted
+from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
 from calibrator.stores.schema import activities, leases, memories, overrides, recommendations, shares, sweeps, wishes
 from calibrator.stores.sql_leases import SqlLeases, in_force
 
 
 class SqlStore:
-    """`keep_sweeps`: see `stores.retention`."""
+    """Port `Store`, and in `leases` the port `Leases`."""
 
-    def __init__(self, database: Database, keep_sweeps: int = 200) -> None:
+    def __init__(self, database: Database, keep: Retention) -> None:
         self._database = database
-        self._keep_sweeps = keep_sweeps
+        self._keep = keep
         self.leases: Leases = SqlLeases(database)
 
     async def open(self) -> None:
@@ -39,30 +38,43 @@ class SqlStore:
 
     # ------------------------------------------------------------------------------------------- recommendations
     async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
-        """One statement: the row comes from the lease, locked against a take-over under way; no lease, no row."""
+        """One statement: the row comes from the lease, locked against a take-over under way; no lease, no row.
+
+        What is there already, word for word, was committed before, and only the answer was lost.
+        """
+        backend, version, document = (
+            recommendation.backend,
+            recommendation.version,
+            RECOMMENDATION.write(recommendation),
+        )
         row = {
-            "backend": recommendation.backend,
-            "version": recommendation.version,
+            "backend": backend,
+            "version": version,
             "published_at": recommendation.published_at,
-            "document": RECOMMENDATION.write(recommendation),
+            "document": document,
         }
         columns = [literal(value, recommendations.c[name].type) for name, value in row.items()]
         ours = select(*columns, leases.c.epoch).where(in_force(tenure)).with_for_update(read=True)
-        statement = recommendations.insert().from_select([*row, "epoch"], ours)
+        statement = self._database.insert(recommendations).from_select([*row, "epoch"], ours).on_conflict_do_nothing()
+        of_backend = recommendations.c.backend == backend
         async with self._database.writing() as connection:
-            try:
-                added = await connection.execute(statement)
-            except IntegrityError as error:
-                raise StoreError(
-                    f"Version {recommendation.version} of '{recommendation.backend}' exists already.",
-                    "Two writers use this store; stop one of them.",
-                ) from error
-        if added.rowcount != 1:
-            raise StaleTenureError(
-                f"The lease of '{tenure.group}' was taken over by another instance, so version "
-                f"{recommendation.version} of '{recommendation.backend}' is not published.",
-                "Nothing is to be done: the other instance publishes.",
+            if (await connection.execute(statement)).rowcount == 1:
+                old = recommendations.c.version <= version - self._keep.recommendations
+                await connection.execute(delete(recommendations).where(of_backend, old))
+                return
+            stored = select(recommendations.c.document).where(of_backend, recommendations.c.version == version)
+            if await connection.scalar(stored) == document:
+                return
+            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(tenure))) is not None
+        if is_ours:
+            raise StoreError(
+                f"Version {version} of '{backend}' exists already.", "Two writers use this store; stop one."
             )
+        raise StaleTenureError(
+            f"The lease of '{tenure.group}' was taken over by another instance, so version {version} of '{backend}' is "
+            "not published.",
+            "Nothing is to be done: the other instance publishes.",
+        )
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
         newest = select(recommendations.c.backend, func.max(recommendations.c.version)).group_by(
@@ -131,7 +143,7 @@ class SqlStore:
 
     async def _forget(self, connection: AsyncConnection, backend: str) -> None:
         calibrated = sweeps.c.outcome == SweepOutcome.CALIBRATED.value
-        for kind, keep in ((calibrated, self._keep_sweeps), (~calibrated, FAILED_FACTOR * self._keep_sweeps)):
+        for kind, keep in ((calibrated, self._keep.sweeps), (~calibrated, FAILED_FACTOR * self._keep.sweeps)):
             old = (
                 select(sweeps.c.sweep_id)
                 .where(sweeps.c.backend == backend, sweeps.c.outcome.is_not(None), kind)
@@ -150,13 +162,12 @@ class SqlStore:
                 await connection.execute(shares.insert(), rows)
 
     async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
-        statement = (
-            select(shares.c.client, shares.c.requests, shares.c.gap_s)
-            .where(shares.c.backend == backend, shares.c.per_replica == per_replica)
-            .order_by(shares.c.client)
+        statement = select(shares.c.client, shares.c.requests, shares.c.gap_s).where(
+            shares.c.backend == backend, shares.c.per_replica == per_replica
         )
         async with self._database.reading() as connection:
-            return tuple(HeldShare(*row) for row in await connection.execute(statement))
+            held = (HeldShare(*row) for row in await connection.execute(statement))
+            return sorted(held, key=lambda share: share.client)  # a database's order is its locale's
 
     async def save_override(self, backend: str, override: Override | None) -> None:
         async with self._database.writing() as connection:

@@ -13,12 +13,15 @@ Each connection works in a thread of aiosqlite's; opening (lock, file checks, mi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, create_engine, event, func
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,7 +32,6 @@ from calibrator.stores.database import Insert
 from calibrator.stores.lock import InstanceLock
 from calibrator.stores.migrate import migrate
 from calibrator.stores.schema import leases
-from calibrator.stores.sql_store import SqlStore
 
 BUSY_TIMEOUT_MS = 10_000  # longer than any transaction of ours; a foreign reader's checkpoint may hold the file
 JULIAN_DAY_OF_UNIX_EPOCH = 2_440_587.5
@@ -37,18 +39,15 @@ ELSEWHERE = "set store.path to another file"
 _READ_ONLY = {"begin": "BEGIN"}  # execution option: a snapshot, no write lock
 
 
-def sqlite_store(path: Path, keep_sweeps: int = 200, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqlStore:
-    """A store in this file."""
-    return SqlStore(SqliteDatabase(path, busy_timeout_ms), keep_sweeps)
-
-
 class SqliteDatabase:
     """`stores.database.Database` over one file."""
 
     now_s: ColumnElement[float] = (func.julianday("now") - JULIAN_DAY_OF_UNIX_EPOCH) * 86_400.0
 
-    def __init__(self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+    def __init__(self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS, *, moves_damaged: bool = False) -> None:
+        """`moves_damaged`: a damaged file is renamed, and a new one begun; else it is refused."""
         self._path = path.absolute()
+        self._moves_damaged = moves_damaged
         self._busy_timeout_ms = busy_timeout_ms
         self._lock = InstanceLock(self._path.resolve())  # two names of one file are one store
         self._engine: AsyncEngine | None = None
@@ -88,22 +87,42 @@ class SqliteDatabase:
                 yield connection
 
     def _prepare(self) -> None:
-        """Lock, then migrate; the lock goes back if anything fails."""
+        """Lock, look for damage, migrate; the lock goes back if anything fails."""
         if self._path.is_dir():
             raise StoreError(f"The store's path {self._path} is a directory.", "Set store.path to a file in it.")
         self._lock.acquire()
         try:
-            engine = create_engine(_url("sqlite", self._path))
-            _configure(engine, self._busy_timeout_ms)
             try:
-                with _translated(self._path), engine.begin() as connection:
-                    migrate(connection, f"the store {self._path}", ELSEWHERE)
-                    connection.execute(leases.update().values(holder=""))
-            finally:
-                engine.dispose()
+                self._bring_up()
+            except _DamagedError:
+                if not self._moves_damaged:
+                    raise
+                self._move_aside()
+                self._bring_up()
         except BaseException:
             self._lock.release()
             raise
+
+    def _bring_up(self) -> None:
+        engine = create_engine(_url("sqlite", self._path))
+        _configure(engine, self._busy_timeout_ms)
+        try:
+            with _translated(self._path), engine.begin() as connection:
+                if (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
+                    what = str(found).splitlines()[-1]
+                    raise _DamagedError(f"The store {self._path} is damaged ({what}).", _DAMAGED_REMEDY)
+                migrate(connection, f"the store {self._path}", ELSEWHERE)
+                connection.execute(leases.update().values(holder=""))
+        finally:
+            engine.dispose()
+
+    def _move_aside(self) -> None:
+        names = (self._path.with_name(f"{self._path.name}.damaged-{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        structlog.get_logger().error("store is damaged and was moved aside; starting afresh", to=str(aside))
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
@@ -121,8 +140,13 @@ def _configure(engine: Engine, busy_timeout_ms: int) -> None:
     def on_connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            cursor.close()
+            connection.close()  # nobody else knows it yet
+            raise
         cursor.close()
 
     event.listen(engine, "connect", on_connect)
@@ -133,16 +157,26 @@ def _on_begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
 
 
-_CAUSES = {  # by the start of SQLite's own error name: (cause, remedy)
-    "SQLITE_NOTADB": ("is not a SQLite database", "Move it away, or set store.path to another file."),
-    "SQLITE_CORRUPT": ("is damaged", "Restore a copy, or move it away to start afresh."),
-    "SQLITE_READONLY": ("is read-only", "Make the file and its directory writable for this user."),
-    "SQLITE_CANTOPEN": ("cannot be opened", "Its directory must exist and be writable for this user."),
-    "SQLITE_BUSY": ("is kept locked by another program", "Stop that program."),
-    "SQLITE_FULL": ("is on a full disk", "Free some space."),
-    "SQLITE_IOERR": ("cannot be read or written by the operating system", "Look at its disk."),
+class _DamagedError(StoreError):
+    """The file is there, and cannot be trusted."""
+
+
+_DAMAGED_REMEDY = "Restore a copy, move it away, or set store.on_corrupt: move_aside."
+_ELSEWHERE = "or set store.path to another place"
+_CAUSES: dict[str, tuple[str, str, type[StoreError]]] = {  # by the start of SQLite's own error name
+    "SQLITE_NOTADB": ("is not a SQLite database", f"Set store.path to another file. {_DAMAGED_REMEDY}", _DamagedError),
+    "SQLITE_CORRUPT": ("is damaged", _DAMAGED_REMEDY, _DamagedError),
+    "SQLITE_READONLY": ("is read-only", f"Make file and directory writable for this user, {_ELSEWHERE}.", StoreError),
+    "SQLITE_CANTOPEN": ("cannot be opened", f"Make its directory exist and be writable, {_ELSEWHERE}.", StoreError),
+    "SQLITE_BUSY": ("is kept locked by another program", f"Stop that program, {_ELSEWHERE}.", StoreError),
+    "SQLITE_FULL": ("is on a full disk", f"Free some space, {_ELSEWHERE}.", StoreError),
+    "SQLITE_IOERR": (
+        "cannot be read or written by the operating system",
+        f"Look at its disk, {_ELSEWHERE}.",
+        StoreError,
+    ),
 }
-_OTHER = ("failed", "Look at the database's message.")
+_OTHER = ("failed", "Look at the database's message.", StoreError)
 
 
 @contextmanager
@@ -153,5 +187,5 @@ def _translated(path: Path) -> Iterator[None]:
     except (SQLAlchemyError, sqlite3.Error) as error:
         original = getattr(error, "orig", None) or error
         name = getattr(original, "sqlite_errorname", "")
-        cause, remedy = next((words for start, words in _CAUSES.items() if name.startswith(start)), _OTHER)
-        raise StoreError(f"The store {path} {cause} ({original}).", remedy) from error
+        cause, remedy, kind = next((words for start, words in _CAUSES.items() if name.startswith(start)), _OTHER)
+        raise kind(f"The store {path} {cause} ({original}).", remedy) from error

@@ -8,20 +8,23 @@ from functools import partial
 from calibrator.settings import Settings, database_url
 from calibrator.stores.database import Database
 from calibrator.stores.postgresql import PostgresDatabase
+from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 
 
 def make_store(settings: Settings, environ: Mapping[str, str]) -> SqlStore:
     """Not open yet."""
-    return SqlStore(make_database(settings, environ), settings.store.keep_sweeps)
+    store = settings.store
+    keep = Retention(store.keep_sweeps, store.keep_recommendations, store.keep_samples)
+    return SqlStore(make_database(settings, environ), keep)
 
 
 def make_database(settings: Settings, environ: Mapping[str, str]) -> Database:
     """Not open yet. The URL's secret is read at each new connection, which follows its rotation."""
     store = settings.store
     if store.path is not None:
-        return SqliteDatabase(store.path)
+        return SqliteDatabase(store.path, moves_damaged=store.on_corrupt == "move_aside")
     ca_file = None if store.ca_file is None else str(store.ca_file)
     return PostgresDatabase(partial(_url, settings, environ), ca_file)
 

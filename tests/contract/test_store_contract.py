@@ -19,6 +19,7 @@ from calibrator.core.sweep_record import SweepOutcome
 from calibrator.errors import StaleTenureError, StoreError
 from calibrator.ports import Activity, Leases, Store, Tenure, Wish
 from calibrator.stores.postgresql import PostgresDatabase
+from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 
@@ -49,7 +50,7 @@ def _postgresql(request: pytest.FixtureRequest) -> Reopen:
 
 
 STORES = {"memory": _memory, "sqlite": _sqlite, "postgresql": _postgresql}
-KEEP = 3
+KEEP = Retention(sweeps=3, recommendations=4, samples=2)
 
 
 @pytest.fixture(params=STORES)
@@ -118,6 +119,36 @@ def test_a_version_that_exists_is_refused_and_the_first_one_stays(reopen: Reopen
         with pytest.raises(StoreError, match=r"Version 1 of 'chat' exists already"):
             await store.add_recommendation(recommendation(version=1, cap=64), tenure)
         assert [one.cap for one in await store.latest_recommendations()] == [32]
+
+    _use(reopen, work)
+
+
+def test_the_same_recommendation_again_is_stored_once_whoever_holds_the_lease_now(reopen: Reopen) -> None:
+    """A commit whose answer was lost is tried again, and then says yes."""
+
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store, lease_s=-1.0)
+        await store.add_recommendation(recommendation(), tenure)
+        await store.add_recommendation(recommendation(), tenure)
+        await hold(store, holder="b")
+        await store.add_recommendation(recommendation(), tenure)
+        assert list(await store.latest_recommendations()) == [recommendation()]
+
+    _use(reopen, work)
+
+
+def test_old_recommendations_go(reopen: Reopen) -> None:
+    """Keep 4: of versions 1 to 6, those from 3 on are there, and refuse another of their number."""
+
+    async def work(store: Keeper) -> None:
+        tenure = await hold(store)
+        await store.add_recommendation(recommendation("embed", 1), tenure)
+        for version in range(1, 7):
+            await store.add_recommendation(recommendation(version=version), tenure)
+        await store.add_recommendation(recommendation(version=2, cap=99), tenure)
+        for backend, version in (("chat", 3), ("chat", 6), ("embed", 1)):
+            with pytest.raises(StoreError, match="exists already"):
+                await store.add_recommendation(recommendation(backend, version, cap=99), tenure)
 
     _use(reopen, work)
 

@@ -21,22 +21,27 @@ from support.records import recommendation, running, sweep
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
 from calibrator.ports import Tenure
 from calibrator.stores.migrate import migrate
+from calibrator.stores.retention import Retention
 from calibrator.stores.schema import metadata
 from calibrator.stores.sql_store import SqlStore
-from calibrator.stores.sqlite import SqliteDatabase, sqlite_store
+from calibrator.stores.sqlite import BUSY_TIMEOUT_MS, SqliteDatabase
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from calibrator.stores.sqlite import sqlite_store
+from calibrator.stores.sqlite import SqliteDatabase
 
 async def hold():
-    await sqlite_store(Path(sys.argv[1])).open()
+    await SqliteDatabase(Path(sys.argv[1])).open()
     print("open", flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(hold())
 """
+
+
+def new_store(path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqlStore:
+    return SqlStore(SqliteDatabase(path, busy_timeout_ms), Retention())
 
 
 @contextmanager
@@ -52,7 +57,7 @@ def another_instance(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def open_and_close(path: Path) -> None:
     async def both() -> None:
-        store = sqlite_store(path)
+        store = new_store(path)
         await store.open()
         await store.close()
 
@@ -95,7 +100,7 @@ def test_a_refused_or_failed_opening_gives_the_lock_back(tmp_path: Path) -> None
 
 def test_opening_twice_is_opening_once(tmp_path: Path) -> None:
     async def twice() -> None:
-        store = sqlite_store(tmp_path / "store.db")
+        store = new_store(tmp_path / "store.db")
         await store.open()
         await store.open()
         await store.close()
@@ -191,13 +196,13 @@ def test_a_document_of_another_release_is_refused_not_guessed_at(tmp_path: Path)
     path = tmp_path / "store.db"
 
     async def save() -> None:
-        store = sqlite_store(path)
+        store = new_store(path)
         await store.open()
         await store.save_sweep(sweep())
         await store.close()
 
     async def load() -> None:
-        store = sqlite_store(path)
+        store = new_store(path)
         await store.open()
         try:
             with pytest.raises(StoreError, match=r"SweepRecord cannot be read .* Run the release that wrote it"):
@@ -214,18 +219,18 @@ def test_a_document_of_another_release_is_refused_not_guessed_at(tmp_path: Path)
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not open"):
-        asyncio.run(sqlite_store(tmp_path / "store.db").save_sweep(running("s1")))
+        asyncio.run(new_store(tmp_path / "store.db").save_sweep(running("s1")))
 
 
 def test_a_failed_transaction_changes_nothing_and_the_store_goes_on(tmp_path: Path) -> None:
     async def work() -> None:
-        store = sqlite_store(tmp_path / "store.db")
+        store = new_store(tmp_path / "store.db")
         await store.open()
         try:
             tenure = await hold(store)
             await store.add_recommendation(recommendation(), tenure)
             with pytest.raises(StoreError):
-                await store.add_recommendation(recommendation(), tenure)
+                await store.add_recommendation(recommendation(cap=64), tenure)
             await store.add_recommendation(recommendation(version=2), tenure)
             assert [one.version for one in await store.latest_recommendations()] == [2]
         finally:
@@ -238,7 +243,7 @@ def test_a_database_kept_locked_by_another_program_is_waited_for_then_named(tmp_
     path = tmp_path / "store.db"
 
     async def work() -> None:
-        store = sqlite_store(path, busy_timeout_ms=50)
+        store = new_store(path, busy_timeout_ms=50)
         await store.open()
         tenure = await hold(store)
         other = sqlite3.connect(path, isolation_level=None)
@@ -258,7 +263,7 @@ def test_a_restart_takes_the_leases_of_the_dead_at_once(tmp_path: Path) -> None:
     """The instance lock says that they are dead; epochs go on."""
 
     async def take(holder: str) -> int:
-        store = sqlite_store(tmp_path / "store.db")
+        store = new_store(tmp_path / "store.db")
         await store.open()
         try:
             return (await hold(store, holder)).epoch

@@ -27,7 +27,9 @@ from typing import Any, TypeVar
 from calibrator.core.measurement import Capacity
 from calibrator.core.snapshot import Recommendation, State
 from calibrator.core.sweep_record import Grade
-from calibrator.stores.sqlite import sqlite_store
+from calibrator.stores.retention import Retention
+from calibrator.stores.sql_store import SqlStore
+from calibrator.stores.sqlite import SqliteDatabase
 from support.require import require
 from support.service_process import Service, wait_for, write_config
 
@@ -324,7 +326,7 @@ def remember(folder: Path, *, cap: int, max_queue_wait_s: float) -> None:
     )
 
     async def store() -> None:
-        database = sqlite_store(folder / "calibrator.db", keep_sweeps=1)
+        database = SqlStore(SqliteDatabase(folder / "calibrator.db"), Retention())
         await database.open()
         tenure = await database.leases.acquire(published.backend, "test", 1.0)
         assert tenure is not None

@@ -16,7 +16,7 @@ from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import StaleTenureError, StoreError
 from calibrator.ports import Activity, Tenure, Wish
-from calibrator.stores.retention import FAILED_FACTOR, interrupted
+from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
 
 
 def _loop_time() -> float:
@@ -60,14 +60,14 @@ class MemoryStore:
     What was stored survives `close` and `open`, like a file: pass the same object to a "restarted" service.
     """
 
-    def __init__(self, keep_sweeps: int = 200, database: MemoryDatabase | None = None) -> None:
+    def __init__(self, keep: Retention | None = None, database: MemoryDatabase | None = None) -> None:
         self.failure: StoreError | None = None
         self.is_open = False
         self.database = database or MemoryDatabase()
         self.leases = MemoryLeases(self)
         self._name = f"store {len(self.database.listeners)}"
         self._listen()
-        self._keep_sweeps = keep_sweeps
+        self._keep = keep or Retention()
 
     async def open(self) -> None:
         self.check()
@@ -79,13 +79,18 @@ class MemoryStore:
 
     async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
         self.check()
+        key = (recommendation.backend, recommendation.version)
+        if self.database.recommendations.get(key) == recommendation:
+            return
         if not self.database.is_in_force(tenure):
             raise StaleTenureError(f"The lease of '{tenure.group}' was taken over.")
-        key = (recommendation.backend, recommendation.version)
         if key in self.database.recommendations:
             raise StoreError(f"Version {recommendation.version} of '{recommendation.backend}' exists already.")
         self.database.recommendations[key] = recommendation
         self.database.epochs[key] = tenure.epoch
+        for backend, version in list(self.database.recommendations):
+            if backend == recommendation.backend and version <= recommendation.version - self._keep.recommendations:
+                del self.database.recommendations[backend, version]
         self.tell()
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
@@ -208,7 +213,7 @@ class MemoryStore:
         ended = [record for record in self._newest_first(backend) if record.outcome is not None]
         good = [record for record in ended if record.outcome is SweepOutcome.CALIBRATED]
         failed = [record for record in ended if record.outcome is not SweepOutcome.CALIBRATED]
-        for record in good[self._keep_sweeps :] + failed[FAILED_FACTOR * self._keep_sweeps :]:
+        for record in good[self._keep.sweeps :] + failed[FAILED_FACTOR * self._keep.sweeps :]:
             del self.database.sweeps[record.sweep_id]
 
 
