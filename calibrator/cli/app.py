@@ -1,17 +1,18 @@
 """Command-line verbs: options, help and exit codes; the work is done in the modules beside this one.
 
 An expected failure is one sentence of cause and one of remedy on stderr, and the exit code of its class (`errors`).
+Help teaches: options stand in groups, examples at the end, which tests run like those of the documentation.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-import uvloop
 
 from calibrator import __version__
 from calibrator.core.burst import BurstMode
@@ -20,38 +21,70 @@ from calibrator.errors import CalibratorError, ExitCode
 app = typer.Typer(
     name="calibrator",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Find how many requests an LLM backend may have in flight before P99 latency breaks its SLA, and publish it.",
-    epilog="Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorised, 4 inconclusive, 5 infeasible, "
+    epilog="Begin with: calibrator demo\n\n"
+    "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorised, 4 inconclusive, 5 infeasible, "
     "130 interrupted.",
 )
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # typer exports its subclass alone
+
+MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
+BACKEND, WORKLOAD, SEARCH, RESULT = "The backend", "What the probes look like", "Search and budgets", "The result"
 
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that lacks a character gets a question mark, not a traceback
+            stream.reconfigure(errors="replace")
     try:
-        app(standalone_mode=True)
+        raise SystemExit(app(standalone_mode=False))
     except CalibratorError as error:
         fail(error)
+    except _UsageError as error:
+        if not sys.argv[1:]:
+            error.show()  # the help
+        else:
+            _complain(f"{error.format_message().rstrip('.')}. {_where_to_look(error)}")
+        raise SystemExit(int(ExitCode.CONFIGURATION)) from None
+    except typer.Abort:
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
 
 
 def fail(error: CalibratorError) -> None:
     """Cause and remedy on stderr, exit code of the error's class."""
-    print(f"calibrator: {error}", file=sys.stderr)  # noqa: T201 - the terminal is this module's job
+    _complain(str(error))
     raise SystemExit(int(error.exit_code))
 
 
-def run(coroutine: Coroutine[Any, Any, int]) -> None:
-    """Run a verb on uvloop and exit with its code. Ctrl-C cancels it once, a second one ends at once."""
-    import asyncio
+def _complain(words: str) -> None:
+    print(f"calibrator: {words}", file=sys.stderr)  # noqa: T201 - the terminal is this module's job
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(coroutine)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        code = int(ExitCode.INTERRUPTED)
-    raise typer.Exit(code)
+
+def _where_to_look(error: typer.BadParameter) -> str:
+    verb = "calibrator" if error.ctx is None else error.ctx.command_path
+    return f"See {verb} --help."
+
+
+def run(coroutine: Coroutine[Any, Any, int]) -> None:
+    """Run a verb and exit with its code. Ctrl-C cancels it once, a second one ends at once."""
+    from calibrator.cli import interrupt
+
+    raise typer.Exit(interrupt.run(coroutine))
+
+
+def _one_of(*choices: str) -> Callable[[str], list[str]]:
+    """For the completion of a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -68,45 +101,119 @@ def _common(
 ) -> None: ...
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog="[bold]Examples[/bold]\n\n"
+    "The capacity for one SLA, with the document kept for a report:\n\n"
+    "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' --save sweep.json\n\n"
+    "Two objectives, long prompts, a short night:\n\n"
+    "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p95 <= 2s' "
+    "--objective 'tpot p95 <= 60ms' --prompt-tokens 4000 --output-tokens 200 --max 64 --duration 10m\n\n"
+    "Three levels and nothing else, for a curve of your own:\n\n"
+    "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' "
+    "--levels 8,32,64 --requests 500 --output json\n\n"
+    "Ctrl-C ends all probes and shows what was measured; a second one leaves at once. "
+    "Exit codes: 0 calibrated, 2 command line, 3 unreachable, 4 inconclusive, 5 infeasible, 130 interrupted.",
+)
 def sweep(
-    url: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible server, ending in /v1.")],
-    model: Annotated[str, typer.Option(help="Model name, as the server knows it.")],
-    objective: Annotated[list[str], typer.Option(help="Repeatable, e.g. 'ttft p99 <= 500ms'.")],
-    levels: Annotated[
-        str | None, typer.Option(help="Measure exactly these levels, e.g. 8,32,64, without a search.")
+    url: Annotated[
+        str, typer.Option(help="Base URL of an OpenAI-compatible server, ending in /v1.", rich_help_panel=BACKEND)
+    ],
+    model: Annotated[str, typer.Option(help="Model name, as the server knows it.", rich_help_panel=BACKEND)],
+    objective: Annotated[
+        list[str],
+        typer.Option(
+            help="The SLA, repeatable: metric (ttft, ttfc, itl, tpot, e2e), quantile, limit; e.g. 'ttft p99 <= 500ms' "
+            "or 'e2e p95 <= 20s for prompts <= 1024 tokens'.",
+            rich_help_panel=SEARCH,
+        ),
+    ],
+    api: Annotated[
+        str,
+        typer.Option(
+            help="chat or completions.", rich_help_panel=BACKEND, autocompletion=_one_of("chat", "completions")
+        ),
+    ] = "chat",
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the API key.", rich_help_panel=BACKEND)
     ] = None,
-    requests: Annotated[int | None, typer.Option(help="Requests per level (with --levels), else the budget.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Prompt length of the probes.")] = 256,
-    output_tokens: Annotated[int, typer.Option(help="Output length of the probes, forced where the engine can.")] = 64,
-    spread: Annotated[float, typer.Option(help="Spread of both lengths around their value, as a ratio.")] = 0.0,
-    prompt_sigma: Annotated[float, typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.")] = 0.0,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the API key.", rich_help_panel=BACKEND)
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="CA bundle for a private certificate authority.", rich_help_panel=BACKEND)
+    ] = None,
+    client_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM).", rich_help_panel=BACKEND)] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(help="Key of the client certificate (PEM).", rich_help_panel=BACKEND)
+    ] = None,
+    metrics_url: Annotated[
+        str | None, typer.Option(help="The engine's metrics, if not at /metrics.", rich_help_panel=BACKEND)
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Prompt length.", rich_help_panel=WORKLOAD)] = 256,
+    output_tokens: Annotated[
+        int, typer.Option(help="Output length, forced where the engine can.", rich_help_panel=WORKLOAD)
+    ] = 64,
+    spread: Annotated[
+        float, typer.Option(help="Spread of both lengths around their value, as a ratio.", rich_help_panel=WORKLOAD)
+    ] = 0.0,
+    prompt_sigma: Annotated[
+        float,
+        typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.", rich_help_panel=WORKLOAD),
+    ] = 0.0,
     trace: Annotated[
-        Path | None, typer.Option(help="JSON Lines of recorded lengths, instead of the four options above.")
+        Path | None,
+        typer.Option(
+            help="JSON Lines of recorded lengths, instead of the four options above.", rich_help_panel=WORKLOAD
+        ),
     ] = None,
-    prefix_reuse: Annotated[float, typer.Option(help="Ratio of prompt tokens for the prefix cache to find.")] = 0.0,
-    api: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
-    stream: Annotated[bool, typer.Option(help="Stream the answers; without it only e2e can be judged.")] = True,
-    min_level: Annotated[int, typer.Option("--min", help="Lowest level.")] = 1,
-    max_level: Annotated[int, typer.Option("--max", help="Highest level that may be probed.")] = 512,
+    prefix_reuse: Annotated[
+        float, typer.Option(help="Ratio of prompt tokens for the prefix cache to find.", rich_help_panel=WORKLOAD)
+    ] = 0.0,
+    stream: Annotated[
+        bool, typer.Option(help="Stream the answers; without it only e2e can be judged.", rich_help_panel=WORKLOAD)
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and lengths.", rich_help_panel=WORKLOAD)] = 1,
+    min_level: Annotated[int, typer.Option("--min", help="Lowest level.", rich_help_panel=SEARCH)] = 1,
+    max_level: Annotated[
+        int, typer.Option("--max", help="Highest level that may be probed.", rich_help_panel=SEARCH)
+    ] = 512,
+    requests: Annotated[
+        int | None,
+        typer.Option(help="Budget of requests, 1800 + 4 a level; with --levels: of each.", rich_help_panel=SEARCH),
+    ] = None,
+    duration: Annotated[str, typer.Option(help="Budget of time, e.g. 20m.", rich_help_panel=SEARCH)] = "20m",
+    overload: Annotated[
+        str, typer.Option(help="Budget of time above the SLA, e.g. 120s.", rich_help_panel=SEARCH)
+    ] = "120s",
+    levels: Annotated[
+        str | None,
+        typer.Option(help="Measure exactly these levels, e.g. 8,32,64, without a search.", rich_help_panel=SEARCH),
+    ] = None,
     burst: Annotated[
-        BurstMode, typer.Option(help="Simultaneous arrivals after the search; enforce: lower the capacity to them.")
+        BurstMode,
+        typer.Option(
+            help="Simultaneous arrivals after the search; enforce: lower the capacity to them.", rich_help_panel=SEARCH
+        ),
     ] = BurstMode.OFF,
-    duration: Annotated[str, typer.Option(help="Time budget, e.g. 20m.")] = "20m",
-    overload: Annotated[str, typer.Option(help="Budget of time above the SLA, e.g. 120s.")] = "120s",
-    safety_margin: Annotated[float, typer.Option(help="Ratio taken off the capacity for the cap.")] = 0.1,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the API key.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds the API key.")] = None,
-    ca_file: Annotated[Path | None, typer.Option(help="CA bundle for a private certificate authority.")] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM).")] = None,
-    client_key: Annotated[Path | None, typer.Option(help="Key of the client certificate (PEM).")] = None,
-    metrics_url: Annotated[str | None, typer.Option(help="The engine's metrics, if not at /metrics.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and lengths.")] = 1,
-    output: Annotated[str, typer.Option(help="table, json or jsonl; json goes to stdout alone.")] = "table",
+    safety_margin: Annotated[
+        float, typer.Option(help="Ratio taken off the capacity for the cap.", rich_help_panel=RESULT)
+    ] = 0.1,
+    output: Annotated[
+        str,
+        typer.Option(
+            help="table, json or jsonl; json goes to stdout alone.",
+            rich_help_panel=RESULT,
+            autocompletion=_one_of("table", "json", "jsonl"),
+        ),
+    ] = "table",
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the document here too, for calibrator report.", rich_help_panel=RESULT)
+    ] = None,
 ) -> None:
     """Measure one backend once: search for its capacity, or measure given levels.
 
-    Example: calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms'
+    A sweep is a load test. It drives the backend to the edge of its SLA, for short moments over it; budgets bound that.
     """
     from calibrator.cli import sweep as verb
 
@@ -138,11 +245,12 @@ def sweep(
         metrics_url=metrics_url,
         seed=seed,
         output=output,
+        save=save,
     )
     _guarded(lambda: verb.sweep(options))
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE, epilog="Example: calibrator serve --config calibrator.yaml")
 def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
@@ -152,7 +260,7 @@ def serve(
     _guarded(lambda: verb.serve(config))
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE, epilog="Example: calibrator check --config calibrator.yaml")
 def check(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
@@ -165,11 +273,20 @@ def check(
         fail(error)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog="Example: calibrator demo --parameters long_prompts --objective 'ttft p99 <= 400ms'",
+)
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the sweep, with its exit code.")] = False,
     port: Annotated[int, typer.Option(help="Port of the service; 0 chooses a free one.")] = 8300,
-    parameters: Annotated[str, typer.Option(help="Parameter set of the simulated engine.")] = "seed",
+    parameters: Annotated[
+        str,
+        typer.Option(
+            help="The simulated engine: seed, small, long_prompts, tight_memory or large.",
+            autocompletion=_one_of("seed", "small", "long_prompts", "tight_memory", "large"),
+        ),
+    ] = "seed",
     objective: Annotated[str, typer.Option(help="The SLA of the demo.")] = "ttft p99 <= 300ms",
 ) -> None:
     """See it work: a simulated LLM engine, one sweep, and the cap being served until Ctrl-C."""
@@ -178,7 +295,7 @@ def demo(
     _guarded(lambda: verb.demo(once=once, port=port, parameters=parameters, objective=objective))
 
 
-@app.command()
+@app.command(rich_help_panel=TRUST, epilog="Example: calibrator selftest --streams 64,256 --seconds 1")
 def selftest(
     streams: Annotated[str, typer.Option(help="Numbers of streams to hold.")] = "1,64,256,1024",
     seconds: Annotated[float, typer.Option(help="How long each is measured.")] = 2.0,
@@ -190,7 +307,11 @@ def selftest(
     _guarded(lambda: verb.selftest(streams, seconds, output))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=TRUST,
+    epilog="[bold]Examples[/bold]\n\n  calibrator simulate --backends 100\n\n"
+    "What the present policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
+)
 def simulate(
     backends: Annotated[int, typer.Option(help="Number of synthetic backends.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the backends; printed with the table.")] = 1,
@@ -219,18 +340,23 @@ def simulate(
         fail(error)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog="[bold]Examples[/bold]\n\n  calibrator report sweep.json --to report.html\n\n"
+    "What has changed since an earlier sweep:\n\n  calibrator report sweep.json --compare earlier.json --format md\n\n"
+    "From a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n"
+    "  calibrator report http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to report.html",
+)
 def report(
-    sweep: Annotated[str, typer.Argument(help="File of `sweep --output json`, or a sweep's address in a service.")],
-    kind: Annotated[str, typer.Option("--format", help="html, md or json.")] = "html",
+    sweep: Annotated[str, typer.Argument(help="File of sweep --save, or a sweep's address in a service.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="html, md or json.", autocompletion=_one_of("html", "md", "json"))
+    ] = "html",
     compare: Annotated[str | None, typer.Option(help="An earlier sweep to stand beside it; likewise.")] = None,
     to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
     token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
 ) -> None:
-    """Make a report of a sweep: one self-contained file with the curve, the conditions and the evidence.
-
-    Example: calibrator report http://127.0.0.1:8300/v1/backends/demo/sweeps/ID --to report.html
-    """
+    """Make a report of a sweep: one self-contained file with the curve, the conditions and the evidence."""
     from calibrator.cli import report as verb
 
     try:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 
 from calibrator.cli import display
+from calibrator.cli.screen import SweepScreen
 from calibrator.cli.serve import configure_logging
 from calibrator.cli.sweep import exit_code
 from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import LevelReport, SweepRecord
+from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
 from calibrator.wiring.service import RunningService, running_service, until_told_to_stop
@@ -29,29 +31,26 @@ FALLBACK_CAP = 4
 
 
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
-    """Exit code of the sweep with `once`; else 0 when told to stop."""
+    """Exit code of the sweep with `once` or when interrupted in it; else 0 when told to stop."""
     console = Console(highlight=False, soft_wrap=True)
     configure_logging("warning", "console")
-    told = asyncio.create_task(until_told_to_stop())
+    told = asyncio.create_task(until_told_to_stop((signal.SIGTERM,)))  # Ctrl-C cancels us
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(told.cancel)
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrator-demo-")))
         engine_url = await stack.enter_async_context(EmbeddedEngine(parameters))
         console.print(f"Simulated engine '{parameters}' at {engine_url}")
         settings = _settings(state, engine_url, parameters, port, objective)
         service = await stack.enter_async_context(running_service(settings, os.environ))
-        console.print(f"Service at {service.url}; SLA: {objective}\n")
-        watching = asyncio.create_task(_watch(console, service, objective))
-        await asyncio.wait({watching, told}, return_when=asyncio.FIRST_COMPLETED)
-        if not watching.done():
-            watching.cancel()
-            return 130
-        record = watching.result()
+        console.print(f"Service and page at {service.url}/; SLA: {objective}\n")
+        record = await _watched(console, service, objective, told)
         _explain(console, service, record)
-        if not once:
-            console.print("Serving until Ctrl-C.")
+        if record.outcome is SweepOutcome.INTERRUPTED or once:
+            return exit_code(record)
+        console.print("Serving until Ctrl-C.")
+        with contextlib.suppress(asyncio.CancelledError):
             await told
-        told.cancel()
-        return exit_code(record) if once else 0
+    return 0
 
 
 def _settings(state: Path, engine_url: str, parameters: str, port: int, objective: str) -> Settings:
@@ -79,44 +78,48 @@ def _view(service: RunningService) -> BackendView:
     return service.operator.snapshot().backends[BACKEND]
 
 
+async def _watched(console: Console, service: RunningService, objective: str, told: asyncio.Task[None]) -> SweepRecord:
+    """The record of the sweep; when told to stop before its end, of what had been measured."""
+    watching = asyncio.create_task(_watch(console, service, objective))
+    try:
+        await asyncio.wait({watching, told}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        watching.cancel()
+    if watching.done() and not watching.cancelled():
+        return watching.result()
+    watching.cancel()
+    await asyncio.wait({watching})
+    partial = await _so_far(service, _view(service))
+    if partial is None:
+        raise asyncio.CancelledError
+    return replace(partial, outcome=SweepOutcome.INTERRUPTED, reason="ended by Ctrl-C")
+
+
 async def _watch(console: Console, service: RunningService, objective: str) -> SweepRecord:
-    """Show the sweep until it ends: a live table on a terminal, one line a level elsewhere."""
-    shown: set[tuple[int, int]] = set()
-    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-    with live or contextlib.nullcontext():
+    """Show the sweep until it ends."""
+    with SweepScreen(console, (objective,)) as screen:
         while True:
             await asyncio.sleep(LOOK_S)
             view = _view(service)
-            levels = await _levels_so_far(service, view)
-            if live is not None:
-                live.update(display.running(view.progress, levels, (objective,)))
-            else:
-                _print_new(console, levels, objective, shown)
+            record = await _so_far(service, view)
+            screen.show(view.progress, () if record is None else record.levels)
             if view.last_sweep is not None:
-                record = await service.operator.sweep(view.last_sweep.sweep_id)
-                if record is not None:
-                    return record
+                ended = await service.operator.sweep(view.last_sweep.sweep_id)
+                if ended is not None:
+                    return ended
 
 
-async def _levels_so_far(service: RunningService, view: BackendView) -> tuple[LevelReport, ...]:
-    if view.progress is None:
-        return ()
-    record = await service.operator.sweep(view.progress.sweep_id)
-    return () if record is None else record.levels
-
-
-def _print_new(console: Console, levels: tuple[LevelReport, ...], objective: str, shown: set[tuple[int, int]]) -> None:
-    for level in levels:
-        if (level.concurrency, level.n) not in shown:
-            shown.add((level.concurrency, level.n))
-            console.print(display.plain_level(level, (objective,)), markup=False)
+async def _so_far(service: RunningService, view: BackendView) -> SweepRecord | None:
+    return None if view.progress is None else await service.operator.sweep(view.progress.sweep_id)
 
 
 def _explain(console: Console, service: RunningService, record: SweepRecord) -> None:
-    view = _view(service)
-    published = view.recommendation
+    published = _view(service).recommendation
     display.result(console, record, published.cap if record.capacity is not None else None)
+    if record.outcome is SweepOutcome.INTERRUPTED:
+        return
     base = f"{service.url}/v1/backends/{BACKEND}"
     console.print(f"\nPublished cap: [bold]{published.cap}[/bold] ({published.state.value}). Gateways poll it:")
     console.print(f"  curl {base}/cap", markup=False)
-    console.print(f"More: {service.url}/  {base}/sweeps  {service.url}/metrics", markup=False)
+    console.print(f"The page: {service.url}/   report: {base}/sweeps/{record.sweep_id}/report", markup=False)
+    console.print(f"More: {base}/sweeps   {service.url}/metrics", markup=False)

@@ -5,14 +5,19 @@ Colours carry nothing that the words do not say; rich honours NO_COLOR and leave
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from calibrator.cli import plot
 from calibrator.core.curve import read_curve
+from calibrator.core.measurement import Capacity
 from calibrator.core.objective import format_duration, parse_objective
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import (
@@ -24,7 +29,22 @@ from calibrator.core.sweep_record import (
     VerdictKind,
 )
 
-_STYLE = {VerdictKind.WITHIN: "green", VerdictKind.EXCEEDED: "red", VerdictKind.INCONCLUSIVE: "yellow"}
+STATUS_ROWS = 6  # of the live view: level, evidence, three budgets, and the cursor's
+PLOT_ROWS, RESULT_PLOT_ROWS = 11, 16
+TABLE_FRAME_ROWS, LEAST_TABLE_ROWS = 5, 7  # title, head, rule, blank lines; one row more than that and the next
+
+_STYLE: Mapping[str, str] = {
+    VerdictKind.WITHIN: "green",
+    VerdictKind.EXCEEDED: "red",
+    VerdictKind.INCONCLUSIVE: "yellow",
+}
+_PHASE_WORDS = {
+    "ramp": "warming up",
+    "screen": "a quick look",
+    "verdict": "testing",
+    "sentinel": "does it still hold?",
+    "fixed": "measuring",
+}
 _GRADE_WORDS = {
     Grade.CERTIFIED: "certified: the published level itself passed its test",
     Grade.PROVISIONAL: "provisional: a budget ended before the test was over",
@@ -85,33 +105,85 @@ def plain_level(level: LevelReport, objectives: Sequence[str]) -> str:
     )
 
 
-def running(progress: Progress | None, levels: Sequence[LevelReport], objectives: Sequence[str]) -> RenderableType:
-    """The live view of a sweep."""
+def running(
+    progress: Progress | None, levels: Sequence[LevelReport], objectives: Sequence[str], size: tuple[int, int]
+) -> RenderableType:
+    """The live view of a sweep. `size`: columns and rows of the terminal; what does not fit is left out."""
     if progress is None:
         return Text("waiting for the sweep to start ...")
     if progress.phase == "preflight":
         return Text("looking at the backend: credentials, model, tokens per word ...")
-    now = Table.grid(padding=(0, 2))
-    now.add_row(
-        Text(f"level {progress.level}", style="bold"),
-        f"{progress.phase}, {progress.in_flight} in flight",
-        f"n {progress.n}, {progress.exceedances} over the limit",
-        f"p50 {milliseconds(progress.p50_s)}, p99 so far {milliseconds(progress.p99_s)}",
-        f"so far: {progress.verdict or 'no verdict'}",
+    parts: list[RenderableType] = [_now(progress), _budgets(progress, min(30, size[0] // 3))]
+    left = size[1] - STATUS_ROWS
+    if levels and left >= LEAST_TABLE_ROWS:
+        if left - PLOT_ROWS >= LEAST_TABLE_ROWS:
+            drawn = _plot(levels, objectives, None, (size[0], max(PLOT_ROWS, min(RESULT_PLOT_ROWS, left // 2))))
+            parts += drawn
+            left -= len(drawn)
+        parts.append(curve_table(_nearest(levels, progress.level, left - TABLE_FRAME_ROWS), objectives))
+    return Group(*parts)
+
+
+def _now(progress: Progress) -> Text:
+    live = f" beside {progress.organic:.0f} of users" if progress.organic and progress.organic >= 1 else ""
+    text = Text().append(f"Level {progress.level}", style="bold")
+    text.append(f": {_PHASE_WORDS.get(progress.phase, progress.phase)}, {progress.in_flight} in flight{live}\n")
+    if not progress.n:
+        return text.append("nothing judged yet", style="dim")
+    share = f"{progress.exceedances} over the limit ({progress.exceedances / progress.n:.1%})"
+    text.append(f"{progress.n} requests judged, {share}; ")
+    text.append(f"p50 {milliseconds(progress.p50_s)}, p99 so far {milliseconds(progress.p99_s)}; ")
+    verdict = progress.verdict or "no verdict"
+    return text.append(verdict, style=_STYLE.get(verdict, "")).append(" so far", style=_STYLE.get(verdict, ""))
+
+
+def _budgets(progress: Progress, columns: int) -> Table:
+    """How much of each budget is spent; the first to end ends the sweep."""
+    table = Table.grid(padding=(0, 2))
+    time_s, overload_s = progress.duration_budget_s, progress.overload_budget_s
+    rows = (
+        ("requests", progress.requests, progress.requests_budget, f"{progress.requests}", progress.requests_budget),
+        ("time", progress.elapsed_s, time_s, f"{progress.elapsed_s:.0f} s", format_duration(time_s)),
+        ("overload", progress.overload_s, overload_s, f"{progress.overload_s:.1f} s", format_duration(overload_s)),
     )
-    left = max(0, progress.requests_budget - progress.requests)
-    budget = (
-        f"{progress.requests} requests sent, {left} left in the budget; {progress.elapsed_s:.0f} s of at most "
-        f"{format_duration(progress.duration_budget_s)}"
-    )
-    shown: list[RenderableType] = [curve_table(levels, objectives)] if levels else []
-    return Group(*shown, now, Text(budget, style="dim"))
+    for name, spent, budget, spent_words, budget_words in rows:
+        bar = ProgressBar(total=budget or 1.0, completed=min(spent, budget), width=columns)
+        table.add_row(Text(name, style="dim"), bar, Text(f"{spent_words} of {budget_words}", style="dim"))
+    return table
+
+
+def _nearest(levels: Sequence[LevelReport], level: int, count: int) -> Sequence[LevelReport]:
+    """In the order of the curve; where there is no room for all, those around the level that is measured now."""
+    close = sorted(levels, key=lambda one: abs(math.log(one.concurrency / max(1, level))))[:count]
+    return [one for one in levels if one in close]
+
+
+def _terminal_encoding() -> str:
+    """Of the real stream: a live view puts a stand-in before it, which has none."""
+    return getattr(sys.__stdout__, "encoding", None) or "ascii"
+
+
+def _plot(
+    levels: Sequence[LevelReport], objectives: Sequence[str], capacity: Capacity | None, size: tuple[int, int]
+) -> list[Text]:
+    """Of the first objective; empty where there is too little to draw."""
+    first, marks = parse_objective(objectives[0]), plot.glyphs(_terminal_encoding())
+    drawn = plot.curve_plot(levels, first, capacity, (size[0], size[1] - 2), marks)
+    if not drawn:
+        return []
+    title = Text(f"{first.metric.value} against requests in flight", style="bold")
+    return [title, *drawn, plot.legend(marks, has_band=capacity is not None)]
 
 
 def result(console: Console, record: SweepRecord, cap: int | None) -> None:
-    """The curve, then the result in words."""
+    """The curve, drawn where a person looks on, then the result in words."""
+    objectives = record.provenance.objectives
     if record.levels:
-        console.print(curve_table(record.levels, record.provenance.objectives))
+        if console.is_terminal:
+            for line in _plot(record.levels, objectives, record.capacity, (console.width, RESULT_PLOT_ROWS)):
+                console.print(line, no_wrap=True, overflow="crop")
+            console.print()
+        console.print(curve_table(record.levels, objectives))
     for warning in record.warnings:
         _say(console, f"Warning: {warning}", style="yellow")
     for level in record.levels:

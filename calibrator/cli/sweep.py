@@ -1,6 +1,7 @@
 """`calibrator sweep`: one sweep against any OpenAI-compatible server, no configuration file.
 
-stdout carries the result and nothing else; progress goes to stderr, and only when that is a terminal.
+stdout carries the result and nothing else. Progress goes to stderr: a live view on a terminal, elsewhere a line a level
+beside the table, nothing beside JSON. `--save` keeps the whole document, of an interrupted sweep too.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TypeGuard
 
 from rich.console import Console
-from rich.live import Live
 
 from calibrator.cli import display
+from calibrator.cli.screen import SweepScreen
 from calibrator.core.burst import BurstMode
 from calibrator.core.cost import can_certify, judged_share
-from calibrator.core.measurement import Bounds
+from calibrator.core.measurement import Bounds, Capacity
 from calibrator.core.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.recommendation import replica_cap
 from calibrator.core.render import level_document, sweep_document
@@ -74,6 +75,7 @@ class SweepOptions:
     metrics_url: str | None
     seed: int
     output: str
+    save: Path | None = None
 
 
 def exit_code(record: SweepRecord) -> int:
@@ -87,17 +89,37 @@ async def sweep(options: SweepOptions) -> int:
     order = order_from(options)
     if options.output not in OUTPUTS:
         raise ConfigurationError(f"'{options.output}' is not an output format.", f"Use one of {', '.join(OUTPUTS)}.")
-    watcher = _Watcher(Console(stderr=True), tuple(str(objective) for objective in order.objectives))
+    _refuse_unwritable(options.save)
+    objectives = tuple(str(objective) for objective in order.objectives)
+    screen = SweepScreen(Console(stderr=True, highlight=False), objectives, lines=options.output == "table")
+    watcher = _Watcher(screen)
     try:
-        with watcher:
+        with screen:
             record = await sweep_runner(LoadPlan()).run(order, watcher)
     except asyncio.CancelledError:
         partial = watcher.interrupted()
         if partial is None:
             raise
         record = partial
-    _print(record, options)
+    cap = _cap(record, options)
+    if options.save is not None:
+        options.save.write_text(json.dumps(sweep_document(record, cap=cap)) + "\n", encoding="utf-8")
+    _print(record, cap, options)
     return exit_code(record)
+
+
+def _refuse_unwritable(path: Path | None) -> None:
+    """Before a request is sent rather than after the last one."""
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ConfigurationError(f"{path} cannot be written.", "Give --save a file in a folder that you may write to.")
+
+
+def _cap(record: SweepRecord, options: SweepOptions) -> int | None:
+    return replica_cap(record.capacity.estimate, options.safety_margin_ratio) if _is_found(record.capacity) else None
+
+
+def _is_found(capacity: Capacity | None) -> TypeGuard[Capacity]:
+    return capacity is not None and capacity.estimate > 0
 
 
 def order_from(options: SweepOptions) -> SweepOrder:
@@ -208,14 +230,13 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _print(record: SweepRecord, options: SweepOptions) -> None:
-    estimate = record.capacity.estimate if record.capacity is not None else 0
-    cap = replica_cap(estimate, options.safety_margin_ratio) if estimate else None
+def _print(record: SweepRecord, cap: int | None, options: SweepOptions) -> None:
     if record.outcome is SweepOutcome.ERROR:
         print(f"calibrator: {record.reason} {record.remedy}".rstrip(), file=sys.stderr)  # noqa: T201 - the terminal's
     if options.output == "table":
         if record.levels or record.outcome is not SweepOutcome.ERROR:
             display.result(Console(highlight=False), record, cap)
+            _tell_next(record, options)
         return
     if options.output == "json":
         print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this verb's output
@@ -226,23 +247,22 @@ def _print(record: SweepRecord, options: SweepOptions) -> None:
     print(json.dumps({"type": "result", **result}))  # noqa: T201 - likewise
 
 
-class _Watcher:
-    """Live table on a terminal, silence elsewhere; remembers the last partial record."""
+def _tell_next(record: SweepRecord, options: SweepOptions) -> None:
+    """What a person may want to do with it."""
+    console = Console(highlight=False, soft_wrap=True)
+    if options.save is not None:
+        console.print(f"Saved: {options.save}. As a report: calibrator report {options.save} --to report.html")
+    elif record.levels and console.is_terminal:
+        console.print("With --save FILE the next one can be made a report of, and compared.", style="dim")
 
-    def __init__(self, console: Console, objectives: tuple[str, ...]) -> None:
-        self._objectives = objectives
+
+class _Watcher:
+    """Shows what it is told of; remembers the last partial record."""
+
+    def __init__(self, screen: SweepScreen) -> None:
+        self._screen = screen
         self._record: SweepRecord | None = None
         self._progress: Progress | None = None
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
@@ -253,12 +273,10 @@ class _Watcher:
         self._show()
 
     def _show(self) -> None:
-        if self._live is not None:
-            levels = self._record.levels if self._record is not None else ()
-            self._live.update(display.running(self._progress, levels, self._objectives))
+        self._screen.show(self._progress, () if self._record is None else self._record.levels)
 
     def interrupted(self) -> SweepRecord | None:
         """What had been measured when Ctrl-C came."""
         if self._record is None:
             return None
-        return replace(self._record, outcome=SweepOutcome.INTERRUPTED, ended_at=time.time(), reason="interrupted")
+        return replace(self._record, outcome=SweepOutcome.INTERRUPTED, ended_at=time.time(), reason="ended by Ctrl-C")

@@ -111,6 +111,8 @@ class Progress:
     duration_budget_s: float
     in_flight: int
     organic: float | None = None  # live requests in flight beside ours; None: not known
+    overload_s: float = 0.0  # above the SLA because of us
+    overload_budget_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,7 @@ class _Sweep:
             elapsed_s=now_s,
             in_flight=self._holder.in_flight,
             organic=self._live.watch.estimate,
+            overload_s=overload_s(history, self._sparing.overload(self._origin_s)),
         )
         self._listener.progress(progress)
 
@@ -268,6 +269,7 @@ class _Sweep:
             elapsed_s=0.0,
             duration_budget_s=order.bounds.duration_s,
             in_flight=0,
+            overload_budget_s=order.bounds.overload_s,
         )
 
     # ------------------------------------------------------------------------------------------------ record

@@ -173,6 +173,8 @@ class ProgressDocument(Wire):
     duration_budget_s: float
     in_flight: int = Field(description="probes")
     organic: float | None = Field(description="live requests in flight beside them; null: the engine does not tell")
+    overload_s: float = Field(description="above the SLA because of us")
+    overload_budget_s: float
 
 
 class OverrideDocument(Wire):
