@@ -6,7 +6,7 @@ module and makes a `CapGuard`. It runs in each worker process of the proxy, and 
 | end of a request | hook that LiteLLM calls |
 |---|---|
 | answer in one piece | `async_post_call_success_hook` |
-| chat or completion stream: end, error, client gone | `async_post_call_streaming_iterator_hook`, its `finally` |
+| stream: end, error, client gone | `async_post_call_streaming_iterator_hook`, its `finally` |
 | `/v1/messages` stream | the same, or in some versions `async_log_success_event` only |
 | error of the backend | `async_log_failure_event`, then perhaps `async_post_call_failure_hook` |
 | refused by another callback after us | `async_post_call_failure_hook` only |
@@ -120,9 +120,13 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
     ) -> AsyncIterator[Any]:
         try:
             async for chunk in response:
-                yield chunk
+                try:
+                    yield chunk
+                except GeneratorExit:  # the client left
+                    await _interrupt(response)
+                    raise
         finally:
-            try:  # where the client left: the backend must be free before its place is
+            try:  # the backend must be free before its place is
                 if (close := getattr(response, "aclose", None)) is not None:
                     await close()
             finally:
@@ -142,3 +146,19 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
 
     async def async_log_failure_event(self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any) -> None:  # noqa: ARG002 - LiteLLM's signature
         self._end(kwargs)
+
+
+async def _interrupt(stream: AsyncIterator[Any]) -> None:
+    """End LiteLLM's call of the backend, which closing the stream alone does not do.
+
+    Its `/v1/messages` stream begins with an event of its own. If the client leaves with that one, nothing has been read
+    of the backend's answer yet; `aclose` then ends generators that know of no call, and the backend works to its end.
+    A read that is cancelled while it waits for the backend does close that connection. So read on, and cancel.
+    """
+    while True:
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.0)  # let it begin: one that is cancelled before does not reach LiteLLM's call
+        reading.cancel()
+        (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+        if isinstance(outcome, BaseException):  # cancelled, or the stream has ended; else another event of its own
+            return

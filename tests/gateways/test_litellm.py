@@ -120,13 +120,19 @@ def mixed_load(site: LlmBench, cap: int, count: int) -> None:
 
 
 def leave_early(site: LlmBench) -> None:
-    """LiteLLM leaves such a backend working, after the place is free: nothing to hold, but a place to lose."""
+    """Before the answer begins. The backend must have been left, too, when another takes the place."""
     settled(site)
-    site.ask((Ask(path="/v1/messages", stream=True, leaves_after_s=0.05),))
-    before = len(site.answers)
-    site.note("clients leave /v1/messages streams before they begin")
-    with site.load(CAP):
-        wait_until(lambda: len(site.answers) > before + 100, "a hundred left", 60.0)
+    site.ask((Ask(path="/v1/messages", stream=True, leaves_after_s=0.05), Ask(stream=True, leaves_after_s=0.05)))
+    site.latency_s = 3.0
+    before, begun_s = len(site.answers), site.note("clients leave streams before they begin")
+    with site.load(2 * CAP):
+        wait_until(lambda: len(site.answers) > before + 150, "many left", 60.0)
+        assert site.peak(begun_s) <= CAP
+    left_s = site.now_s()
+    settled(site)
+    site.note(f"all have left; the backend is idle {site.now_s() - left_s - 0.5:.1f} s later")
+    assert site.peak(left_s + 2.0) == 0, "else it would work on for 3 s"
+    site.latency_s = SHORT_S
 
 
 def wait_for_cap(site: LlmBench, cap: int, for_s: float = 1.0) -> None:
