@@ -2,7 +2,8 @@
 
 The override lies over the recommendation and does not replace it: sweeps and the guard go on deciding against the
 recommendation beneath, which is served again, as it is by then, when the override ends. It wins over both, and loses
-to the configured `min_cap..max_cap`, which say what the backend may ever get.
+to the configured `min_cap..max_cap`, which say what the backend may ever get. It is served whole, also beside a running
+sweep, for whose probes any other cap gives way; they then come on top of it.
 
 It always ends by itself: a pin that nobody remembers is the cap that nobody measured. What the recommendation says
 beside its cap is kept only where it still holds: rates and queue wait describe measured concurrency, which bounds a
@@ -23,12 +24,11 @@ def overlaid(beneath: Recommendation, override: Override, policy: PublishPolicy)
     """What is served while the override is in force."""
     cap = policy.clamp(override.cap)
     asked = "" if cap == override.cap else f"; asked for {override.cap}, clamped to {policy.min_cap}..{policy.max_cap}"
-    replicas = max(1, beneath.cap // beneath.replica_cap)
     is_lower = cap <= beneath.cap
     return replace(
         beneath,
         cap=cap,
-        replica_cap=max(1, cap // replicas),
+        replica_cap=max(1, cap // beneath.replicas),
         state=State.OVERRIDDEN,
         grade=None,
         reason=f"{override.author}: {override.reason}{asked}",

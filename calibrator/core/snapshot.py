@@ -231,15 +231,19 @@ class BackendView:
         return self.state_at(now) if self.told is self.recommendation else self.told.state
 
     @property
+    def gives_way(self) -> int:
+        """Requests that users do without for running probes. A person's pin is served as it is: who pins, decides."""
+        return self.reserved_for_probes if self.override is None else 0
+
+    @property
     def served_cap(self) -> int:
         """What gateways get: the cap, less what probes take of it now."""
-        return max(1, self.told.cap - self.reserved_for_probes)
+        return max(1, self.told.cap - self.gives_way)
 
     @property
     def served_replica_cap(self) -> int:
         """The same for gateways that limit each replica: all replicas give way alike, so the sum falls as much."""
-        reserved = -(-self.reserved_for_probes // max(1, self.ready_replicas or 1))
-        return max(1, self.told.replica_cap - reserved)
+        return max(1, self.told.replica_cap - -(-self.gives_way // max(1, self.ready_replicas or 1)))
 
     @property
     def headroom(self) -> float | None:

@@ -12,7 +12,7 @@ from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.snapshot import Override, Rates, State
 
 POLICY = PublishPolicy(fallback_cap=8, min_cap=4, max_cap=100)
-BENEATH = replace(recommendation(cap=32), replica_cap=16, rates=Rates(16.0, 3200.0, 320.0))  # two replicas
+BENEATH = replace(recommendation(cap=32), replica_cap=16, replicas=2, rates=Rates(16.0, 3200.0, 320.0))
 
 
 def pinned(cap: int) -> Override:
@@ -45,5 +45,10 @@ def test_what_is_served(asked: int, cap: int, per_replica: int, rate: float, wai
 
 
 def test_a_replica_never_gets_less_than_one() -> None:
-    many = replace(BENEATH, cap=64, replica_cap=2)  # 32 replicas
+    many = replace(BENEATH, cap=64, replica_cap=2, replicas=32)
     assert overlaid(many, pinned(8), POLICY).replica_cap == 1
+
+
+def test_all_replicas_together_never_get_more_than_the_pin_where_balance_costs_some_of_the_cap() -> None:
+    uneven = replace(BENEATH, cap=70, replica_cap=36, replicas=2)  # a balance factor below 1
+    assert overlaid(uneven, pinned(40), POLICY).replica_cap == 20

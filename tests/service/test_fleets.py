@@ -20,7 +20,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.fleet import BALANCED, Balancing, ReplicaPlan
 from calibrator.core.schedule import Schedule
 from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import BackendView, Health, Standing, State
+from calibrator.core.snapshot import BackendView, Health, Override, Standing, State
 from calibrator.errors import ConfigurationError, UnreachableError
 from calibrator.ports import BackendPlan
 from calibrator.service.supervisor import TICK_S, Supervisor
@@ -281,7 +281,13 @@ def test_the_swept_replica_takes_its_probes_off_the_cap_that_is_served() -> None
             assert (view.recommendation.cap, view.reserved_for_probes, view.served_cap) == (70, 16, 54)
             assert view.served_replica_cap == 36 - 8
             assert view.probe_in_flight == 16
-            await asyncio.sleep(70.0)
+            now = LoopClock().wall()
+            await fleet.supervisor.override("chat", Override(3, "incident 7", "ada", now, now + 10.0))
+            view = fleet.view()
+            assert (view.served_cap, view.served_replica_cap, view.probe_in_flight) == (3, 1, 16), "a pin is a pin"
+            await asyncio.sleep(15.0)
+            assert fleet.view().served_cap == 54
+            await asyncio.sleep(60.0)
             assert fleet.view().served_cap == 70
         async with site("only") as fleet:  # the fallback of 8 is less than the 16 probes
             await fleet.supervisor.request_sweep("chat", "test")
