@@ -159,6 +159,6 @@ async def _interrupt(stream: AsyncIterator[Any]) -> None:
         reading = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0.0)  # let it begin: one that is cancelled before does not reach LiteLLM's call
         reading.cancel()
-        (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+        outcome: Any = (await asyncio.gather(reading, return_exceptions=True))[0]
         if isinstance(outcome, BaseException):  # cancelled, or the stream has ended; else another event of its own
             return
