@@ -71,10 +71,13 @@ class Listener:
         """Returns when the connection has ended."""
         connection = await self._connect()
         try:
+            ended = asyncio.Event()
+            connection.add_termination_listener(lambda _: ended.set())
             await connection.add_listener(CHANNEL, self._hear)
             self._news.set()
-            while not connection.is_closed():
-                await asyncio.sleep(PULSE_S)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), PULSE_S)
                 await connection.execute("SELECT", timeout=PULSE_LIMIT_S)
         finally:
             connection.terminate()

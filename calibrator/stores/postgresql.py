@@ -18,6 +18,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -34,9 +35,11 @@ from calibrator.stores.postgresql_errors import READ_ONLY, sqlstate, translated
 from calibrator.stores.postgresql_url import Address, parse_url
 
 STEP_LIMIT_S = 5.0
-STATEMENT_LIMIT_MS = 4000
-LOCK_LIMIT_MS = 2000
-IDLE_LIMIT_MS = 10_000  # in a transaction: we never think in one, so whoever is idle there is stopped or gone
+URGENT_LIMIT_S = 3.0  # of leases: a renewal that failed must leave time for another
+STATEMENT_SHARE = 0.8  # of the step's limit: the server's own word comes before ours
+LOCK_SHARE = 0.5
+CLOSE_LIMIT_S = 0.5  # of a connection that is given up
+IDLE_LIMIT_S = 10.0  # in a transaction: we never think in one, so whoever is idle there is stopped or gone
 POOL = 8  # connections of one instance, beside one for leases and one for news
 MIGRATION_KEY = 0x63616C69  # "cali": one instance migrates at a time
 ELSEWHERE = "give the URL that store.postgresql refers to a database or a schema (options=-csearch_path=...) of its own"
@@ -47,21 +50,20 @@ class PostgresDatabase:
 
     now_s: ColumnElement[float] = cast(func.extract("epoch", func.clock_timestamp()), Float)
 
-    def __init__(self, url: Callable[[], str], ca_file: str | None = None, step_limit_s: float = STEP_LIMIT_S) -> None:
+    def __init__(self, url: Callable[[], str], ca_file: str | None = None) -> None:
         self._url = url
         self._ca_file = ca_file
-        self._step_limit_s = step_limit_s
         self._own = secrets.token_hex(8)
         self._name = "the database"
         self._engines: tuple[AsyncEngine, AsyncEngine] | None = None  # for all, and for what may not wait
-        self._listener = Listener(self._connect, self._own)
+        self._listener = Listener(partial(self._connect, STEP_LIMIT_S), self._own)
 
     async def open(self) -> None:
         """Migrate if need be. Raises ConfigurationError for a bad URL, else StoreError."""
         if self._engines is not None:
             return
         self._name = self._address().name
-        engines = self._engine(POOL), self._engine(1)
+        engines = self._engine(POOL, STEP_LIMIT_S), self._engine(1, URGENT_LIMIT_S)
         try:
             await self._prepare(engines[0])
         except BaseException:
@@ -99,34 +101,36 @@ class PostgresDatabase:
         if self._engines is None:
             raise StoreError(f"{self._name.capitalize()} is not open.", "It opens when the service starts.")
         with translated(self._name):
-            async with asyncio.timeout(self._step_limit_s), self._engines[is_urgent].begin() as connection:
+            limit_s = URGENT_LIMIT_S if is_urgent else STEP_LIMIT_S
+            async with asyncio.timeout(limit_s), self._engines[is_urgent].begin() as connection:
                 yield connection
 
     # ------------------------------------------------------------------------------------------------- connections
     def _address(self) -> Address:
         return parse_url(self._url(), self._ca_file)
 
-    async def _connect(self) -> asyncpg.Connection[Any]:
+    async def _connect(self, limit_s: float) -> asyncpg.Connection[Any]:
         address = self._address()
         return await asyncpg.connect(
             address.dsn,
             timeout=address.connect_limit_s,
+            connection_class=_Connection,
             server_settings={
                 "application_name": "calibrator",
                 "default_transaction_isolation": "read committed",
-                "statement_timeout": str(STATEMENT_LIMIT_MS),
-                "lock_timeout": str(LOCK_LIMIT_MS),
-                "idle_in_transaction_session_timeout": str(IDLE_LIMIT_MS),
+                "statement_timeout": _milliseconds(STATEMENT_SHARE * limit_s),
+                "lock_timeout": _milliseconds(LOCK_SHARE * limit_s),
+                "idle_in_transaction_session_timeout": _milliseconds(IDLE_LIMIT_S),
             },
         )
 
-    def _engine(self, connections: int) -> AsyncEngine:
+    def _engine(self, connections: int, limit_s: float) -> AsyncEngine:
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=self._connect,
+            async_creator=partial(self._connect, limit_s),
             pool_size=connections,
             max_overflow=0,
-            pool_timeout=self._step_limit_s,
+            pool_timeout=limit_s,
             pool_pre_ping=True,  # after a restart of the server the first step does not fail
             hide_parameters=True,
         )
@@ -135,7 +139,7 @@ class PostgresDatabase:
 
     async def _prepare(self, engine: AsyncEngine) -> None:
         with translated(self._name):
-            async with asyncio.timeout(self._step_limit_s), engine.begin() as connection:
+            async with asyncio.timeout(STEP_LIMIT_S), engine.begin() as connection:
                 if await connection.run_sync(is_current, self._name, ELSEWHERE):
                     return
             async with asyncio.timeout(MIGRATION_LIMIT_S), engine.begin() as connection:
@@ -150,6 +154,17 @@ class PostgresDatabase:
     async def _dispose(self, engines: tuple[AsyncEngine, AsyncEngine]) -> None:
         for engine in engines:
             await engine.dispose()
+
+
+class _Connection(asyncpg.Connection):
+    """Says goodbye briefly: SQLAlchemy would wait two seconds for a server that does not answer."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
+        await super().close(timeout=CLOSE_LIMIT_S if timeout is None else min(timeout, CLOSE_LIMIT_S))
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(1000 * seconds))
 
 
 def _drop_demoted(context: ExceptionContext) -> None:

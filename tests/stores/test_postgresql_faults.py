@@ -1,0 +1,236 @@
+"""What a PostgreSQL can do to us while we run: each step ends in seconds, with a sentence, and later works again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.deaf_proxy import deaf_proxy
+from support.postgres_process import PostgresProcess, postgres
+from support.postgres_stores import SECONDS, instances, store_at, take
+from support.records import recommendation, running, sweep
+
+from calibrator.errors import StoreError
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresProcess]:
+    """One to be stopped, killed and restarted; it runs again after each test."""
+    with postgres() as server:
+        yield server
+
+
+def restart(server: PostgresProcess, how: signal.Signals = signal.SIGQUIT) -> None:
+    server.stop(how)
+    server.start()
+
+
+def test_a_restart_of_the_server_is_not_noticed_between_two_steps(own_server: PostgresProcess) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name, 1) as (store,):
+            tenure = await take(store)
+            await store.add_recommendation(recommendation(), tenure)
+            await asyncio.to_thread(restart, own_server)
+            assert list(await store.latest_recommendations()) == [recommendation()]
+            await store.add_recommendation(recommendation(version=2), tenure)
+            assert await store.leases.renew(tenure, 60.0)
+
+    asyncio.run(work())
+
+
+def test_a_server_that_is_gone_is_named_at_once(own_server: PostgresProcess) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name, 1) as (store,):
+            await asyncio.to_thread(own_server.stop)
+            try:
+                for step in (store.latest_recommendations(), store.leases.holders(), store.save_sweep(running("s1"))):
+                    with pytest.raises(StoreError, match=r"cannot be reached.*store\.postgresql|closed the connection"):
+                        await step
+            finally:
+                await asyncio.to_thread(own_server.start)
+            await store.save_sweep(running("s1"))
+
+    asyncio.run(work())
+
+
+def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
+    """SIGSTOP: it accepts connections and answers nothing, so no timeout of its own helps."""
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name, 1) as (store,):
+            tenure = await take(store)
+            await store.latest_recommendations()
+            backends = await asyncio.to_thread(
+                own_server.execute, "SELECT pid FROM pg_stat_activity WHERE pid IS NOT NULL", name
+            )
+            stopped = [own_server.pid, *(pid for (pid,) in backends)]
+            _signal(stopped, signal.SIGSTOP)
+            try:
+                started_s = time.monotonic()
+                steps = (store.latest_recommendations(), store.leases.renew(tenure, 60.0), store.save_sweep(sweep()))
+                answers = await asyncio.gather(*steps, return_exceptions=True)
+                assert time.monotonic() - started_s < SECONDS
+                assert [type(answer) for answer in answers] == [StoreError] * 3
+                assert "does not answer in time" in str(answers[0])
+            finally:
+                _signal(stopped, signal.SIGCONT)
+            async with asyncio.timeout(SECONDS):
+                await store.save_sweep(sweep())
+            assert await store.leases.renew(tenure, 60.0)
+
+    asyncio.run(work())
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def test_news_are_heard_again_after_a_restart_of_the_server(own_server: PostgresProcess) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name) as (writer, reader):
+            await reader.changed(SECONDS)
+            await asyncio.to_thread(restart, own_server)
+            async with asyncio.timeout(SECONDS):
+                await reader.changed(SECONDS)  # a new connection: something may have been missed
+            heard = asyncio.create_task(reader.changed(SECONDS))
+            await writer.save_sweep(sweep())
+            started_s = time.monotonic()
+            await heard
+            assert time.monotonic() - started_s < SECONDS / 2
+
+    asyncio.run(work())
+
+
+def test_kill_9_of_the_server_loses_nothing(own_server: PostgresProcess) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name, 1) as (store,):
+            tenure = await take(store)
+            await store.add_recommendation(recommendation(), tenure)
+            await asyncio.to_thread(restart, own_server, signal.SIGKILL)
+            assert list(await store.latest_recommendations()) == [recommendation()]
+            assert await store.leases.renew(tenure, 60.0)
+            assert await store.leases.acquire("chat", "b", 60.0) is None
+
+    asyncio.run(work())
+
+
+def test_a_connection_cut_in_mid_statement_is_tried_again_and_stored_once(own_server: PostgresProcess) -> None:
+    """Not committed: the statement waited for a lock when its connection was terminated."""
+    name = own_server.new_database()
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+    async def work() -> None:
+        async with instances(own_server, name) as (store, other):
+            tenure = await take(store)
+            async with other._database.writing() as connection:
+                await connection.exec_driver_sql("LOCK recommendations IN ACCESS EXCLUSIVE MODE")
+                adding = asyncio.create_task(store.add_recommendation(recommendation(), tenure))
+                async with asyncio.timeout(SECONDS):
+                    while not (await connection.exec_driver_sql(cut)).all():  # noqa: ASYNC110 - the server tells nobody
+                        await asyncio.sleep(0.01)
+                with pytest.raises(StoreError, match=r"is stopping or starting|closed the connection"):
+                    await adding
+            assert list(await store.latest_recommendations()) == []
+            await store.add_recommendation(recommendation(), tenure)
+            assert list(await store.latest_recommendations()) == [recommendation()]
+
+    asyncio.run(work())
+
+
+def test_a_commit_whose_answer_is_lost_is_tried_again_and_stored_once(own_server: PostgresProcess) -> None:
+    """Committed: the proxy passes everything to the server and, from some moment on, nothing back."""
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with deaf_proxy(own_server.port) as proxy, instances(own_server, name, 1) as (direct,):
+            store = store_at(own_server.url(name).replace(str(own_server.port), str(proxy.port)))
+            await store.open()
+            tenure = await take(store)
+            proxy.is_deaf_after = b"COMMIT"
+            with pytest.raises(StoreError, match="does not answer in time"):
+                await store.add_recommendation(recommendation(), tenure)
+            assert list(await direct.latest_recommendations()) == [recommendation()]
+            proxy.hear_again()
+            await store.add_recommendation(recommendation(), tenure)
+            assert list(await store.latest_recommendations()) == [recommendation()]
+            await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_lock_held_by_somebody_else_costs_seconds_and_is_named(own_server: PostgresProcess) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name) as (store, other):
+            async with other._database.writing() as connection:
+                await connection.exec_driver_sql("LOCK sweeps IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(StoreError, match=r"is kept locked by another session .* pg_stat_activity"):
+                    await store.save_sweep(sweep())
+            await store.save_sweep(sweep())
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("kind", ["a setting", "a standby"])
+def test_a_read_only_database_is_read_and_named_and_written_once_it_is_the_primary(
+    own_server: PostgresProcess, kind: str
+) -> None:
+    name = own_server.new_database()
+
+    async def work() -> None:
+        async with instances(own_server, name, 1) as (store,):
+            tenure = await take(store)
+            await store.add_recommendation(recommendation(), tenure)
+            await asyncio.to_thread(demote, own_server, kind)
+            try:
+                for write in (
+                    store.add_recommendation(recommendation(version=2), tenure),
+                    store.leases.renew(tenure, 60.0),
+                    store.save_sweep(running("s1")),
+                ):
+                    with pytest.raises(StoreError, match=r"is read-only .*target_session_attrs=read-write"):
+                        await write
+                assert list(await store.latest_recommendations()) == [recommendation()]
+            finally:
+                await asyncio.to_thread(promote, own_server, kind)
+            await store.add_recommendation(recommendation(version=2), tenure)
+
+    asyncio.run(work())
+
+
+def demote(server: PostgresProcess, kind: str) -> None:
+    if kind == "a standby":
+        server.stop(signal.SIGINT)
+        server.be_standby(True)
+        server.start()
+    else:
+        server.execute("ALTER SYSTEM SET default_transaction_read_only = on", "postgres")
+        server.execute("SELECT pg_reload_conf()", "postgres")
+
+
+def promote(server: PostgresProcess, kind: str) -> None:
+    if kind == "a standby":
+        server.stop(signal.SIGINT)
+        server.be_standby(False)
+        server.start()
+    else:
+        server.execute("ALTER SYSTEM RESET default_transaction_read_only", "postgres")
+        server.execute("SELECT pg_reload_conf()", "postgres")
