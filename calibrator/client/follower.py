@@ -15,6 +15,9 @@ then passes on the monotonic clock of this machine. Its wall clock plays no part
 
 **Jitter** spreads polls by a tenth either way, so that a fleet that was started together does not ask together. A long
 poll (`wait_s`) hears of a change at once; two are at least `PAUSE_S` apart.
+
+**A smaller share** is somebody else's larger one, who waits until this process has said that it has no more in flight.
+So it says so as soon as it has heard, and while more is running than the share it does not wait with what it says.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class Follower:
     state: str = ""  # of the last answer; "" before the first
     problem: str = ""  # why the last poll said nothing; "" if it did
     _share: int | None = None
+    _is_over: bool = False  # at the last poll: more in flight than the share
     _etag: str = ""
     _valid_until_s: float = math.inf
 
@@ -87,14 +91,16 @@ class Follower:
         return self._share if self._share is not None and now_s < self._valid_until_s else self.static_cap
 
     def query(self, in_flight: int, rejected: int) -> dict[str, str]:
+        self._is_over = self._share is not None and in_flight > self._share
         asked = {"client": self.client or own_name(), "in_flight": str(in_flight), "rejected": str(rejected)}
-        return {**asked, "wait": f"{self.wait_s:g}"} if self.wait_s else asked
+        return {**asked, "wait": f"{self.wait_s:g}"} if self.wait_s and not self._is_over else asked
 
     def headers(self) -> dict[str, str]:
         return {"If-None-Match": self._etag} if self._etag else {}
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, now_s: float, wall: float) -> float:
         """Take an answer in; returns the seconds until the next poll. `headers` by lower-case name."""
+        before = self._share
         if status == HTTPStatus.NOT_MODIFIED:
             self.problem = ""
         elif status == HTTPStatus.OK:
@@ -103,6 +109,8 @@ class Follower:
             self.problem = f"the calibrator answered {status}"
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             return self._spread(_retry_after_s(headers, self.poll_s))
+        if before is not None and self._share is not None and self._share < before:
+            return self._soon_s()
         return self._next_s()
 
     def failed(self, problem: str) -> float:
@@ -111,9 +119,10 @@ class Follower:
         return self._spread(self.poll_s)
 
     def _next_s(self) -> float:
-        if self.wait_s and not self.problem:
-            return PAUSE_S * (1.0 + self.draws.random())
-        return self._spread(self.poll_s)
+        return self._soon_s() if self.wait_s and not self.problem and not self._is_over else self._spread(self.poll_s)
+
+    def _soon_s(self) -> float:
+        return PAUSE_S * (1.0 + self.draws.random())
 
     def _spread(self, seconds: float) -> float:
         return seconds * self.draws.uniform(1.0 - JITTER_RATIO, 1.0 + JITTER_RATIO)

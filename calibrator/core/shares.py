@@ -1,16 +1,22 @@
 """One cap, many gateways: who may have how much of it in flight.
 
-Stock gateways count per process, so the cap is divided among those that poll. Three numbers belong to each client:
+Stock gateways count per process, so the cap is divided among those that poll. Four numbers belong to each client:
 
     need    what it said it could use: in flight + refused, the highest of late (halved every `HALF_LIFE_S`);
             at least twice its share if that is full; unknown if it says nothing
     target  its part of the cap by the needs of all:          sum(target) <= cap
-    told    what it was last answered, until it is silent too long: what it may really have in flight
+    told    what it was last answered, until it is silent too long
+    held    what it may really have in flight: told, and what was begun under a larger share and still runs
 
-**The promise: sum(told) <= max(cap, clients told), whenever anything is told.** A poll that finds told > target lowers
-it at once. One that finds told < target is given no more than what is free, cap - sum(told): so a joiner (told = 0)
-waits until the others have heard of their smaller parts, or were silent until they expired. Where there are more
-clients than cap nobody can have less than 1, since 0 means "no limit" or "block all" to gateways: then all have 1.
+**The promise: sum(held) <= max(cap, holders), whenever anything is told.** A poll that finds told > target lowers it at
+once. One that finds told < target is given no more than what is free, cap - sum(held): so a joiner (told = 0) waits
+until the others have heard of their smaller parts, or were silent until they expired. Where there are more clients
+than cap nobody can have less than 1, since 0 means "no limit" or "block all" to gateways: then all have 1.
+
+**What still runs** is known of those who say it. A poll with `in_flight` shows that what was told before has arrived,
+and how much more is there: held = max(told before, in flight), never more than it was. Whoever says nothing is taken
+at his share at once; requests begun under a larger one then come on top until they end. A count that stays high for
+`RUN_OUT_S` is believed no longer: it counts what was forgotten, or requests longer than anybody waits for.
 
 The one exception is the world's: when the cap itself falls, those that have not polled since still hold the old share.
 Nobody is told more until their sum is below the new cap; each gets its smaller part with its next poll.
@@ -50,6 +56,7 @@ GATHER_S = 0.1
 LOOK_S = 0.5  # between two looks for the expired
 REBALANCE_S = 5.0  # one usual poll interval: shares that move faster than they are heard of would only swing
 HALF_LIFE_S = 30.0
+RUN_OUT_S = 300.0
 RESERVE_RATIO = 0.25
 MAX_CLIENTS = 10_000
 UNKNOWN = math.inf
@@ -82,6 +89,9 @@ class Client:
     seen_s: float
     gap_s: float = 0.0
     told: int = 0
+    held: int = 0  # >= told
+    over_since_s: float = 0.0  # since when held > told
+    reports: bool = False  # what it has in flight
     target: int = 0  # 0: not planned yet
     need: float = UNKNOWN
     noted_s: float = 0.0  # when the need was last worked out
@@ -94,7 +104,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class HeldShare:
-    """What a client was told, as it is remembered over a restart."""
+    """What a client may have in flight, as it is remembered over a restart."""
 
     client: str
     requests: int
@@ -109,12 +119,12 @@ class ShareBook:
         self._max_clients = max_clients
         self._clients: dict[str, Client] = {}  # longest silent first
         self._live = 0
-        self._holders = 0  # clients with told > 0
-        self._told = 0  # their sum
+        self._holders = 0  # clients with held > 0
+        self._held = 0  # their sum
         self._planned_s = self._looked_s = -math.inf
         self._is_changed = False  # since the last plan: who is live
         self._pressed_s = -math.inf  # when somebody could use more than he had
-        self.revision = 0  # grows with each change of a target or of what is told
+        self.revision = 0  # grows with each change of a target, or of what is told or held
 
     @property
     def clients(self) -> int:
@@ -125,8 +135,9 @@ class ShareBook:
         return self._cap
 
     @property
-    def told(self) -> int:
-        return self._told
+    def in_use(self) -> int:
+        """What all clients together may have in flight."""
+        return self._held
 
     @property
     def over_cap(self) -> int:
@@ -142,15 +153,34 @@ class ShareBook:
         """What this client may have in flight from now on, >= 1; None: it must wait, for others hold it all."""
         self._expire(now_s)
         client = self._seen(name, now_s)
+        client.reports = in_flight is not None
+        self._settle(client, now_s, in_flight or 0)
         if client.told and not (in_flight is None and rejected is None):
             self._note_need(client, now_s, in_flight or 0, rejected or 0)
+        return self._answer(client, now_s)
+
+    def look(self, name: str, now_s: float) -> int | None:
+        """A poll that goes on waiting: nothing is heard of the client but that it is there."""
+        self._expire(now_s)
+        return self._answer(self._seen(name, now_s), now_s)
+
+    def _answer(self, client: Client, now_s: float) -> int | None:
         self._plan_if_due(now_s)
         if client.target < client.told:
-            self._tell(client, max(1, client.target))
+            if client.held == client.told:
+                client.over_since_s = now_s
+            client.told = max(1, client.target)
+            self.revision += 1
+            if not client.reports:
+                self._hold(client, client.told)
         elif client.target > client.told:
-            holders = self._holders + (client.told == 0)
-            free = max(0, max(self._cap, holders) - self._told)
-            self._tell(client, min(client.target, client.told + free))
+            holders = self._holders + (client.held == 0)
+            free = max(0, max(self._cap, holders) - self._held)
+            told = min(client.target, client.held + free)
+            if told > client.told:
+                client.told = told
+                self._hold(client, max(told, client.held))
+                self.revision += 1
         return client.told or None
 
     def tend(self, now_s: float) -> None:
@@ -161,7 +191,7 @@ class ShareBook:
     def held(self) -> tuple[HeldShare, ...]:
         """To be remembered over a restart."""
         return tuple(
-            HeldShare(name, client.told, client.gap_s) for name, client in self._clients.items() if client.told > 0
+            HeldShare(name, client.held, client.gap_s) for name, client in self._clients.items() if client.held > 0
         )
 
     def live(self) -> list[tuple[str, Client]]:
@@ -175,7 +205,8 @@ class ShareBook:
             if share.client not in self._clients and len(self._clients) < self._max_clients and share.requests > 0:
                 client = self._clients[share.client] = Client(now_s, min(share.gap_s, LONGEST_GAP_S))
                 self._live += 1
-                self._tell(client, share.requests)
+                client.told = share.requests
+                self._hold(client, share.requests)
         self._plan(now_s)
 
     # ------------------------------------------------------------------------------------------------- clients
@@ -225,13 +256,19 @@ class ShareBook:
             client.is_live = False
             self._live -= 1
             self._is_changed = True
-            self._tell(client, 0)
+            client.told = 0
+            self._hold(client, 0)
 
-    def _tell(self, client: Client, share: int) -> None:
-        if share != client.told:
-            self._told += share - client.told
-            self._holders += (share > 0) - (client.told > 0)
-            client.told = share
+    def _settle(self, client: Client, now_s: float, in_flight: int) -> None:
+        """It has heard what it was told before, and has no more than this beyond it."""
+        is_believed = now_s - client.over_since_s < RUN_OUT_S
+        self._hold(client, max(client.told, min(client.held, in_flight if is_believed else 0)))
+
+    def _hold(self, client: Client, held: int) -> None:
+        if held != client.held:
+            self._held += held - client.held
+            self._holders += (held > 0) - (client.held > 0)
+            client.held = held
             self.revision += 1
 
     # ---------------------------------------------------------------------------------------------------- plan

@@ -76,7 +76,10 @@ class ShareKeeper:
         if book is None:
             book = self._books[key] = ShareBook(cap)
         book.set_cap(cap, now_s)
-        share = book.poll(poll.client, now_s, poll.in_flight, poll.rejected)
+        if poll.is_waiting:
+            share = book.look(poll.client, now_s)
+        else:
+            share = book.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
             return Share(None, book.clients, version * VERSION_STEP, JOIN_RETRY_S)
         return Share(share, book.clients, version * VERSION_STEP + share)

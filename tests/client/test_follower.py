@@ -120,3 +120,21 @@ def test_what_it_asks() -> None:
 def test_values_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Follower(**{"static_cap": 8, **options})
+
+
+def test_a_smaller_share_is_acknowledged_soon_and_a_larger_one_at_the_usual_pace() -> None:
+    follower = Follower(8, poll_s=5.0)
+    assert told(follower, share=12) >= 4.5
+    assert told(follower, share=6) <= 2 * PAUSE_S, "somebody waits for the other 6"
+    assert told(follower, share=6) >= 4.5
+    assert told(follower, share=7) >= 4.5
+
+
+def test_who_has_more_running_than_its_share_says_so_at_once_and_again_at_the_usual_pace() -> None:
+    follower = Follower(8, poll_s=5.0, wait_s=30.0)
+    told(follower, share=6)
+    assert follower.query(6, 0)["wait"] == "30"
+    assert "wait" not in follower.query(7, 0), "else it would be heard of only after the wait"
+    assert 4.5 <= follower.answered(304, {}, b"", 100.0, DATE_S) <= 5.5, "no hot loop until they end"
+    assert follower.query(6, 0)["wait"] == "30"
+    assert follower.answered(304, {}, b"", 100.0, DATE_S) <= 2 * PAUSE_S
