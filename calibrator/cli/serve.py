@@ -20,6 +20,7 @@ from calibrator.web.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.service import running_service, until_told_to_stop
+from calibrator.wiring.tls import server_context
 
 
 async def serve(config: Path) -> int:
@@ -57,6 +58,8 @@ def check(config: Path) -> None:
     """Print what is in force and what it will cost. Raises ConfigurationError with every problem found."""
     settings = load_settings(config, os.environ)
     require_parts(settings.load.value())
+    if settings.listen.tls is not None:
+        server_context(settings.listen.tls)
     costs = cost_lines(settings)  # finds missing secrets: nothing is printed of a configuration that cannot work
     guards = asyncio.run(guard_lines(backend_plans(settings, os.environ)))
     console = Console(highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from calibrator.settings.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.replicas import ReplicasSettings, with_url
 from calibrator.settings.store import StoreSettings
+from calibrator.settings.tls import Network, TlsSettings
 from calibrator.settings.traces import read_trace
 from calibrator.settings.triggers import TriggerSettings
 from calibrator.settings.values import (
@@ -57,6 +58,11 @@ class ListenSettings(Frozen):
         default="127.0.0.1", description="address to bind; 0.0.0.0 answers everybody, hence not the default"
     )
     port: int = Field(default=8300, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    tls: TlsSettings | None = Field(default=None, description="HTTPS; default: plain HTTP")
+    proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="addresses or networks of reverse proxies whose X-Forwarded-For and -Proto are believed",
+    )
 
 
 class AuthSettings(Frozen):

@@ -18,7 +18,7 @@ from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -80,6 +80,7 @@ def create_app(
             problems.Problem: problems.on_problem,
             HTTPException: problems.on_http_exception,
             StoreError: problems.on_store_error,
+            ClientDisconnect: problems.on_disconnect,
             Exception: problems.on_crash,
         },
     )

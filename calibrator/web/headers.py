@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,6 +45,16 @@ def self_contained_policy(style: str) -> str:
     return f"default-src 'none'; style-src {style_hash(style)}; base-uri 'none'; form-action 'none'"
 
 
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+def with_defaults(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Those, and what is missing."""
+    given = list(headers)
+    present = {name for name, _ in given if name in _NAMES}
+    return [*given, *(pair for pair in _RAW if pair[0] not in present)]
+
+
 class SafeHeaders:
     """ASGI middleware that adds what is missing."""
 
@@ -52,12 +63,9 @@ class SafeHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message["headers"]
-                present = {name for name, _ in headers if name in _NAMES}
-                # A 304 tells only what changes in what the client has already (RFC 9110 section 15.4.5).
-                missing = () if message["status"] == HTTPStatus.NOT_MODIFIED else _RAW
-                message["headers"] = [*headers, *(pair for pair in missing if pair[0] not in present)]
+            # A 304 tells only what changes in what the client has already (RFC 9110 section 15.4.5).
+            if message["type"] == "http.response.start" and message["status"] != HTTPStatus.NOT_MODIFIED:
+                message["headers"] = with_defaults(message["headers"])
             await send(message)
 
         await self._app(scope, receive, send_safely)

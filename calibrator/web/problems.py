@@ -77,6 +77,11 @@ async def on_store_error(_request: Request, error: Exception) -> Response:
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"}).response()
 
 
+async def on_disconnect(_request: Request, _error: Exception) -> Response:
+    """The client left in the middle of its own request; nobody reads this, and it is no defect to log."""
+    return Problem(HTTPStatus.BAD_REQUEST, "The request ended before its body did.").response()
+
+
 async def on_crash(_request: Request, _error: Exception) -> Response:
     """A defect of ours. The server logs the traceback; the client learns nothing of it."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The calibrator failed to answer; its log says why.").response()

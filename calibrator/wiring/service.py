@@ -26,6 +26,7 @@ from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
+from calibrator.wiring.connection_guard import guarded_config, watch
 from calibrator.wiring.fresh_tokens import FreshTokens
 from calibrator.wiring.gateways import gateway_routes, haproxy_checks
 from calibrator.wiring.generator import require_parts
@@ -34,9 +35,7 @@ from calibrator.wiring.replicas import discovery
 from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.stores import make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
-
-GRACEFUL_TIMEOUT_S = 5
-MAX_CONNECTIONS = 4096
+from calibrator.wiring.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     load = settings.load.value()
     require_parts(load)
     clock = SystemClock()
+    tls = None if settings.listen.tls is None else ServerTls(settings.listen.tls, clock)
     listener = listen(settings.listen.host, settings.listen.port)
     store = make_store(settings, environ)
     supervisor = Supervisor(
@@ -94,15 +94,18 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
             extra_routes=gateway_routes(settings.gateways, settings.backends, supervisor),
         )
         await stack.enter_async_context(haproxy_checks(settings.gateways.haproxy, supervisor, clock))
-        server = _Server(_uvicorn_config(app))
-        tasks = [asyncio.create_task(supervisor.run(ended))]
+        config = guarded_config(app, proxies=settings.listen.proxies, tls=tls)
+        server = _Server(config)
+        tasks = [asyncio.create_task(supervisor.run(ended)), asyncio.create_task(watch(server.server_state))]
+        if tls is not None:
+            tasks.append(asyncio.create_task(tls.follow()))
         if settings.load.selftest:
             told = supervisor.rate_generator
             tasks.append(asyncio.create_task(rate_generator(plans, told, measures_here=load.kind == "processes")))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         try:
-            yield RunningService(f"http://{host}:{port}", supervisor)
+            yield RunningService(f"{'http' if tls is None else 'https'}://{host}:{port}", supervisor)
         finally:
             ended.set()
             for task in tasks[1:]:
@@ -112,18 +115,6 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
             server.should_exit = True
             await serving
             structlog.get_logger().info("stopped")
-
-
-def _uvicorn_config(app: object) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type] # Starlette is an ASGI application; uvicorn's alias does not accept `object`
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_TIMEOUT_S,
-        limit_concurrency=MAX_CONNECTIONS,
-        h11_max_incomplete_event_size=16 * 1024,
-    )
 
 
 async def until_told_to_stop(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:

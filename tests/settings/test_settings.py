@@ -37,7 +37,8 @@ MINIMAL: dict[str, Any] = {
     }
 }
 FULL = """
-listen: {host: 0.0.0.0, port: 0}
+listen: {host: 0.0.0.0, port: 0, proxies: [10.0.0.0/8],
+         tls: {cert_file: %(folder)s/new, key_file: %(folder)s/new, client_ca_file: %(folder)s/new}}
 store: {postgresql: {env: DATABASE}, ca_file: %(folder)s/new, on_corrupt: move_aside, keep_sweeps: 10,
         keep_recommendations: 20, keep_samples: 0}
 auth: {operator_tokens: [{file: %(folder)s/new}, {env: OLD}], read_tokens: [{env: READ}]}
