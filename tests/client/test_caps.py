@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
 from support.virtual_time import run_virtual
 from support.web_fakes import EPOCH_S, FakeOperator, app_of, calibrated, snapshot
 
-import calibrator
 from calibrator.client import AsyncCap, LimitReachedError, SyncCap
 
 
@@ -192,34 +188,7 @@ def test_threads_hold_the_share_exactly() -> None:
         assert (cap.state, cap.problem) == ("calibrated", "")
 
 
-# ---------------------------------------------------------------------------------------------------------- isolation
-NEEDED = ("httpx", "httpcore", "h11", "anyio", "idna", "certifi", "sniffio", "typing_extensions.py")
-LOADED = """
-import sys
-sys.path[:0] = [sys.argv[1]]
-import calibrator.client
-print(*sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)), sep=",")
-print(*sorted(name for name in sys.modules if name.startswith("calibrator")), sep=",")
-"""
-
-
-def test_it_needs_httpx_and_nothing_else_of_ours(tmp_path: Path) -> None:
-    """Installed `--no-deps` beside httpx: a folder with just that, and no site-packages."""
-    site = Path(httpx.__file__).parents[1]
-    for name in NEEDED:
-        if (site / name).exists():
-            (tmp_path / name).symlink_to(site / name)
-    (tmp_path / "calibrator").symlink_to(Path(calibrator.__file__).parent)
-    command = [sys.executable, "-I", "-S", "-c", LOADED, str(tmp_path)]
-    packages, ours = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    allowed = {*(name.removesuffix(".py") for name in NEEDED), "calibrator", "__main__"}
-    assert set(packages.split(",")) <= allowed
-    assert set(ours.split(",")) == {
-        "calibrator", "calibrator.client", "calibrator.client.asynchronous", "calibrator.client.follower",
-        "calibrator.client.synchronous", "calibrator.errors",
-    }  # fmt: skip
-
-
+# ------------------------------------------------------------------------------------------------------- real answers
 def test_the_real_answer_of_the_service_is_understood_to_the_end_of_its_validity() -> None:
     """The document of the application itself, stale included."""
 
