@@ -231,6 +231,7 @@ class SweepOrder:
     limits: SweepLimits = field(default_factory=SweepLimits)
     doubts: tuple[str, ...] = ()  # known before it begins; they become warnings of the record
     trigger: str = ""  # why it runs, in words
+    sampled_probes_ratio: float = 0.0  # share of the probes that ask the engine to trace them
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,18 @@ class SweepRunner(Protocol):
 
     async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
         """The ended record, outcome `error` included. Cancelling ends all probes within a second, then re-raises."""
+        ...
+
+
+class SweepTracer(Protocol):
+    """Tells a tracing system of sweeps."""
+
+    def ended(self, record: SweepRecord) -> None:
+        """Take it up. Never raises, never waits: a collector that is down changes nothing."""
+        ...
+
+    def close(self) -> None:
+        """Send what waits, within a second or so; blocks."""
         ...
 
 

@@ -9,8 +9,9 @@ What a probe asks for, and why:
 | `temperature: 1` | the sampling path of real traffic; greedy decoding falls into loops that some engines cut |
 | `stream_options.include_usage` | the server counts the tokens: engines merge several into one chunk |
 
-Headers name us (`User-Agent`, `X-Request-ID`), so that probes can be told from users. `traceparent` is not sampled: a
-probe leaves its id in the logs without filling anybody's tracing store.
+Headers name us (`User-Agent`, `X-Request-ID`), so that probes can be told from users. `traceparent` names the trace of
+the sweep and the span of the level (`core.spans`). It is not sampled unless somebody wants that: a probe leaves its id
+in the logs without filling anybody's tracing store.
 
 The body is built before the clock starts; the request leaves in one write. The prompt is never logged.
 """
@@ -26,6 +27,7 @@ from calibrator.backends.http1 import Patience
 from calibrator.backends.http1_client import Endpoint, Http1Client, endpoint
 from calibrator.backends.openai_answer import Answer
 from calibrator.core.sample import Flight, ProbeRequest, Sample
+from calibrator.core.spans import ProbeTrace
 from calibrator.errors import ConfigurationError
 from calibrator.ports import Connection, Target
 
@@ -44,7 +46,9 @@ class OpenAIBackend:
         stall_timeout_s: float,
         total_timeout_s: float,
         connect_timeout_s: float = 5.0,
+        trace: ProbeTrace | None = None,
     ) -> None:
+        """`trace` None: a trace that nobody else knows."""
         self._server = endpoint(
             target.url,
             ca_file=target.ca_file,
@@ -52,7 +56,7 @@ class OpenAIBackend:
             client_key_file=target.client_key_file,
             host_name=target.host_name,
         )
-        self._dialect = _Dialect(target, self._server, forces_length=forces_length)
+        self._dialect = _Dialect(target, self._server, forces_length=forces_length, trace=trace)
         self._now = now
         self._patience = Patience(connect_timeout_s, stall_timeout_s, total_timeout_s)
 
@@ -83,12 +87,13 @@ class OpenAIConnection:
 class _Dialect:
     """Turns a ProbeRequest into bytes."""
 
-    def __init__(self, target: Target, server: Endpoint, *, forces_length: bool) -> None:
+    def __init__(self, target: Target, server: Endpoint, *, forces_length: bool, trace: ProbeTrace | None) -> None:
         if target.api not in PATHS:
             raise ConfigurationError(f"'{target.api}' is not an API.", f"Choose one of: {', '.join(PATHS)}.")
         self._target = target
         self._forces_length = forces_length
         self._run = os.urandom(4).hex()
+        self._trace = trace or ProbeTrace(self._run)
         head = [
             f"POST {server.path}{PATHS[target.api]} HTTP/1.1",
             f"Host: {server.authority}",
@@ -121,7 +126,7 @@ class _Dialect:
             f"{self._head}\r\n"
             f"Accept: {'text/event-stream' if request.stream else 'application/json'}\r\n"
             f"X-Request-ID: calibrator-{self._run}-{request.request_id}\r\n"
-            f"traceparent: 00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00\r\n"
+            f"traceparent: {self._trace.traceparent(request.request_id, request.label.visit)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body

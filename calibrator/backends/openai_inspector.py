@@ -29,6 +29,7 @@ from calibrator.backends.http1_client import Endpoint, endpoint
 from calibrator.backends.openai import PATHS, OpenAIBackend
 from calibrator.backends.suspect_looks import LookPlan, take_looks
 from calibrator.core.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.spans import ProbeTrace
 from calibrator.core.suspects import suspicions
 from calibrator.core.workload import TokenScale, Workload, WorkloadClass, make_text
 from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
@@ -59,8 +60,17 @@ class _Listing:
 class OpenAIInspector:
     """Port `Inspector`."""
 
-    def __init__(self, target: Target, *, now: Callable[[], float], timeout_s: float = 60.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        now: Callable[[], float],
+        timeout_s: float = 60.0,
+        seed: int = 0,
+        trace: ProbeTrace | None = None,
+    ) -> None:
         self._target = target
+        self._trace = trace
         self._now = now
         self._timeout_s = timeout_s
         self._rng = random.Random(f"{seed}-inspect")  # noqa: S311 - prompts, not secrets
@@ -188,6 +198,7 @@ class OpenAIInspector:
             forces_length=forces_length,
             stall_timeout_s=self._timeout_s,
             total_timeout_s=self._timeout_s,
+            trace=self._trace,
         )
         connection = backend.connect()
         request = ProbeRequest(

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
+from calibrator.cli.serve import configure_logging
 from calibrator.core.burst import BurstMode
 from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds, Capacity
@@ -31,7 +32,9 @@ from calibrator.core.workload import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
 from calibrator.ports import LoadPlan, SweepOrder, Target
 from calibrator.settings.traces import read_trace
+from calibrator.settings.tracing import TracingSettings
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
+from calibrator.wiring.tracing import traced
 
 DEFAULT_REQUESTS_PER_LEVEL = 200
 OUTPUTS = ("table", "json", "jsonl")
@@ -93,9 +96,10 @@ async def sweep(options: SweepOptions) -> int:
     objectives = tuple(str(objective) for objective in order.objectives)
     screen = SweepScreen(Console(stderr=True, highlight=False), objectives, lines=options.output == "table")
     watcher = _Watcher(screen)
+    configure_logging("warning", "console")
     try:
-        with screen:
-            record = await sweep_runner(LoadPlan()).run(order, watcher)
+        with traced(sweep_runner(LoadPlan()), TracingSettings(), os.environ) as runner, screen:
+            record = await runner.run(order, watcher)
     except asyncio.CancelledError:
         partial = watcher.interrupted()
         if partial is None:

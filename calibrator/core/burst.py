@@ -26,6 +26,7 @@ from calibrator.core.sweep_record import Grade, SweepOutcome, VerdictKind
 from calibrator.core.verdict import DECIDED, zone
 
 STEP_DOWN = 0.8
+FIRST_VISIT = 1_000_000  # labels of bursts: no visit of the search has them
 
 
 class BurstMode(StrEnum):

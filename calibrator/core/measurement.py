@@ -77,6 +77,7 @@ class Visit:
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
     organic: float | None = None  # mean in flight beside ours; None: could not be seen
     unheld: str = ""  # live traffic made another level of it: why, in words
+    number: int = 0  # of the labels that its requests carry; visits in a row at one level may share it
 
     @property
     def spoilt(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from calibrator.core.burst import (
+    FIRST_VISIT,
     BurstBits,
     BurstMode,
     burst_bits,
@@ -43,7 +44,6 @@ LEAST_BURSTS, MOST_BURSTS = 3, 20
 LIMIT_S = 120.0
 IDLE_S = 1.0
 POLL_S = 0.05
-FIRST_VISIT = 1_000_000  # labels of their own: no visit of the search has them
 
 
 @dataclass(slots=True)

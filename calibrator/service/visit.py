@@ -231,6 +231,7 @@ class Holder:
             requests=fold.visit_requests,
             server=self.server.peak,
             organic=None if self.live.watch.estimate is None else self._beside.mean_organic,
+            number=self.visit,
         )
 
     def _now_s(self) -> float:

@@ -26,6 +26,7 @@ from calibrator.settings.replicas import ReplicasSettings, with_url
 from calibrator.settings.store import StoreSettings
 from calibrator.settings.tls import Network, TlsSettings
 from calibrator.settings.traces import read_trace
+from calibrator.settings.tracing import TracingSettings
 from calibrator.settings.triggers import TriggerSettings
 from calibrator.settings.values import (
     ApiUrl,
@@ -325,6 +326,7 @@ class Settings(BaseSettings):
     load: LoadSettings = Field(default=LoadSettings(), description="where the load of sweeps comes from")
     gateways: GatewaysSettings = Field(default=GatewaysSettings(), description="gateways with a protocol of their own")
     log: LogSettings = Field(default=LogSettings(), description="what is written to stderr")
+    tracing: TracingSettings = Field(default=TracingSettings(), description="traces of sweeps for OpenTelemetry")
     backends: dict[Name, BackendSettings] = Field(
         min_length=1, description="what is measured, each under the name that gateways ask for"
     )

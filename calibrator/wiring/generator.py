@@ -11,6 +11,7 @@ from calibrator.backends.openai import OpenAIBackend
 from calibrator.clock import SystemClock
 from calibrator.core.objective import Objective, gap_quantiles
 from calibrator.core.selftest import SelfTest, too_slow
+from calibrator.core.spans import ProbeTrace
 from calibrator.core.workload import PromptFactory
 from calibrator.errors import GeneratorError
 from calibrator.load.closed_loop import ClosedLoop
@@ -93,6 +94,7 @@ def closed_loop(order: SweepOrder, facts: BackendFacts, index: int, step: int) -
         forces_length=facts.forces_length,
         stall_timeout_s=stall_s,
         total_timeout_s=TOTAL_STALLS * stall_s,
+        trace=ProbeTrace(order.sweep_id, order.sampled_probes_ratio),
     )
     prompts = PromptFactory(
         order.workload,

@@ -36,6 +36,7 @@ from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.stores import make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tls import ServerTls
+from calibrator.wiring.tracing import TracedRunner, sweep_tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,10 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     tls = None if settings.listen.tls is None else ServerTls(settings.listen.tls, clock)
     listener = listen(settings.listen.host, settings.listen.port)
     store = make_store(settings, environ)
+    tracer = sweep_tracer(settings.tracing, environ, clock)
     supervisor = Supervisor(
         plans,
-        runner=sweep_runner(load),
+        runner=TracedRunner(sweep_runner(load), tracer, settings.tracing.sampled_probes_ratio),
         store=store,
         leases=store.leases,
         holder=f"{socket.gethostname()}-{secrets.token_hex(4)}",
@@ -79,6 +81,8 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
         await store.open()
         stack.push_async_callback(store.close)
         await supervisor.start()

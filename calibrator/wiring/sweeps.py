@@ -8,6 +8,7 @@ from functools import partial
 
 from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.clock import SystemClock
+from calibrator.core.spans import ProbeTrace
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.load.sweep_process import ProcessSweepRunner
 from calibrator.ports import LoadPlan, SweepListener, SweepOrder, SweepRunner
@@ -26,7 +27,8 @@ async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener
     clock = SystemClock()
     telemetry = HttpTelemetry(order.target)
     try:
-        inspector = OpenAIInspector(order.target, now=clock.monotonic)
+        trace = ProbeTrace(order.sweep_id, order.sampled_probes_ratio)
+        inspector = OpenAIInspector(order.target, now=clock.monotonic, trace=trace)
         parts = SweepParts(inspector, telemetry, lambda facts: generator(order, facts, plan), clock)
         return await run_sweep(order, parts, listener)
     finally:

@@ -46,6 +46,7 @@ sweeps: {max_parallel: 2}
 load: {kind: ray, workers: 12, ray_address: 'ray://head:10001', ray_start: 10m, selftest: false}
 gateways: {haproxy: {port: 8301}}
 log: {level: debug, format: console}
+tracing: {endpoint: "http://collector:4318", sampled_probes_ratio: 0.01}
 backends:
   chat:
     url: https://host:8000/v1/

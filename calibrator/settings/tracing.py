@@ -1,0 +1,24 @@
+"""Traces of sweeps. The standard `OTEL_...` variables do the rest: headers, certificates, resource attributes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from calibrator.settings.values import Frozen, HttpUrl
+
+
+class TracingSettings(Frozen):
+    """OpenTelemetry."""
+
+    endpoint: HttpUrl | None = Field(
+        default=None,
+        description="base URL of a collector that takes OTLP over HTTP, such as http://otel-collector:4318 (needs the "
+        "extra: pip install 'calibrator[otel]'); default: the variable OTEL_EXPORTER_OTLP_ENDPOINT, else no traces",
+    )
+    sampled_probes_ratio: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the probes that ask the engine to trace them; all name the sweep's trace, and an engine "
+        "that follows the W3C standard keeps quiet about the others",
+    )

@@ -1,0 +1,188 @@
+"""Who gets traces, and that a sweep's trace is told however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import structlog
+from support.sweep_entries import order, progress_of, record_of
+from support.virtual_time import run_virtual
+
+from calibrator.clock import LoopClock
+from calibrator.core.snapshot import Progress
+from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.errors import UnreachableError
+from calibrator.ports import SweepListener, SweepOrder
+from calibrator.settings.tracing import TracingSettings
+from calibrator.telemetry.otlp import OtlpTracer
+from calibrator.wiring.tracing import TracedRunner, sweep_tracer
+
+COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+
+
+class Told:
+    """Port `SweepTracer`."""
+
+    def __init__(self) -> None:
+        self.records: list[SweepRecord] = []
+
+    def ended(self, record: SweepRecord) -> None:
+        self.records.append(record)
+
+    def close(self) -> None: ...
+
+
+class Heard:
+    """Port `SweepListener`."""
+
+    def __init__(self) -> None:
+        self.told: list[Progress | SweepRecord] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+    def partial(self, record: SweepRecord) -> None:
+        self.told.append(record)
+
+
+class Sweeps:
+    """Port `SweepRunner`: tells a partial record, then ends as asked."""
+
+    def __init__(self, end: Callable[[SweepOrder], SweepRecord]) -> None:
+        self._end = end
+        self.orders: list[SweepOrder] = []
+
+    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+        self.orders.append(order)
+        listener.progress(progress_of(order, 4))
+        listener.partial(record_of(order, None, "so far"))
+        return self._end(order)
+
+
+def calibrated(order: SweepOrder) -> SweepRecord:
+    return record_of(order, SweepOutcome.CALIBRATED)
+
+
+def raising(error: BaseException) -> Callable[[SweepOrder], SweepRecord]:
+    def end(_: SweepOrder) -> SweepRecord:
+        raise error
+
+    return end
+
+
+def test_an_ended_sweep_is_told_and_its_listener_hears_everything() -> None:
+    told, heard = Told(), Heard()
+    record = run_virtual(TracedRunner(Sweeps(calibrated), told).run(order(), heard))
+    assert told.records == [record]
+    assert heard.told == [progress_of(order(), 4), record_of(order(), None, "so far")]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [
+        (asyncio.CancelledError(), SweepOutcome.INTERRUPTED, "cut off"),
+        (UnreachableError("Gone.", "Look."), SweepOutcome.ERROR, "Gone."),
+    ],
+)
+def test_a_sweep_that_is_cut_off_or_fails_is_told_with_what_it_had(
+    error: BaseException, outcome: SweepOutcome, reason: str
+) -> None:
+    told = Told()
+
+    async def scenario() -> None:
+        with pytest.raises(type(error)):
+            await TracedRunner(Sweeps(raising(error)), told).run(order(), Heard())
+
+    run_virtual(scenario())
+    (record,) = told.records
+    assert (record.outcome, record.reason, record.requests) == (outcome, reason, 1)
+
+
+@pytest.mark.parametrize("tracer", [None, Told()], ids=["untold", "told"])
+def test_probes_are_sampled_as_configured_with_and_without_a_tracer(tracer: Told | None) -> None:
+    sweeps = Sweeps(calibrated)
+    run_virtual(TracedRunner(sweeps, tracer, 0.25).run(order(), Heard()))
+    assert sweeps.orders[0].sampled_probes_ratio == 0.25
+
+
+# ------------------------------------------------------------------------------------------------------ who gets them
+@pytest.mark.parametrize(
+    ("environ", "is_wanted"),
+    [
+        ({}, False),
+        (COLLECTOR, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9/v1/traces"}, True),
+        (COLLECTOR | {"OTEL_SDK_DISABLED": "true"}, False),
+        (COLLECTOR | {"OTEL_TRACES_EXPORTER": "none"}, False),
+        (COLLECTOR | {"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        (COLLECTOR | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, False),
+    ],
+)
+def test_the_variables_of_the_standard_decide(environ: dict[str, str], is_wanted: bool) -> None:  # noqa: FBT001 - a case
+    tracer = sweep_tracer(TracingSettings(), environ, LoopClock())
+    assert isinstance(tracer, OtlpTracer) == is_wanted
+    if tracer is not None:
+        tracer.close()
+
+
+def test_our_own_setting_needs_no_variable() -> None:
+    tracer = sweep_tracer(TracingSettings(endpoint="http://127.0.0.1:9"), {}, LoopClock())
+    assert isinstance(tracer, OtlpTracer)
+    tracer.close()
+
+
+def test_what_cannot_be_spoken_is_said_once() -> None:
+    with structlog.testing.capture_logs() as logs:
+        sweep_tracer(TracingSettings(), COLLECTOR | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, LoopClock())
+    (line,) = logs
+    assert "only http/protobuf is spoken" in line["why"]
+
+
+WITHOUT_THE_EXTRA = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "opentelemetry":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import calibrator.wiring.service
+from calibrator.clock import SystemClock
+from calibrator.errors import ConfigurationError
+from calibrator.settings.tracing import TracingSettings
+from calibrator.wiring.tracing import sweep_tracer
+
+assert sweep_tracer(TracingSettings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:1"}, SystemClock()) is None
+try:
+    sweep_tracer(TracingSettings(endpoint="http://x:1"), {}, SystemClock())
+except ConfigurationError as error:
+    print(error.remedy)
+"""
+
+
+def test_without_the_extra_the_variables_are_passed_over_and_the_setting_is_refused() -> None:
+    """In an interpreter that cannot find it."""
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "the OpenTelemetry SDK is not installed" in answer.stdout
+    assert "pip install 'calibrator[otel]'" in answer.stdout.splitlines()[-1]
+
+
+def test_the_sdk_is_not_loaded_where_nobody_wants_traces() -> None:
+    """It costs a third of a second and some megabytes, in each process."""
+    text = "import sys, calibrator.wiring.service, calibrator.wiring.sweeps; print('opentelemetry' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "False\n"
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        TracingSettings(endpoint="otel-collector:4318")
