@@ -1,8 +1,10 @@
 """A curve as an SVG: latency or throughput against concurrency. Static, so that it needs no script and prints.
 
-x is log2(concurrency), because levels are spaced by ratios; y is linear from 0. Every mark has a CSS class and no
-colour of its own: the page and the report bring theirs, light and dark. The numbers stand in a table beside the chart,
-which is what screen readers are given; the picture itself says what it shows in its title.
+x is log2(concurrency), because levels are spaced by ratios; y is linear from 0. A line's confidence band is drawn where
+both bounds are known at two neighbouring levels; a level alone has a bar. Every mark has a CSS class and no colour of
+its own: the report brings them, light, dark and on paper; a picture that stands alone carries the report's style. The
+numbers stand in a table beside the chart, which is what screen readers are given; the picture itself says what it
+shows in its title.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 42.0
-Y_TICKS = 5
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 40.0, 42.0
+Y_TICKS = 5  # at most
+NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 HEADROOM = 1.08  # of the highest mark
 CUT = 3.0  # points above this many limits are drawn at the upper edge: the interesting part is near the limit
 
@@ -44,6 +47,14 @@ class Chart:
     limit: float | None = None  # the SLA, a horizontal line
     band: tuple[float, float] | None = None  # of the capacity, on the x axis
     mark: float | None = None  # the cap or capacity, a vertical line
+    knee: float | None = None  # onset of batch interference, a dotted vertical line
+
+
+def standalone(chart: Chart, style: str) -> str:
+    """A file of its own, for a picture in a document. `style`: the report's."""
+    picture = svg(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, separator, body = picture.partition(">")
+    return f'{head}{separator}<style>{style}</style><rect class="ground" width="100%" height="100%"/>{body}\n'
 
 
 def svg(chart: Chart) -> str:
@@ -57,8 +68,10 @@ def svg(chart: Chart) -> str:
         f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">',
         *_band(chart, frame),
         *_axes(chart, frame),
-        *(part for line in chart.lines for part in _line(line, frame)),
+        *(part for line in chart.lines for part in _area(line, frame)),
         *_limit(chart, frame),
+        *(part for line in chart.lines for part in _line(line, frame)),
+        *_legend(chart),
         "</svg>",
     ]
     return "".join(parts)
@@ -93,8 +106,7 @@ def _frame(chart: Chart, points: Sequence[Point]) -> _Frame:
 
 def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
     bottom = HEIGHT - BOTTOM
-    for step in range(Y_TICKS + 1):
-        value = frame.y_max / HEADROOM * step / Y_TICKS
+    for value in _y_ticks(frame.y_max):
         y = frame.y(value)
         yield f'<path class="grid" d="M{LEFT:.1f} {y:.1f}H{WIDTH - RIGHT:.1f}"/>'
         yield f'<text class="tick" x="{LEFT - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
@@ -108,6 +120,13 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
     yield f"{escape(chart.unit)}</text>"
 
 
+def _y_ticks(highest: float) -> list[float]:
+    """From 0, in steps that people count in."""
+    power = 10.0 ** math.floor(math.log10(highest / Y_TICKS))
+    step = next(factor * power for factor in NICE if highest / (factor * power) <= Y_TICKS)
+    return [step * count for count in range(int(highest / step) + 1)]
+
+
 def _x_ticks(frame: _Frame) -> list[int]:
     first, last = math.ceil(math.log2(frame.x_min)), math.floor(math.log2(frame.x_max))
     return [2**power for power in range(max(0, first), last + 1)]
@@ -119,14 +138,40 @@ def _band(chart: Chart, frame: _Frame) -> Iterable[str]:
         low, high = (frame.x(value) for value in chart.band)
         yield f'<rect class="band" x="{low:.1f}" y="{top:.1f}" width="{max(2.0, high - low):.1f}" '
         yield f'height="{height:.1f}"/>'
-    if chart.mark is not None:
-        yield f'<path class="mark" d="M{frame.x(chart.mark):.1f} {top:.1f}v{height:.1f}"/>'
+    for name, value in (("mark", chart.mark), ("knee", chart.knee)):
+        if value is not None and frame.x_min <= value <= frame.x_max:
+            yield f'<path class="{name}" d="M{frame.x(value):.1f} {top:.1f}v{height:.1f}"/>'
+            yield f'<text class="tick" x="{frame.x(value):.1f}" y="{top - 5:.1f}" text-anchor="middle">'
+            yield f"{'capacity' if name == 'mark' else name} {value:.0f}</text>"
 
 
 def _limit(chart: Chart, frame: _Frame) -> Iterable[str]:
     if chart.limit is not None:
         y = frame.y(chart.limit)
         yield f'<path class="limit" d="M{LEFT:.1f} {y:.1f}H{WIDTH - RIGHT:.1f}"/>'
+        yield f'<text class="limit-name" x="{LEFT + 6:.1f}" y="{y - 5:.1f}">SLA {_number(chart.limit)}</text>'
+
+
+def _legend(chart: Chart) -> Iterable[str]:
+    """Names of the lines, from the left above the frame."""
+    for place, line in enumerate(line for line in chart.lines if line.points):
+        x = LEFT + place * 110.0
+        yield f'<path class="line {line.css}" d="M{x:.1f} 12h18"/>'
+        yield f'<text class="tick" x="{x + 24:.1f}" y="16">{escape(line.name)}</text>'
+
+
+def _area(line: Line, frame: _Frame) -> Iterable[str]:
+    """The confidence band, over each run of neighbouring levels whose interval is bounded."""
+    run: list[Point] = []
+    for point in (*sorted(line.points, key=lambda point: point.x), None):
+        if point is not None and point.low is not None and point.high is not None:
+            run.append(point)
+            continue
+        if len(run) > 1:
+            upper = "L".join(f"{frame.x(one.x):.1f} {frame.y(one.high or 0.0):.1f}" for one in run)
+            lower = "L".join(f"{frame.x(one.x):.1f} {frame.y(one.low or 0.0):.1f}" for one in reversed(run))
+            yield f'<path class="area {line.css}" d="M{upper}L{lower}Z"/>'
+        run = []
 
 
 def _line(line: Line, frame: _Frame) -> Iterable[str]:
@@ -137,9 +182,8 @@ def _line(line: Line, frame: _Frame) -> Iterable[str]:
     yield f'<path class="line {line.css}" d="M{path}"/>'
     for point in points:
         x = frame.x(point.x)
-        if point.low is not None:
-            high = frame.y_max if point.high is None else point.high
-            yield f'<path class="interval {line.css}" d="M{x:.1f} {frame.y(point.low):.1f}V{frame.y(high):.1f}"/>'
+        if point.low is not None and point.high is not None:
+            yield f'<path class="interval {line.css}" d="M{x:.1f} {frame.y(point.low):.1f}V{frame.y(point.high):.1f}"/>'
         yield f'<circle class="dot {line.css}" cx="{x:.1f}" cy="{frame.y(point.y):.1f}" r="3">'
         yield f"<title>{escape(line.name)} at {point.x:g}: {_number(point.y)}</title></circle>"
 

@@ -6,8 +6,8 @@ prints. HTML needs no network and no script; Markdown is for a ticket; two sweep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -15,25 +15,19 @@ from markupsafe import Markup
 
 from calibrator.core.objective import Metric, Objective, parse_objective
 from calibrator.web.chart import Chart, Line, Point, svg
+from calibrator.web.comparison import Change, compare, latency
 from calibrator.web.headers import self_contained_policy
 from calibrator.web.sweep_models import LatencyDocument, LevelDocument, SweepDocument
 
 REPORT_TYPES = {"html": "text/html", "md": "text/markdown", "json": "application/json"}
 FORMATS = tuple(REPORT_TYPES)
-_STYLE = (files("calibrator.web") / "static" / "report.css").read_text("utf-8")
-_POLICY = self_contained_policy(_STYLE)
+STYLE = (files("calibrator.web") / "static" / "report.css").read_text("utf-8")
+_POLICY = self_contained_policy(STYLE)
 REPORT_HEADERS = {"Content-Security-Policy": f"{_POLICY}; frame-ancestors 'none'"}
 UNKNOWN = "\u2013"
+COMMAND_LINE = "command-line"  # the backend of `calibrator sweep`, which knows no names
+MS = 1e3
 SHOWN_METRICS = (Metric.TTFT, Metric.ITL, Metric.E2E)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One thing that two sweeps do not have in common."""
-
-    name: str
-    ours: str
-    theirs: str
 
 
 def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) -> str:
@@ -43,14 +37,14 @@ def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) 
     template = _environment(escape=kind == "html").get_template(f"report.{kind}.jinja")
     return template.render(
         sweep=sweep,
-        other=other,
+        name=sweep.provenance.model if sweep.backend == COMMAND_LINE else sweep.backend,
+        comparison=None if other is None else compare(sweep, other),
         levels=_by_level(sweep),
         charts=[(chart.title, Markup(svg(chart))) for chart in charts(sweep)],  # noqa: S704 - `svg` escapes its texts
-        style=Markup(_STYLE),  # noqa: S704 - our file
+        style=Markup(STYLE),  # noqa: S704 - our file
         policy=_POLICY,
-        differences=[] if other is None else differences(sweep, other),
-        pairs=[] if other is None else paired(sweep, other),
-        objectives=[(text, parse_objective(text)) for text in sweep.provenance.objectives],
+        objectives=[parse_objective(text) for text in sweep.provenance.objectives],
+        shown_metrics=_shown_metrics(sweep),
         failures=[level for level in _by_level(sweep) if level.errors],
     )
 
@@ -58,30 +52,38 @@ def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) 
 def charts(sweep: SweepDocument) -> list[Chart]:
     """One for each metric that the SLA names, and throughput against goodput."""
     levels = _by_level(sweep)
-    capacity = sweep.capacity
-    band = None if capacity is None or capacity.low < 1 else (float(capacity.low), float(capacity.high))
-    mark = None if capacity is None or capacity.estimate < 1 else float(capacity.estimate)
-    found = []
-    for objective in (parse_objective(text) for text in sweep.provenance.objectives):
-        lines = [Line(name.upper(), name, _points(levels, objective, name)) for name in ("p50", "p90", "p99")]
-        title = f"{objective.metric.value.upper()} against requests in flight; the SLA is {objective}"
-        found.append(Chart(title, "seconds", lines, objective.limit_s, band, mark))
+    capacity = sweep.capacity if sweep.capacity is not None and sweep.capacity.low >= 1 else None
+    band = None if capacity is None else (float(capacity.low), float(capacity.high))
+    mark = None if capacity is None else float(capacity.estimate)
+    knee = None if sweep.insight is None else sweep.insight.knee_concurrency
+    found = [
+        Chart(
+            f"{objective.metric.value.upper()} against requests in flight; the SLA is {objective}",
+            "milliseconds",
+            [Line(name.upper(), name, _points(levels, objective, name)) for name in ("p50", "p90", "p99")],
+            objective.limit_s * MS,
+            band,
+            mark,
+            knee,
+        )
+        for objective in (parse_objective(text) for text in sweep.provenance.objectives)
+    ]
     rates = [
         Line("throughput", "throughput", _rates(levels, lambda level: level.requests_per_second)),
         Line("goodput", "goodput", _rates(levels, lambda level: level.goodput_per_second)),
     ]
     title = "Requests per second against requests in flight: completed, and completed within the SLA"
-    return [*found, Chart(title, "requests per second", rates, None, band, mark)]
+    return [*found, Chart(title, "requests per second", rates, None, band, mark, knee)]
 
 
 def _points(levels: list[LevelDocument], objective: Objective, quantile: str) -> list[Point]:
     points = []
     for level in levels:
-        summary = latency(level, objective.metric)
+        summary = latency(level, objective)
         value, interval = getattr(summary, quantile), getattr(summary, f"{quantile}_interval")
         if value is not None:
-            low, high = interval or (None, None)
-            points.append(Point(float(level.concurrency), value, low, high))
+            low, high = (None if bound is None else bound * MS for bound in interval or (None, None))
+            points.append(Point(float(level.concurrency), value * MS, low, high))
     return points
 
 
@@ -90,30 +92,23 @@ def _rates(levels: list[LevelDocument], of: Callable[[LevelDocument], float | No
     return [Point(float(level.concurrency), value) for level, value in values if value is not None]
 
 
-def latency(level: LevelDocument, metric: Metric) -> LatencyDocument:
-    summary: LatencyDocument = getattr(level, f"{metric.value}_s")
-    return summary
+def verification(sweep: SweepDocument) -> str:
+    """The command that measures the same levels again, for a shell; the workload's own options come on top."""
+    measured = sweep.provenance
+    words = ["calibrator", "sweep", "--url", measured.url, "--model", measured.model]
+    for objective in measured.objectives:
+        words += ["--objective", objective]
+    levels = [level for level in _by_level(sweep) if level.n]
+    if levels:
+        words += ["--levels", ",".join(str(level.concurrency) for level in levels)]
+        words += ["--requests", str(max(level.n for level in levels))]
+    return shlex.join([*words, "--seed", str(measured.seed)])
 
 
-def differences(ours: SweepDocument, theirs: SweepDocument) -> list[Difference]:
-    """Conditions under which two sweeps cannot be compared without a thought."""
-    names: Mapping[str, Callable[[SweepDocument], str]] = {
-        "URL": lambda one: one.provenance.url,
-        "model": lambda one: one.provenance.model,
-        "engine": lambda one: one.provenance.engine or "unknown",
-        "objectives": lambda one: ", ".join(one.provenance.objectives),
-        "workload": lambda one: one.provenance.workload,
-        "calibrator": lambda one: one.provenance.software,
-    }
-    both = ((name, of(ours), of(theirs)) for name, of in names.items())
-    return [Difference(name, mine, other) for name, mine, other in both if mine != other]
-
-
-def paired(ours: SweepDocument, theirs: SweepDocument) -> list[tuple[int, LevelDocument | None, LevelDocument | None]]:
-    """Levels of both, ascending."""
-    mine = {level.concurrency: level for level in ours.levels}
-    other = {level.concurrency: level for level in theirs.levels}
-    return [(level, mine.get(level), other.get(level)) for level in sorted({*mine, *other})]
+def _shown_metrics(sweep: SweepDocument) -> list[Metric]:
+    """The SLA's own come first."""
+    judged = [parse_objective(text).metric for text in sweep.provenance.objectives]
+    return list(dict.fromkeys([*judged, *SHOWN_METRICS]))
 
 
 def _by_level(sweep: SweepDocument) -> list[LevelDocument]:
@@ -129,8 +124,15 @@ def _environment(*, escape: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"ms": _milliseconds, "number": _number, "percent": _percent, "cell": _cell}
-    environment.globals |= {"shown_metrics": SHOWN_METRICS, "latency": latency}
+    environment.filters["count"] = "{:,}".format
+    environment.globals |= {"summary_of": _summary_of, "latency": latency}
+    environment.globals |= {"verification": verification, "Change": Change}
     return environment
+
+
+def _summary_of(level: LevelDocument, metric: Metric) -> LatencyDocument:
+    summary: LatencyDocument = getattr(level, f"{metric.value}_s")
+    return summary
 
 
 def _milliseconds(seconds: float | None) -> str:

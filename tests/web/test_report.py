@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,14 +13,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from support.virtual_time import run_virtual
-from support.web_fakes import FakeOperator, app_of, calibrated, client_of, level, record, snapshot
+from support.web_fakes import FakeOperator, app_of, calibrated, client_of, latency, level, record, snapshot
 from typer.testing import CliRunner
 
 from calibrator.cli.app import app
+from calibrator.core.measurement import Capacity
 from calibrator.core.render import sweep_document
-from calibrator.core.sweep_record import SweepRecord, VerdictKind
-from calibrator.web.chart import CUT, Chart, Line, Point, svg
-from calibrator.web.report import charts, differences, report
+from calibrator.core.sweep_record import LevelReport, QuantileEstimate, SweepRecord, VerdictKind
+from calibrator.web.chart import CUT, Chart, Line, Point, standalone, svg
+from calibrator.web.comparison import Change, change, compare, differences
+from calibrator.web.report import STYLE, charts, report, verification
 from calibrator.web.sweep_models import SweepDocument
 
 HOSTILE = "<script>alert(1)</script>|`x`\n# y"
@@ -53,7 +56,7 @@ class _Tags(HTMLParser):
 
 def test_the_file_stands_alone_and_its_tags_are_balanced() -> None:
     page = _Tags(report(document(), "html", document(record("sweep-5"))))
-    assert page.addresses == []
+    assert page.addresses == ["#compared"]
     assert page.open == []
     assert {"script", "link", "iframe", "img"}.isdisjoint(page.tags)
     assert page.tags.count("svg") == len(charts(document()))
@@ -106,8 +109,65 @@ def test_what_differs_is_named_before_it_is_compared() -> None:
 
 def test_levels_of_both_sweeps_stand_in_one_table() -> None:
     ours, theirs = record(levels=(level(8),)), record("older", levels=(level(8), level(16, VerdictKind.EXCEEDED)))
-    section = report(document(ours), "html", document(theirs)).split("Compared with")[1]
+    section = report(document(ours), "html", document(theirs)).split('id="compared"')[1]
     assert re.findall(r'<th scope="row">(\d+)</th>', section) == ["8", "16"]
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+@pytest.mark.parametrize(
+    ("ours", "theirs", "seen"),
+    [
+        ((0.30, 0.40), (0.10, 0.20), Change.HIGHER),
+        ((0.10, 0.20), (0.30, 0.40), Change.LOWER),
+        ((0.10, 0.30), (0.30, 0.40), Change.WITHIN),  # they meet in a point
+        ((0.30, None), (0.10, 0.20), Change.HIGHER),  # whatever the upper bound is
+        ((0.10, None), (0.30, 0.40), Change.UNKNOWN),
+        (None, (0.30, 0.40), Change.UNKNOWN),
+    ],
+)
+def test_a_difference_counts_only_where_the_intervals_do_not_meet(
+    ours: tuple[float, float | None] | None, theirs: tuple[float, float | None] | None, seen: Change
+) -> None:
+    assert change(ours, theirs) is seen
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        (Capacity(50, 46, 60), "is lower, beyond chance: 41 (38 to 44) here, 50 (46 to 60) there"),
+        (Capacity(30, 25, 37), "is higher, beyond chance"),
+        (Capacity(46, 44, 50), "No change of the capacity is shown"),
+        (None, "the sweep there has none"),
+    ],
+)
+def test_a_change_of_the_capacity_is_said_in_words(theirs: Capacity | None, words: str) -> None:
+    found = compare(document(), document(record("older", capacity=theirs)))
+    assert words in found.words[0]
+    for kind in ("html", "md"):
+        assert words.split(" (", maxsplit=1)[0] in report(document(), kind, found.other).replace("\\", "")
+
+
+def test_levels_are_told_apart_by_the_intervals_of_their_tails() -> None:
+    def slower(concurrency: int) -> LevelReport:
+        tail = QuantileEstimate(9.0, 8.0, 10.0)
+        return replace(level(concurrency), ttft=replace(latency(), p99=tail))
+
+    def usual(concurrency: int) -> LevelReport:
+        return replace(level(concurrency), ttft=replace(latency(), p99=QuantileEstimate(0.3, 0.2, 0.4)))
+
+    ours, theirs = record(levels=(usual(8), slower(16))), record("older", levels=(usual(8), usual(16), usual(32)))
+    found = compare(document(ours), document(theirs))
+    assert found.words[1] == "The P99 of ttft is higher at 16 in flight; within the intervals at 8 in flight."
+    assert [pair.changes[0] for pair in found.pairs] == [Change.WITHIN, Change.HIGHER, Change.UNKNOWN]
+
+
+def test_the_command_that_verifies_it_is_one_that_the_program_takes() -> None:
+    words = shlex.split(verification(document()))
+    assert words[:2] == ["calibrator", "sweep"]
+    shown = CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).output
+    assert all(word in shown for word in words if word.startswith("--"))
+    assert words[words.index("--levels") + 1] == "32,44"
+    assert words[words.index("--objective") + 1] == document().provenance.objectives[0]
 
 
 # --------------------------------------------------------------------------------------------------------------- chart
@@ -141,6 +201,31 @@ def test_nothing_measured_is_no_picture_and_infinite_values_are_left_out() -> No
 
 def test_one_level_alone_is_drawn() -> None:
     assert len(_dots(Chart("<t>", "s", [Line("p99", "p99", [Point(1, 0.0)])], limit=0.3, band=(1, 4), mark=2))) == 1
+
+
+def test_the_confidence_band_spans_neighbours_whose_interval_is_bounded() -> None:
+    known = [Point(level, 0.2, 0.1, 0.3) for level in (1, 2, 4)]
+    parts = _parsed(Chart("t", "s", [Line("p99", "p99", [*known, Point(8, 0.3, 0.2, None), Point(16, 0.3, 0.2, 0.4)])]))
+    (area,) = [path for path in parts.iter("path") if path.attrib["class"] == "area p99"]
+    assert area.attrib["d"].count("L") == 2 * len(known) - 1
+    bars = [path for path in parts.iter("path") if path.attrib["class"] == "interval p99"]
+    assert len(bars) == 4, "one where a bound is not known would say that it is"
+
+
+def test_the_sla_the_capacity_and_the_knee_are_named_in_the_picture() -> None:
+    points = [Point(2.0**k, 100.0) for k in range(6)]
+    texts = {
+        text.text
+        for text in _parsed(Chart("t", "ms", [Line("P99", "p99", points)], 300.0, (8, 12), 10, 4)).iter("text")
+    }
+    assert {"SLA 300", "capacity 10", "knee 4", "P99"} <= texts
+
+
+def test_a_picture_of_its_own_carries_its_style() -> None:
+    picture = standalone(Chart("t", "s", [Line("p99", "p99", [Point(1, 0.1), Point(2, 0.2)])]), STYLE)
+    root = ET.fromstring(picture)  # noqa: S314 - our own picture
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.findtext("{http://www.w3.org/2000/svg}style") == STYLE
 
 
 # ----------------------------------------------------------------------------------------------------- page and command
