@@ -4,22 +4,21 @@ Wiring hands in the operator, the clock, the tokens and the lifespan. Whether a 
 once: without an operator token at this moment there is none, also after a later reload. Tokens themselves are read
 again with each request.
 
-Long polls would hold up the server's shutdown: wiring's signal handler makes `is_stopping` true before it asks the
-server to stop, and every poll that waits is answered at once.
+Long polls and event streams would hold up the server's shutdown: wiring's signal handler makes `is_stopping` true
+before it asks the server to stop; every poll that waits is answered at once, and every stream ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -27,20 +26,27 @@ from calibrator.errors import StoreError
 from calibrator.ports import Clock, Operator
 from calibrator.web import problems
 from calibrator.web.api import Api
+from calibrator.web.assets import Assets
 from calibrator.web.audit import Trail
-from calibrator.web.auth import Access, Gatekeeper, Tokens
+from calibrator.web.auth import Gatekeeper, Tokens
+from calibrator.web.events import Events
 from calibrator.web.exchange import RETRY_AFTER_S, Views
-from calibrator.web.headers import PAGE_HEADERS, SafeHeaders
+from calibrator.web.headers import SafeHeaders
+from calibrator.web.history import History
 from calibrator.web.metrics import MetricsPage
 from calibrator.web.openapi import Json, openapi_document
 from calibrator.web.operation import Answer, Operation, guarded, routes
 from calibrator.web.overriding import Overriding
-from calibrator.web.page import CSS_PATH, page
+from calibrator.web.page import Pages
+from calibrator.web.page_forms import Forms
 from calibrator.web.poll_lane import PollLane
 from calibrator.web.polling import CapPolls
 from calibrator.web.sessions import Sessions
 from calibrator.web.signing_in import SigningIn
 
+PROGRAM_PATHS = ("/v1/", "/v3/", "/metrics", "/livez", "/readyz", "/openapi.json", "/static/")
+
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -56,17 +62,23 @@ def create_app(
     extra_routes: Sequence[Route] = (),
 ) -> Starlette:
     """`extra_routes`: gateways' own protocols, for which the caller must show a read token like any reader."""
-    site = _Site(operator, clock, software_version, MetricsPage(operator.snapshot, clock, software_version))
+    site = _Site(operator, MetricsPage(operator.snapshot, clock, software_version))
     views = Views(operator)
     polls = CapPolls(operator, clock, views, is_stopping)
     api = Api(operator, clock, views, polls, Overriding(operator, clock, views))
     gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
     trail, writable = Trail(clock), any(operator_tokens())
-    signing_in = SigningIn(gatekeeper, trail)
+    pages = Pages(operator, clock, views, gatekeeper, software_version, writable)
+    forms = Forms(pages, trail)
     operations = [
         *api.operations(writable=writable),
-        *signing_in.operations(writable=writable),
+        *History(operator, views).operations(writable=writable),
+        Events(clock, views, is_stopping).operation(),
+        *SigningIn(gatekeeper, trail).operations(writable=writable),
         *site.operations(),
+        *pages.operations(),
+        *forms.operations(writable=writable),
+        Assets().operation(),
     ]
     operations.append(_describe(operations, software_version))
     app = _Guarded(
@@ -77,8 +89,8 @@ def create_app(
         ],
         lifespan=lifespan,
         exception_handlers={
-            problems.Problem: problems.on_problem,
-            HTTPException: problems.on_http_exception,
+            problems.Problem: _for_people(problems.on_problem, forms),
+            HTTPException: _for_people(problems.on_http_exception, forms),
             StoreError: problems.on_store_error,
             ClientDisconnect: problems.on_disconnect,
             Exception: problems.on_crash,
@@ -97,11 +109,9 @@ class _Guarded(Starlette):
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """Everything that is not `/v1`: for Prometheus, for kubelets, for people."""
+    """For Prometheus and for kubelets."""
 
     operator: Operator
-    clock: Clock
-    software_version: str
     measured: MetricsPage
 
     async def metrics(self, request: Request) -> Response:
@@ -121,19 +131,9 @@ class _Site:
             )
         return PlainTextResponse("ok\n")
 
-    async def page(self, _request: Request) -> Response:
-        return HTMLResponse(
-            page(self.operator.snapshot(), self.clock.wall(), self.software_version), headers=PAGE_HEADERS
-        )
-
-    async def css(self, _request: Request) -> Response:
-        text = files("calibrator.web").joinpath("static", "page.css").read_bytes()
-        headers = {"Cache-Control": "max-age=300"}
-        return Response(text, headers=headers, media_type="text/css")
-
     def operations(self) -> tuple[Operation, ...]:
-        def text(description: str, media_type: str = "text/plain") -> tuple[Answer, ...]:
-            return (Answer(200, description, media_type=media_type),)
+        def text(description: str) -> tuple[Answer, ...]:
+            return (Answer(200, description, media_type="text/plain"),)
 
         return (
             Operation("GET", "/metrics", "getMetrics", "Prometheus metrics", self.metrics, text("Text or OpenMetrics")),
@@ -141,9 +141,22 @@ class _Site:
             Operation(
                 "GET", "/readyz", "getReady", "Readiness: state is loaded", self.ready, text("Ready"), problems=(503,)
             ),
-            Operation("GET", "/", "getPage", "The page", self.page, text("The page", "text/html"), access=Access.PAGE),
-            Operation("GET", CSS_PATH, "getCss", "Its style sheet", self.css, text("CSS", "text/css")),
         )
+
+
+def _for_people(answer: ErrorHandler, forms: Forms) -> ErrorHandler:
+    """Whoever asks for a page, with a browser, is answered with one: the sign-in form, or the sentence alone."""
+
+    async def handler(request: Request, error: Exception) -> Response:
+        if request.url.path.startswith(PROGRAM_PATHS) or "text/html" not in request.headers.get("accept", ""):
+            return await answer(request, error)
+        if isinstance(error, HTTPException):
+            error = problems.of_http_exception(request, error)
+        return await (
+            forms.on_problem(request, error) if isinstance(error, problems.Problem) else answer(request, error)
+        )
+
+    return handler
 
 
 def _describe(operations: Sequence[Operation], software_version: str) -> Operation:

@@ -71,7 +71,18 @@ def _fields(request: Request) -> dict[str, str]:
 
 
 async def parsed_body(model: type[Model], request: Request) -> Model:
-    """No body is an empty object. Raises Problem 400, or 413 for one beyond the limit, which is read no further."""
+    """No body is an empty object. Raises Problem 400, or 413 for one beyond the limit."""
+    body = await body_of(request)
+    try:
+        parsed = model.model_validate_json(body if body.strip() else b"{}")
+    except ValidationError as error:
+        raise invalid(error, "body") from None
+    said(request, parsed)
+    return parsed
+
+
+async def body_of(request: Request) -> bytes:
+    """Raises Problem 413 for a body beyond the limit, which is read no further."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -81,9 +92,4 @@ async def parsed_body(model: type[Model], request: Request) -> Model:
                 f"The body is longer than {MAX_BODY_BYTES} bytes.",
                 headers={"Connection": "close"},  # the rest of it stays unread
             )
-    try:
-        parsed = model.model_validate_json(body if body.strip() else b"{}")
-    except ValidationError as error:
-        raise invalid(error, "body") from None
-    said(request, parsed)
-    return parsed
+    return body

@@ -1,168 +1,229 @@
-"""The page at `/`: every backend at a glance, rendered on the server, without scripts.
+"""The pages: `/`, every backend at a glance; `/backends/{name}`, one of them with its evidence.
 
-Names, reasons and warnings come from configuration files and from foreign servers: every text passes through `_text`
-(class names come from enumerations only), and the Content-Security-Policy forbids whatever might slip through.
+Made on the server and complete without scripts; `static/live.js` then keeps them young from `GET /v1/events`, and
+`static/curve.js` draws over the server's picture of the curve. What a page shows is what the API serves: templates get
+the same documents. A store that fails costs the history, and says so; caps, states and headroom do not depend on it.
 """
 
 from __future__ import annotations
 
-from html import escape
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 
-from calibrator.core.render import timestamp
-from calibrator.core.snapshot import BackendView, Progress, Snapshot, SweepSummary
-from calibrator.core.sweep_record import LatencySummary, LevelReport
+from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
 
-CSS_PATH = "/static/page.css"
-UNKNOWN = "unknown"
-NOTHING = "&ndash;"  # in cells of a table
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # an age is shown in the largest unit that it has two of
-IDLE_REFRESH_S, SWEEP_REFRESH_S = 30, 3
+from calibrator.core.objective import parse_objective
+from calibrator.core.render import sweep_document, sweep_summary, timestamp
+from calibrator.core.snapshot import BackendView
+from calibrator.core.sweep_record import SweepRecord
+from calibrator.errors import StoreError
+from calibrator.ports import Clock, Operator
+from calibrator.web.auth import Access, Gatekeeper
+from calibrator.web.chart import svg
+from calibrator.web.documents import backend_document
+from calibrator.web.event_models import RecommendationDocument
+from calibrator.web.exchange import Views, parsed_query
+from calibrator.web.history import client_document, recommendation_document
+from calibrator.web.models import BackendDocument
+from calibrator.web.operation import Answer, Operation
+from calibrator.web.page_history import changes, history_svg, sparkline
+from calibrator.web.page_render import Frame, html
+from calibrator.web.page_words import GRADES, coming, flags, needs_a_look, summary
+from calibrator.web.report import charts
+from calibrator.web.sweep_models import SweepDocument, SweepSummaryDocument
+
+RECOMMENDATIONS_SHOWN = 40
+SWEEPS_SHOWN = 20
+STORE_LIMIT_S = 5.0  # a page must come while a database hangs
+NOTICES: Mapping[str, str] = {  # by the word in `?done=`
+    "sweep": "The sweep is queued; it starts as soon as its engines are free.",
+    "cancel": "The sweep ends; the cap stays as it is.",
+    "override": "The cap is pinned.",
+    "unstored": "The cap is pinned, but the store cannot be written: a restart would forget it. It is tried again.",
+    "clear": "The pin is gone.",
+}
 
 
-def page(snapshot: Snapshot, now: float, software_version: str) -> str:
-    """The whole document; it reloads itself, faster while a sweep runs."""
-    active = any(view.progress is not None for view in snapshot.backends.values())
-    cards = "".join(_card(view, now) for view in snapshot.backends.values())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="{SWEEP_REFRESH_S if active else IDLE_REFRESH_S}">
-<title>calibrator</title>
-<link rel="stylesheet" href="{CSS_PATH}">
-</head>
-<body>
-<header><h1>calibrator</h1>
-<p>How many requests each backend may have in flight before its SLA breaks. Version {_text(software_version)},
-{_text(timestamp(now))}.</p></header>
-<main>{cards or "<p>No backend is configured.</p>"}</main>
-</body>
-</html>
-"""
+class OverviewQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    q: str = Field(default="", max_length=200, description="words that a backend's name or model contains")
+    show: str = Field(default="all", max_length=20, description="all | look: those to look at | sweeping")
 
 
-def _card(view: BackendView, now: float) -> str:
-    published, state = view.recommendation, view.state_at(now)
-    health = _marked(view.health.value) + (f": {_text(view.health_reason)}" if view.health_reason else "")
-    facts = [
-        ("cap (requests in flight)", f"{published.cap}", "cap"),
-        ("state", _marked(state.value), ""),
-        ("health", health, ""),
-        ("per replica", f"{published.replica_cap}", ""),
-        ("grade", _text(published.grade), ""),
-        ("capacity of a replica", _capacity(view), ""),
-        ("in flight", _in_flight(view), ""),
-        ("headroom", _headroom(view), ""),
-        ("measured", _ago(published.measured_at, now), ""),
-        ("valid until", _text(timestamp(published.valid_until)), ""),
-        ("next sweep", _text(timestamp(view.next_sweep_at)), ""),
-        ("replicas ready", _text(view.ready_replicas), ""),
-        ("engine", _text(view.engine), ""),
-        ("objectives", _text(", ".join(view.objectives)), ""),
-        ("why this cap", _text(published.reason), ""),
+class BackendPageQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    done: str = Field(default="", max_length=20, description="what a form has just done")
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    operator: Operator
+    clock: Clock
+    views: Views
+    gatekeeper: Gatekeeper
+    software_version: str
+    has_writes: bool  # an operator token was configured when the service started
+
+    def frame(self, request: Request, title: str, *, is_live: bool = True) -> Frame:
+        tokens = any(self.gatekeeper.operator_tokens()) or not self.gatekeeper.reading_is_open
+        caller = self.gatekeeper.caller(request)
+        return Frame(
+            title=title,
+            now=timestamp(self.clock.wall()) or "",
+            version=self.software_version,
+            here=request.url.path,
+            is_operator=self.has_writes and caller.has_session and caller.access is Access.OPERATE,
+            is_signed_in=caller.has_session,
+            may_sign_in=tokens,
+            is_live=is_live,
+        )
+
+    # --------------------------------------------------------------------------------------------------- overview
+    async def overview(self, request: Request) -> Response:
+        query = parsed_query(OverviewQuery, request)
+        now = self.clock.wall()
+        every = [backend_document(view, now) for view in self.views.all().values()]
+        shown = [one for one in every if _is_asked_for(one, query)]
+        frame = self.frame(request, "calibrator")
+        return html(
+            "page_overview.html.jinja",
+            frame,
+            cards=[_card(one, now) for one in shown],
+            query=query,
+            total=len(every),
+            looks=sum(needs_a_look(one) for one in every),
+            sweeping=sum(one.progress is not None for one in every),
+            summary=summary(every),
+        )
+
+    # ---------------------------------------------------------------------------------------------------- backend
+    async def backend(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        done = parsed_query(BackendPageQuery, request).done
+        return await self.show_backend(request, name, notice=NOTICES.get(done, ""))
+
+    async def show_backend(
+        self, request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **form: object
+    ) -> Response:
+        """`form`: what a form that was refused said, to be shown in its place."""
+        now, view = self.clock.wall(), self.views.one(name)
+        backend = backend_document(view, now)
+        history = await self._history(view)
+        rows = changes(history.published, history.sweeps, backend)
+        answer = {"form": "", "problem": "", "notice": "", "values": {}, **form}
+        return html(
+            "page_backend.html.jinja",
+            self.frame(request, name),
+            status,
+            **_card(backend, now),
+            **answer,
+            has_writes=self.has_writes,
+            store_problem=history.problem,
+            sweep=history.shown,
+            charts=[] if history.shown is None else _drawn(history.shown),
+            levels=[] if history.shown is None else sorted(history.shown.levels, key=lambda one: one.concurrency),
+            metrics=list(dict.fromkeys(text.split()[0] for text in backend.objectives)),
+            history=rows,
+            history_svg=Markup(history_svg(rows, now)),  # noqa: S704 - it escapes its texts
+            clients=[client_document(one) for one in self.operator.pollers(name)],
+        )
+
+    async def _history(self, view: BackendView) -> _Kept:
+        wanted = _shown_sweep(view)
+        try:
+            async with asyncio.timeout(STORE_LIMIT_S):
+                published = await self.operator.recommendations(view.name, RECOMMENDATIONS_SHOWN)
+                ended = await self.operator.sweeps(view.name, SWEEPS_SHOWN)
+                shown = None if wanted is None else await self.operator.sweep(wanted)
+        except (StoreError, TimeoutError) as error:
+            words = str(error) if isinstance(error, StoreError) else "The store does not answer."
+            return _Kept([recommendation_document(view.recommendation)], [], None, words)
+        return _Kept(
+            [recommendation_document(one) for one in published],
+            [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
+            None if shown is None else _document(view, shown),
+            "",
+        )
+
+    def operations(self) -> tuple[Operation, ...]:
+        page = (Answer(200, "The page", media_type="text/html"),)
+        return (
+            Operation(
+                "GET", "/", "getPage", "The page: every backend at a glance", self.overview, page,
+                access=Access.PAGE, query=OverviewQuery, problems=(400, 503),
+            ),
+            Operation(
+                "GET", "/backends/{name}", "getBackendPage", "The page of one backend", self.backend, page,
+                access=Access.PAGE, query=BackendPageQuery, problems=(400, 404, 503),
+            ),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the store told, or why it did not."""
+
+    published: Sequence[RecommendationDocument]
+    sweeps: Sequence[SweepSummaryDocument]
+    shown: SweepDocument | None
+    problem: str
+
+
+def _card(backend: BackendDocument, now: float) -> dict[str, object]:
+    return {
+        "backend": backend,
+        "flags": flags(backend),
+        "grade": GRADES[backend.grade],
+        "coming": coming(backend),
+        "spark": Markup(sparkline(backend, now)),  # noqa: S704 - it writes numbers only
+    }
+
+
+def _is_asked_for(backend: BackendDocument, query: OverviewQuery) -> bool:
+    words = query.q.lower().split()
+    text = f"{backend.name} {backend.model}".lower()
+    if query.show == "look" and not needs_a_look(backend):
+        return False
+    if query.show == "sweeping" and backend.progress is None:
+        return False
+    return all(word in text for word in words)
+
+
+def _shown_sweep(view: BackendView) -> str | None:
+    """The one that runs, else the one behind the cap, else the last."""
+    if view.progress is not None:
+        return view.progress.sweep_id
+    beneath = view.beneath or view.recommendation
+    return beneath.sweep_id or (None if view.last_sweep is None else view.last_sweep.sweep_id)
+
+
+def _document(view: BackendView, record: SweepRecord) -> SweepDocument:
+    cap = view.recommendation.cap if view.recommendation.sweep_id == record.sweep_id else None
+    return SweepDocument.model_validate(sweep_document(record, cap=cap))
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One chart; `metric` and `limit_s` are those of its objective, and empty for that of throughput."""
+
+    title: str
+    svg: Markup
+    metric: str = ""
+    limit_s: float | None = None
+
+
+def _drawn(sweep: SweepDocument) -> list[_Picture]:
+    *curves, rates = charts(sweep)
+    objectives = [parse_objective(text) for text in sweep.provenance.objectives]
+    found = [
+        _Picture(chart.title, Markup(svg(chart)), objective.metric.value, objective.limit_s)  # noqa: S704 - it escapes
+        for chart, objective in zip(curves, objectives, strict=True)
     ]
-    items = "".join(f'<div><dt>{name}</dt><dd class="{css}">{value}</dd></div>' for name, value, css in facts)
-    running = "" if view.progress is None else _running(view.progress)
-    curve = "" if view.last_sweep is None else _curve(view.last_sweep, now)
-    return (
-        f'<article><h2>{_text(view.name)} <span class="quiet">{_text(view.model)}</span></h2>'
-        f"<dl>{items}</dl>{running}{curve}</article>"
-    )
-
-
-def _running(progress: Progress) -> str:
-    return (
-        f"<p>A sweep is running: level {progress.level}, {_text(progress.phase)}, "
-        f"{progress.exceedances} of {progress.n} requests over the limit, {_text(progress.verdict)} so far; "
-        f"P50 {_seconds(progress.p50_s)}, P99 {_seconds(progress.p99_s)}; "
-        f"{progress.requests} of {progress.requests_budget} requests, "
-        f"{progress.elapsed_s:.0f} of {progress.duration_budget_s:.0f} s.</p>"
-    )
-
-
-def _curve(sweep: SweepSummary, now: float) -> str:
-    rows = "".join(_row(level) for level in sorted(sweep.levels, key=lambda level: level.concurrency))
-    caption = (
-        f"Last sweep: {_text(sweep.outcome)}, {_ago(sweep.ended_at, now)}, {sweep.requests} requests in "
-        f"{sweep.duration_s:.0f} s. {_text(sweep.reason)}"
-    )
-    if not rows:
-        return f'<p class="quiet">{caption}</p>'
-    names = (
-        "in flight",
-        "n",
-        "over limit",
-        "TTFT P50",
-        "TTFT P99",
-        "ITL P99",
-        "E2E P99",
-        "req/s",
-        "tokens/s",
-        "verdict",
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return (
-        f'<div class="scroll"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _row(level: LevelReport) -> str:
-    cells = (
-        f"{level.concurrency}",
-        f"{level.n}",
-        f"{level.exceedances}",
-        _quantile(level.ttft, "p50"),
-        _quantile(level.ttft, "p99"),
-        _quantile(level.itl, "p99"),
-        _quantile(level.e2e, "p99"),
-        f"{level.requests_per_second:.4g}",
-        f"{level.output_tokens_per_second:.4g}",
-        f"{_marked(level.verdict.kind.value)} {_text('; '.join(level.verdict.reasons), '')}",
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _quantile(summary: LatencySummary, name: str) -> str:
-    estimate = getattr(summary, name)
-    return NOTHING if estimate is None else _seconds(estimate.value_s)
-
-
-def _seconds(value_s: float | None) -> str:
-    if value_s is None:
-        return NOTHING
-    return f"{value_s * 1e3:.3g} ms" if value_s < 0.9995 else f"{value_s:.3g} s"
-
-
-def _capacity(view: BackendView) -> str:
-    found = view.recommendation.capacity
-    return UNKNOWN if found is None else f"{found.estimate} ({found.low} to {found.high})"
-
-
-def _in_flight(view: BackendView) -> str:
-    organic = UNKNOWN if view.organic_in_flight is None else f"{view.organic_in_flight:g}"
-    return f"{organic} organic, {view.probe_in_flight} probes"
-
-
-def _headroom(view: BackendView) -> str:
-    if view.headroom is None:
-        return UNKNOWN
-    return f"{view.headroom:g} ({view.headroom / view.recommendation.cap:.0%} of the cap)"
-
-
-def _ago(moment: float | None, now: float) -> str:
-    if moment is None:
-        return "never"
-    age_s = max(0.0, now - moment)
-    unit, unit_s = next((unit for unit in _UNITS if age_s >= 2 * unit[1]), ("s", 1))
-    return f"{age_s / unit_s:.0f} {unit} ago"
-
-
-def _marked(word: str) -> str:
-    """An enumeration's word, coloured by its class."""
-    return f'<span class="{word}">{word}</span>'
-
-
-def _text(value: object, unknown: str = UNKNOWN) -> str:
-    return unknown if value is None or value == "" else escape(str(value))
+    return [*found, _Picture(rates.title, Markup(svg(rates)))]  # noqa: S704 - `svg` escapes its texts

@@ -55,9 +55,13 @@ async def on_problem(_request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises, no such path, no such method; and what a gateway's own route refuses, in its words."""
     if not isinstance(error, HTTPException):
         raise error
+    return of_http_exception(request, error).response()
+
+
+def of_http_exception(request: Request, error: HTTPException) -> Problem:
+    """What the router raises, no such path, no such method; and what a gateway's own route refuses, in its words."""
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
@@ -67,7 +71,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     }
     status = HTTPStatus(error.status_code)
     detail = details.get(status, error.detail) if error.detail == status.phrase else error.detail
-    return Problem(status, detail, headers=headers).response()
+    return Problem(status, detail, headers=headers)
 
 
 async def on_store_error(_request: Request, error: Exception) -> Response:

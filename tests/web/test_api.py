@@ -294,5 +294,5 @@ def test_head_works_wherever_get_does() -> None:
     operator = FakeOperator(snapshot(), records=(record(),))
     paths = ask(operator, "/openapi.json").json()["paths"]
     for path in [path for path, methods in paths.items() if "get" in methods]:
-        url = path.replace("{name}", "chat").replace("{sweep_id}", "sweep-6")
+        url = path.replace("{name}", "chat").replace("{sweep_id}", "sweep-6").replace("{asset}", "page.js")
         assert ask(operator, url, "HEAD", **bearer(OPERATOR)).status_code == 200, url

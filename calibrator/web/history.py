@@ -1,0 +1,125 @@
+"""Under `/v1/backends/{name}`: `recommendations`, what was published; `clients`, who polls; ending `sweeps/current`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.render import capacity_document, number, timestamp
+from calibrator.core.snapshot import Recommendation
+from calibrator.errors import ConfigurationError
+from calibrator.ports import Operator, Poller
+from calibrator.web.audit import said
+from calibrator.web.auth import Access
+from calibrator.web.event_models import (
+    ClientDocument,
+    ClientList,
+    HistoryQuery,
+    RecommendationDocument,
+    RecommendationList,
+    SweepCancelled,
+)
+from calibrator.web.exchange import Views, json_answer, parsed_query
+from calibrator.web.models import ClearQuery
+from calibrator.web.operation import Answer, Operation
+from calibrator.web.problems import Problem
+
+
+def recommendation_document(published: Recommendation) -> RecommendationDocument:
+    return RecommendationDocument.model_validate(
+        {
+            "version": published.version,
+            "published_at": timestamp(published.published_at),
+            "cap": published.cap,
+            "replica_cap": published.replica_cap,
+            "replicas": max(1, published.replicas),
+            "balance_factor": number(published.balance_factor),
+            "state": published.state,
+            "grade": published.grade,
+            "capacity": capacity_document(published.capacity),
+            "reason": published.reason,
+            "measured_at": timestamp(published.measured_at),
+            "valid_until": timestamp(published.valid_until),
+            "sweep_id": published.sweep_id,
+        }
+    )
+
+
+def client_document(poller: Poller) -> ClientDocument:
+    return ClientDocument(
+        client=poller.client,
+        per_replica=poller.per_replica,
+        share=poller.share or None,
+        target=poller.target,
+        seen_age_s=round(max(0.0, poller.seen_age_s), 3),
+        gap_s=round(poller.gap_s, 3),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    operator: Operator
+    views: Views
+
+    async def list_recommendations(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        found = await self.operator.recommendations(name, parsed_query(HistoryQuery, request).limit)
+        return json_answer(RecommendationList(recommendations=[recommendation_document(one) for one in found]))
+
+    async def list_clients(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        return json_answer(ClientList(clients=[client_document(one) for one in self.operator.pollers(name)]))
+
+    async def cancel_sweep(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        query = parsed_query(ClearQuery, request)
+        said(request, query)
+        try:
+            sweep_id = await self.operator.cancel_sweep(name, query.author)
+        except ConfigurationError as error:
+            raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
+        return json_answer(SweepCancelled(sweep_id=sweep_id, backend=name), HTTPStatus.ACCEPTED)
+
+    def operations(self, *, writable: bool) -> tuple[Operation, ...]:
+        return (*self._read_operations(), *((self._cancel_operation(),) if writable else ()))
+
+    def _read_operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/v1/backends/{name}/recommendations",
+                "listRecommendations",
+                "What was published for a backend, newest first",
+                self.list_recommendations,
+                (Answer(200, "The recommendations", RecommendationList),),
+                access=Access.READ,
+                query=HistoryQuery,
+                problems=(400, 404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/clients",
+                "listClients",
+                "Who polls the cap of a backend now, and which part of it each may use",
+                self.list_clients,
+                (Answer(200, "The pollers", ClientList),),
+                access=Access.READ,
+                problems=(404, 503),
+            ),
+        )
+
+    def _cancel_operation(self) -> Operation:
+        return Operation(
+            "DELETE",
+            "/v1/backends/{name}/sweeps/current",
+            "cancelSweep",
+            "End the running sweep, or take back the queued one; the cap stays as it is",
+            self.cancel_sweep,
+            (Answer(202, "Its probes end within a second", SweepCancelled),),
+            access=Access.OPERATE,
+            query=ClearQuery,
+            problems=(400, 404, 503),
+        )

@@ -1,0 +1,249 @@
+// Keeps the page young from `GET /v1/events`.
+//
+//   numbers that move all the time (in flight, headroom, a sweep's progress)   written straight into the page
+//   everything else that changes                                             the page is fetched anew, and its parts
+//                                                                            (`data-live`, by id) take the old ones' place
+//
+// So words and structure are made in one place, the server, and a page with scripts says what one without them says.
+// Ages are by the server's clock, which comes with every event; that of this machine may be wrong by hours.
+
+const SILENT_S = 25; // the server says something every 10 s; after this the stream counts as cut
+const RETRY_S = 3;
+const SOON_S = 0.4; // several changes come together
+const APART_S = 3; // between two fetches for what changes all the time
+const MOVING = new Set(["in_flight", "headroom", "headroom_ratio", "progress", "replicas", "gateway_clients"]);
+const ONE = document.querySelector("section[data-backend]")?.dataset.backend;
+
+const live = document.getElementById("live");
+const clock = { at: Date.parse(document.body.dataset.now), read: responseMoment() };
+const stream = { source: null, heardAt: performance.now(), isLive: null, known: new Map() };
+const fetching = { timer: null, dueAt: Infinity, lastAt: performance.now(), isUnderWay: false };
+const made = new WeakMap(); // parts of the page: what the server sent for them
+let afterwards = () => {};
+
+export function follow(then) {
+  afterwards = then;
+  for (const part of document.querySelectorAll("[data-live]")) made.set(part, essence(part));
+  connect();
+  setInterval(everySecond, 1000);
+  addEventListener("pagehide", () => stream.source?.close());
+  addEventListener("pageshow", (event) => event.persisted && connect());
+}
+
+// ------------------------------------------------------------------------------------------------------------- time
+function responseMoment() {
+  const [entry] = performance.getEntriesByType("navigation");
+  return entry?.responseStart ?? performance.now();
+}
+
+export function serverNow() {
+  return clock.at + (performance.now() - clock.read);
+}
+
+function span(seconds) {
+  for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+    if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit}`;
+  }
+  return `${Math.round(seconds)} s`;
+}
+
+function showAges() {
+  const now = serverNow();
+  for (const time of document.querySelectorAll("time[data-age]")) {
+    const left = (Date.parse(time.dateTime) - now) / 1000;
+    write(time, left > 0 ? `in ${span(left)}` : `${span(-left)} ago`);
+  }
+}
+
+function everySecond() {
+  showAges();
+  const silent = (performance.now() - stream.heardAt) / 1000;
+  if (silent > SILENT_S && stream.source?.readyState !== EventSource.CLOSED) reconnect();
+  if (stream.isLive === false) showLive(false);
+}
+
+// ----------------------------------------------------------------------------------------------------------- stream
+function connect() {
+  stream.source?.close();
+  const only = ONE === undefined ? "" : `?backend=${encodeURIComponent(ONE)}`;
+  const source = (stream.source = new EventSource(`/v1/events${only}`));
+  source.addEventListener("backend", (event) => hear(event, changed));
+  source.addEventListener("removed", (event) => hear(event, () => refetch(SOON_S)));
+  source.addEventListener("beat", (event) => hear(event, () => {}));
+  source.addEventListener("error", () => {
+    showLive(false);
+    // A refusal ends an EventSource for good; a lost connection it mends by itself.
+    if (source.readyState === EventSource.CLOSED && source === stream.source) setTimeout(connect, RETRY_S * 1000);
+  });
+}
+
+function reconnect() {
+  stream.heardAt = performance.now();
+  showLive(false);
+  connect();
+}
+
+function hear(event, act) {
+  const data = JSON.parse(event.data);
+  clock.at = Date.parse(data.at);
+  clock.read = stream.heardAt = performance.now();
+  act(data);
+  showLive(true);
+}
+
+function showLive(isLive) {
+  if (isLive && stream.isLive === false) refetch(SOON_S); // what was missed
+  const hasTurned = stream.isLive !== null && stream.isLive !== isLive;
+  stream.isLive = isLive;
+  live.className = `live ${isLive ? "on" : "off"}`;
+  const age = span((performance.now() - stream.heardAt) / 1000);
+  const words = isLive ? "live" : `not live, last seen ${age} ago; trying again`;
+  write(live.querySelector(".words"), words);
+  if (hasTurned) say(isLive ? "The page is live again." : "The page is not live.");
+}
+
+function say(words) {
+  write(document.getElementById("said"), words);
+}
+
+// ---------------------------------------------------------------------------------------------------------- changes
+function changed({ backend: name, changed: news }) {
+  const known = stream.known.get(name);
+  const now = { ...known, ...news };
+  stream.known.set(name, now);
+  const place = document.querySelector(`[data-backend="${CSS.escape(name)}"]`);
+  if (place) showNumbers(place, now);
+  if (known === undefined) {
+    // The first word about a backend is its whole document: fetch only if the page was made before it.
+    if (place && (place.dataset.version !== String(now.version) || place.dataset.state !== now.state)) refetch(SOON_S);
+    else if (!place && !location.search) refetch(SOON_S);
+    return;
+  }
+  if ("cap" in news || "state" in news) say(`${name}: cap ${now.cap}, ${now.state}`);
+  const keys = Object.keys(news);
+  const isTurn = "progress" in news && progressKey(known) !== progressKey(now);
+  if (isTurn || keys.some((key) => !MOVING.has(key))) refetch(SOON_S);
+  else if (ONE !== undefined) refetch(APART_S);
+}
+
+function progressKey({ progress }) {
+  return progress === null ? "" : `${progress.sweep_id} ${progress.level}`;
+}
+
+function showNumbers(place, now) {
+  const organic = now.in_flight.organic;
+  const meter = place.querySelector("meter");
+  if (meter && organic !== null) {
+    meter.value = organic;
+    put(place, "organic", plain(organic));
+    put(place, "headroom", plain(now.headroom));
+    put(place, "ratio", `${Math.round(100 * now.headroom_ratio)}%`);
+  }
+  const running = now.progress;
+  const bar = place.querySelector("progress");
+  if (running && bar) {
+    bar.value = running.requests;
+    put(place, "level", running.level);
+    put(place, "phase", running.phase);
+    put(place, "over", running.exceedances);
+    put(place, "n", running.n);
+    put(place, "verdict", running.verdict || "no verdict");
+    put(
+      place,
+      "spent",
+      `${running.requests} of ${running.requests_budget} requests, ` +
+        `${Math.round(running.elapsed_s)} of ${Math.round(running.duration_budget_s)} s`,
+    );
+  }
+}
+
+function put(place, name, value) {
+  const element = place.querySelector(`[data-value="${name}"]`);
+  if (element) write(element, String(value));
+}
+
+function plain(number) {
+  return String(Number(number.toPrecision(4)));
+}
+
+function write(element, words) {
+  if (element.textContent !== words) element.textContent = words;
+}
+
+// ------------------------------------------------------------------------------------------------------------ fetch
+function refetch(afterS) {
+  const earliest = Math.max(performance.now() + afterS * 1000, fetching.lastAt + 1000 * Math.max(afterS, 1));
+  if (earliest >= fetching.dueAt) return;
+  clearTimeout(fetching.timer);
+  fetching.dueAt = earliest;
+  fetching.timer = setTimeout(fetchPage, earliest - performance.now());
+}
+
+async function fetchPage() {
+  if (fetching.isUnderWay) return;
+  fetching.isUnderWay = true;
+  fetching.dueAt = Infinity;
+  fetching.lastAt = performance.now();
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+    if (answer.ok) take(new DOMParser().parseFromString(await answer.text(), "text/html"));
+  } catch {
+    // The stream says that the service is away, and what was missed is fetched when it is back.
+  } finally {
+    fetching.isUnderWay = false;
+  }
+}
+
+function take(fresh) {
+  const cards = document.getElementById("cards");
+  const freshCards = fresh.getElementById("cards");
+  for (const part of fresh.querySelectorAll("[data-live]")) {
+    const old = document.getElementById(part.id);
+    if (old) swap(old, part);
+  }
+  if (cards && freshCards) arrange(cards, freshCards);
+  showAges();
+  afterwards();
+}
+
+function swap(old, part) {
+  if (made.get(old) === essence(part) || isInUse(old)) return;
+  const focused = old.contains(document.activeElement) ? pathOf(document.activeElement, old) : null;
+  const imported = adopt(part);
+  old.replaceWith(imported);
+  if (focused) imported.querySelector(focused)?.focus();
+}
+
+function adopt(part) {
+  const imported = document.importNode(part, true);
+  made.set(imported, essence(part));
+  return imported;
+}
+
+// As the server made it, but for ages, which scripts keep young.
+function essence(part) {
+  return part.outerHTML.replace(/(<time [^>]*data-age[^>]*>)[^<]*/g, "$1");
+}
+
+// Somebody types there, or has opened it to read or to confirm.
+function isInUse(part) {
+  return part.matches(":has(input:focus)") || part.querySelector("details[open]") !== null;
+}
+
+function pathOf(element, root) {
+  if (element.id) return `#${CSS.escape(element.id)}`;
+  const kind = element.tagName.toLowerCase();
+  const index = [...root.querySelectorAll(kind)].indexOf(element);
+  return kind === "a" ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : index === 0 ? kind : ":not(*)";
+}
+
+function arrange(cards, fresh) {
+  const wanted = [...fresh.children].map((part) => part.id);
+  for (const card of [...cards.children]) if (!wanted.includes(card.id)) card.remove();
+  wanted.forEach((id, index) => {
+    const here = cards.children[index];
+    if (here?.id === id) return;
+    const card = document.getElementById(id) ?? adopt(fresh.children[index]);
+    cards.insertBefore(card, here ?? null);
+  });
+}
