@@ -48,7 +48,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
-from calibrator.wiring.service import _uvicorn_config
+from calibrator.wiring.connection_guard import guarded_config
 from calibrator.wiring.listening import listen
 
 BODY = b"x" * 330  # as long as a cap document
@@ -59,7 +59,7 @@ async def answer(request):
 with listen("127.0.0.1", 0, "bench") as listener:
     print(listener.getsockname()[1], flush=True)
     app = Starlette(routes=[Route("/v1/backends/{name}/cap", answer)])
-    uvicorn.Server(_uvicorn_config(app)).run(sockets=[listener])
+    uvicorn.Server(guarded_config(app)).run(sockets=[listener])
 """
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 _ETAG = re.compile(rb'etag: ("[^\r]*")', re.IGNORECASE)

@@ -29,13 +29,13 @@ from support.web_fakes import FakeOperator
 from calibrator.clock import SystemClock
 from calibrator.web.app import create_app
 from calibrator.wiring.listening import listen
-from calibrator.wiring.service import _uvicorn_config
+from calibrator.wiring.connection_guard import guarded_config
 
 operator = FakeOperator(fleet(int(sys.argv[2]), int(sys.argv[3])))
 app = create_app(operator, clock=SystemClock(), operator_tokens=tuple, read_tokens=tuple, software_version="bench")
 with listen("127.0.0.1", 0) as listener:
     print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(_uvicorn_config(app)).run(sockets=[listener])
+    uvicorn.Server(guarded_config(app)).run(sockets=[listener])
 """
 
 

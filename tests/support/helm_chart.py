@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from support.chart import CHART
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))
 Manifest = dict[str, Any]
 
@@ -55,9 +57,10 @@ def render(case: str, *settings: str, release: str = "r", chart: Path = CHART) -
     """Every object of the chart with `ci/CASE-values.yaml` and settings such as `service.port=80`."""
     answer = template(case, *settings, release=release, chart=chart)
     assert answer.returncode == 0, answer.stderr
-    return [manifest for manifest in yaml.safe_load_all(answer.stdout) if manifest]
+    return [manifest for manifest in yaml.load_all(answer.stdout, LOADER) if manifest]
 
 
+@cache  # most tests look at the same few renderings
 def template(case: str, *settings: str, release: str = "r", chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     given = [part for setting in settings for part in ("--set-json", setting)]
     return helm("template", release, chart, "-f", CHART / "ci" / f"{case}-values.yaml", *given)
