@@ -6,6 +6,7 @@ into `errors`, except a probe's failure, which is data (`core.sample.Failure`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -148,6 +149,13 @@ class LoadGenerator(Protocol):
         """
         ...
 
+    def allow(self, until_s: float) -> None:
+        """No request starts at or after this moment of our monotonic clock; grows while the lease is renewed.
+
+        Checked before each request, where it is sent: a process that was paused meanwhile sends nothing more.
+        """
+        ...
+
     async def poll(self) -> Batch:
         """Events since the last poll; does not wait. Raises GeneratorError if the generator cannot go on."""
         ...
@@ -254,6 +262,14 @@ class BackendPlan:
     mirror: MirrorPolicy | None = None  # what of `workload` is taken from live traffic instead
 
 
+Permit = Callable[[], float]  # until when probes may start, by this machine's monotonic clock; grows when renewed
+
+
+def forever() -> float:
+    """The permit of a sweep that nobody else could run."""
+    return math.inf
+
+
 class SweepListener(Protocol):
     """Hears a sweep while it runs."""
 
@@ -267,8 +283,11 @@ class SweepListener(Protocol):
 class SweepRunner(Protocol):
     """Runs a sweep, in a process of its own or in this one."""
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
-        """The ended record, outcome `error` included. Cancelling ends all probes within a second, then re-raises."""
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
+        """The ended record, outcome `error` included. Cancelling ends all probes within a second, then re-raises.
+
+        So does the end of the permit, whatever our own process does then: it may be paused, or hang.
+        """
         ...
 
 
@@ -383,16 +402,18 @@ class Activity:
     sweep_id: str
     reserved_for_probes: int  # of the published cap
     progress: Progress | None = None
+    url: str = ""  # the replica that it measures
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A sweep to start or to cancel, asked for at another instance."""
+    """A sweep to start or to cancel, asked for at another instance; or a cap that one lowered and could not store."""
 
     backend: str
     sweep_id: str  # of the one to start; empty: cancel the one that runs
     reason: str
     asked_at: float
+    lowered: Recommendation | None = None  # served by an instance that lost its lease before it could be stored
 
 
 class Leases(Protocol):
@@ -457,12 +478,13 @@ class Operator(Protocol):
     def snapshot(self) -> Snapshot: ...
 
     async def request_sweep(self, backend: str, reason: str) -> str:
-        """Queue a sweep; returns its id. Raises ConfigurationError if one runs or is queued already."""
+        """Queue a sweep; returns its id. Raises ConfigurationError if one runs or is queued already, StoreError if
+        another instance must be told and cannot be."""
         ...
 
     async def cancel_sweep(self, backend: str, author: str) -> str:
-        """End the running sweep, or take back the queued one; returns its id. Raises ConfigurationError if there is
-        none."""
+        """End the one that runs, or take back the one that is queued; returns its id. Raises ConfigurationError if
+        there is none, StoreError as `request_sweep` does."""
         ...
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]: ...

@@ -92,7 +92,7 @@ class _Dialect:
             raise ConfigurationError(f"'{target.api}' is not an API.", f"Choose one of: {', '.join(PATHS)}.")
         self._target = target
         self._forces_length = forces_length
-        self._run = os.urandom(4).hex()
+        self._run = os.urandom(4).hex() if trace is None else trace.sweep_id
         self._trace = trace or ProbeTrace(self._run)
         head = [
             f"POST {server.path}{PATHS[target.api]} HTTP/1.1",

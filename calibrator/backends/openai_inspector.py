@@ -32,8 +32,8 @@ from calibrator.core.sample import Failure, FailureKind, Label, Phase, ProbeRequ
 from calibrator.core.spans import ProbeTrace
 from calibrator.core.suspects import suspicions
 from calibrator.core.workload import TokenScale, Workload, WorkloadClass, make_text
-from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
-from calibrator.ports import BackendFacts, Target
+from calibrator.errors import CalibratorError, ConfigurationError, GeneratorError, UnreachableError
+from calibrator.ports import BackendFacts, Permit, Target, forever
 
 SHORT_WORDS = 16
 FORCED_TOKENS = 8  # long enough to see that forcing works, short enough to be polite
@@ -68,10 +68,12 @@ class OpenAIInspector:
         timeout_s: float = 60.0,
         seed: int = 0,
         trace: ProbeTrace | None = None,
+        permit: Permit = forever,
     ) -> None:
         self._target = target
         self._trace = trace
         self._now = now
+        self._permit = permit
         self._timeout_s = timeout_s
         self._rng = random.Random(f"{seed}-inspect")  # noqa: S311 - prompts, not secrets
 
@@ -192,6 +194,8 @@ class OpenAIInspector:
         return await self._send(text, output_tokens, forces_length=forces_length, workload=workload)
 
     async def _send(self, text: str, output_tokens: int, *, forces_length: bool, workload: Workload) -> Sample:
+        if self._now() >= self._permit():
+            raise GeneratorError("The lease ran out before the sweep began.", "The next holder sweeps.")
         backend = OpenAIBackend(
             self._target,
             now=self._now,

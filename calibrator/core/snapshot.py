@@ -214,6 +214,8 @@ class BackendView:
     guard: GuardView | None = None
     held_back: HeldBack | None = None  # why a sweep that was due has not started
     trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
+    lease_held: bool = True  # by this instance: it measures and publishes
+    store_problem: str = ""  # the database fails: what is served may be out of date
     shadow: Recommendation | None = None  # `publish: shadow`: what gateways get instead of the recommendation
 
     def state_at(self, now: float) -> State:
@@ -259,5 +261,6 @@ class Snapshot:
     backends: Mapping[str, BackendView]
     ready: bool = True  # this process has loaded its state; never depends on a backend
     config_reload_success: bool = True
+    store_problem: str = ""  # the database fails: what is served may be out of date
     generator_lag_s: float | None = None
     generator_events_per_s: float | None = None  # that all cores can measure, by the self-test of the start

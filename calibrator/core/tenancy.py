@@ -18,8 +18,9 @@ pace. With the usual 15 s these are the proportions of Kubernetes' leader electi
 | refused: another holds it | nothing is left |
 | none in time, or any exception | as before: it runs out by itself; asked again soon |
 
-A lease that ran out here is still renewed, not acquired: if nobody took it meanwhile the epoch is the same, and what was
-decided under it still holds. Acquiring makes a new epoch, so an acquisition whose answer was lost is simply repeated.
+A lease that ran out here is still renewed, not acquired: if nobody took it meanwhile the epoch is the same, and what
+was decided under it still holds. Acquiring makes a new epoch, so an acquisition whose answer was lost is simply
+repeated.
 
 `SOLE` is for databases that admit one instance at a time (SQLite, by a file lock): taken once, kept until released.
 

@@ -16,6 +16,7 @@ Caller: `service.sweep`, or a worker of a multi-process generator.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class ClosedLoop:
         self._watch: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
         self._stopping = False
+        self._until_s = math.inf  # no request starts afterwards
         self._cpu_mark = (0.0, 0.0)
         self._late = Lateness(0.0)
 
@@ -93,6 +95,9 @@ class ClosedLoop:
             self._adder.cancel()
         self._to_add = max(0, users - len(self._users))
         self._adder = asyncio.create_task(self._add_users(self._to_add, stagger_s)) if self._to_add else None
+
+    def allow(self, until_s: float) -> None:
+        self._until_s = until_s
 
     async def poll(self) -> Batch:
         if self._broken is not None:
@@ -141,9 +146,13 @@ class ClosedLoop:
             user.task = asyncio.create_task(self._live(user))
             self._to_add -= 1
 
+    @property
+    def _may_send(self) -> bool:
+        return not self._stopping and self._clock.monotonic() < self._until_s
+
     async def _live(self, user: _User) -> None:
         try:
-            while not self._stopping and len(self._users) <= self._wanted:
+            while self._may_send and len(self._users) <= self._wanted:
                 residual = user.joined_running and self._label.phase is Phase.RAMP
                 user.joined_running = False
                 request = self._prompts.next_request(self._label, residual=residual)

@@ -6,6 +6,7 @@
     Aim(turn, users, label, stagger)  ──▶
                                       ◀──  Report(turn, batch)   every `REPORT_S`, with or without events
                                       ◀──  Failed(error)         its last word
+    Allow(until_s)                    ──▶  no request starts afterwards
     Stop(), or the pool is gone       ──▶  ends all requests, closes, leaves
 
 Sockets rather than `multiprocessing` pipes, because a full pipe would block the event loop that takes the stamps; a
@@ -52,6 +53,11 @@ class Aim:
     users: int
     label: Label
     stagger_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    until_s: float  # of the worker's monotonic clock
 
 
 @dataclass(frozen=True, slots=True)

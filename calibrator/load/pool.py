@@ -37,7 +37,7 @@ from typing import Any, Protocol
 from calibrator.core.sample import Label, Phase, Sample
 from calibrator.errors import CalibratorError, GeneratorError
 from calibrator.load.lateness import PROBE_S
-from calibrator.load.messages import Aim, Failed, Hello, Ready, Report, Stop, WorkerFactory
+from calibrator.load.messages import Aim, Allow, Failed, Hello, Ready, Report, Stop, WorkerFactory
 from calibrator.load.remote_clock import RemoteClock
 from calibrator.ports import Batch, Decided, Started
 
@@ -135,6 +135,7 @@ class WorkerPool:
         self._error: CalibratorError | None = None
         self._events = _Events()
         self._stopping = False
+        self._until_s = math.inf
 
     # ------------------------------------------------------------------------------------------------- port
     async def start(self) -> None:
@@ -145,6 +146,12 @@ class WorkerPool:
         self._wanted, self._label, self._stagger_s = users, label, stagger_s
         self._grow()
         self._deal()
+
+    def allow(self, until_s: float) -> None:
+        if until_s != self._until_s:
+            self._until_s = until_s
+            for seat in self._seats:
+                self._pass_on(seat)
 
     async def poll(self) -> Batch:
         if self._error is not None:
@@ -218,13 +225,22 @@ class WorkerPool:
             self._merge(seat, message)
         elif isinstance(message, Ready):
             seat.is_ready = True
+            self._pass_on(seat)
             self._deal()
         elif isinstance(message, Failed):
             self._error = self._error or message.error
 
+    def _pass_on(self, seat: _Seat) -> None:
+        """Until when it may send; nothing is said to one that is not ready, or whose clock is not known yet."""
+        until_s = self._until_s if seat.clock is None else seat.clock.theirs(self._until_s)
+        if seat.is_ready and until_s is not None:
+            seat.link.send(Allow(until_s))
+
     def _merge(self, seat: _Seat, report: Report) -> None:
         batch = report.batch if seat.clock is None else seat.clock.ours(report.batch, report.told_s, seat.heard_s)
-        seat.turn, seat.latest = report.turn, batch
+        is_first, seat.turn, seat.latest = seat.turn < 0, report.turn, batch
+        if is_first and seat.clock is not None:
+            self._pass_on(seat)
         events = self._events
         events.started += batch.started
         events.decided += batch.decided

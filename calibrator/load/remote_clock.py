@@ -32,6 +32,10 @@ class RemoteClock:
     def __init__(self) -> None:
         self._offsets_s: deque[float] = deque(maxlen=KEEP)
 
+    def theirs(self, moment_s: float) -> float | None:
+        """A moment of ours in its clock, never late; None: it has told nothing yet."""
+        return moment_s - min(self._offsets_s) if self._offsets_s else None
+
     def ours(self, batch: Batch, told_s: float, heard_s: float) -> Batch:
         """The same events in our clock."""
         self._offsets_s.append(heard_s - told_s)

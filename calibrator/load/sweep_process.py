@@ -3,10 +3,13 @@
 The child is spawned (no inherited sockets, locks or threads) and gets a picklable order and the picklable coroutine
 function that carries it out; it sends its progress, partial records and the final record through a pipe. The pipe is
 also the leash: when its other end closes, because the service ended in whatever way, the child cancels its probes and
-leaves. So a killed service never leaves load behind.
+leaves. So a killed service never leaves load behind. A service that is paused or hangs closes nothing: therefore the
+leash also has an end in time. The child may probe until the permit that it was told last, and both share one monotonic
+clock.
 
     parent                              child
-    run(order) ── spawn(entry, order) ─▶ entry(order, listener)
+    run(order) ── spawn(entry, order) ─▶ entry(order, listener, permit)
+               ── permit ──▶             cancels the coroutine when it has ended
                ◀─ Progress, SweepRecord (partial), _Ended ──
     cancel     ── SIGTERM ─▶ cancels the coroutine; SIGKILL after `CANCEL_GRACE_S`
 
@@ -19,9 +22,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
@@ -32,11 +37,12 @@ import uvloop
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import CalibratorError, GeneratorError
-from calibrator.ports import SweepListener, SweepOrder
+from calibrator.ports import Permit, SweepListener, SweepOrder, forever
 
 CANCEL_GRACE_S = 1.5  # DESIGN: a level is cancelled within one second; then the process is killed
+PERMIT_S = 0.1  # between two looks at it
 
-SweepEntry = Callable[[SweepOrder, SweepListener], Awaitable[SweepRecord]]
+SweepEntry = Callable[[SweepOrder, SweepListener, Permit], Awaitable[SweepRecord]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +57,27 @@ class ProcessSweepRunner:
     def __init__(self, entry: SweepEntry) -> None:
         self._entry = entry  # a module-level coroutine function: it is pickled by name
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=True)
         process = context.Process(
-            target=_child_main, args=(self._entry, order, theirs), name=f"sweep-{order.backend}", daemon=True
+            target=_child_main, args=(self._entry, order, theirs, permit()), name=f"sweep-{order.backend}", daemon=True
         )
         await asyncio.get_running_loop().run_in_executor(None, process.start)
         theirs.close()
+        lengthening = asyncio.create_task(_lengthen(ours, permit))
         try:
             return await _follow(ours, listener)
         except EOFError:
+            if time.monotonic() >= permit():
+                raise asyncio.CancelledError from None
             await asyncio.get_running_loop().run_in_executor(None, process.join, CANCEL_GRACE_S)
             raise GeneratorError(
                 f"The process that ran the sweep died (exit code {process.exitcode}).",
                 "Look for an out-of-memory kill, and for its traceback in the log; the next sweep starts afresh.",
             ) from None
         finally:
+            lengthening.cancel()
             # Shielded: a second cancellation must not leave the child behind.
             await asyncio.shield(_end_process(process, ours))
 
@@ -98,6 +108,17 @@ async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
             raise message.error
         else:
             raise EOFError
+
+
+async def _lengthen(pipe: Pipe, permit: Permit) -> None:
+    """Tell the child of each renewal."""
+    told_s = permit()
+    while told_s < math.inf:
+        await asyncio.sleep(PERMIT_S)
+        if (until_s := permit()) > told_s:
+            told_s = until_s
+            with contextlib.suppress(OSError):  # it has ended
+                pipe.send(until_s)
 
 
 async def _end_process(process: multiprocessing.process.BaseProcess, pipe: Pipe) -> None:
@@ -131,13 +152,34 @@ class _PipeListener:
         self.send(record)
 
 
-def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe) -> None:
+class _Leash:
+    """The permit on the child's side. The service is the other end of the pipe."""
+
+    def __init__(self, pipe: Pipe, until_s: float) -> None:
+        self._pipe = pipe
+        self._until_s = until_s
+
+    def __call__(self) -> float:
+        return self._until_s
+
+    def hold(self) -> None:
+        """In a thread of its own; returns when the service is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._until_s = self._pipe.recv()
+
+    async def run_out(self) -> None:
+        while (left_s := self._until_s - time.monotonic()) > 0.0:  # noqa: ASYNC110 - it is a clock that is waited for
+            await asyncio.sleep(min(left_s, PERMIT_S))
+
+
+def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe, until_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     gc.freeze()  # what was imported stays: later collections scan only what the sweep makes
     listener = _PipeListener(pipe)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            record = runner.run(_leashed(entry, order, listener, pipe))
+            record = runner.run(_leashed(entry, order, listener, _Leash(pipe, until_s)))
         listener.send(_Ended(record, None))
     except CalibratorError as error:
         listener.send(_Ended(None, error))
@@ -145,13 +187,14 @@ def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe) -> None:
         pass  # the parent asked, or is gone
 
 
-async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener, pipe: Pipe) -> SweepRecord:
+async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener, leash: _Leash) -> SweepRecord:
     loop = asyncio.get_running_loop()
-    work = asyncio.ensure_future(entry(order, listener))
+    work = asyncio.ensure_future(entry(order, listener, leash))
+    end_of_permit = asyncio.create_task(leash.run_out())
+    end_of_permit.add_done_callback(lambda _: work.cancel())
 
     def hold_leash() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            pipe.recv()  # the parent never sends: this returns when it is gone
+        leash.hold()
         with contextlib.suppress(RuntimeError):  # the loop is closed: the sweep has ended
             loop.call_soon_threadsafe(work.cancel)
 
@@ -160,4 +203,5 @@ async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener
     try:
         return await work
     finally:
+        end_of_permit.cancel()
         loop.remove_signal_handler(signal.SIGTERM)

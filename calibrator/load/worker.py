@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from calibrator.errors import CalibratorError
-from calibrator.load.messages import REPORT_S, Aim, Channel, Failed, Hello, Ready, Report, Stop
+from calibrator.load.messages import REPORT_S, Aim, Allow, Channel, Failed, Hello, Ready, Report, Stop
 from calibrator.ports import LoadGenerator
 
 
@@ -67,6 +67,8 @@ class Worker:
         elif isinstance(message, Aim) and self._load is not None:
             self._turn = message.turn
             self._load.aim(message.users, message.label, message.stagger_s)
+        elif isinstance(message, Allow) and self._load is not None:
+            self._load.allow(message.until_s)
         elif isinstance(message, Stop):
             self._lost()
 

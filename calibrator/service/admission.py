@@ -33,6 +33,7 @@ class Door:
 
     async def restore(self, store: Store, now: float) -> None:
         """Raises StoreError."""
+        self._spent = []
         if self.plan.care.has_day_budget:
             for record in await _sweeps_of_a_day(store, self.plan.name, now):
                 self.spend(record)

@@ -28,10 +28,11 @@ from calibrator.core.snapshot import (
 )
 from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
 from calibrator.core.workload import prompt_lengths
-from calibrator.ports import BackendPlan, SweepOrder, Target
+from calibrator.ports import Activity, BackendPlan, SweepOrder, Target
 from calibrator.service.admission import Door
 from calibrator.service.fleet import Fleet
 from calibrator.service.guard_watch import GuardWatch
+from calibrator.service.sweep_end import Ending
 from calibrator.service.traffic_log import TrafficLog
 from calibrator.service.trigger_watch import TriggerWatch
 
@@ -74,8 +75,7 @@ class BackendState:
     wanted: Wanted | None = None
     running: asyncio.Task[SweepRecord] | None = None
     must_end_at_s: float = 0.0  # monotonic; a sweep that runs longer is ended from outside
-    is_overdue: bool = False
-    cancelled_by: str = ""
+    ending: Ending | None = None  # why the running sweep was ended from outside
     settling: asyncio.Task[None] | None = None  # an ended sweep on its way to the store
     leader: BackendState = field(init=False)  # measures for all that share its engines; often itself
     share: float = 1.0  # of what the leader measures
@@ -84,6 +84,8 @@ class BackendState:
     running_id: str | None = None
     progress: Progress | None = None
     partial: SweepRecord | None = None  # newest state of the running sweep
+    elsewhere: Activity | None = None  # what the holder's sweep does, while another instance holds the lease
+    is_led: bool = True  # by this instance, at its last tick
     health: Health = Health.OK
     health_reason: str = ""
     last: SweepSummary | None = None
@@ -167,9 +169,22 @@ class BackendState:
 
     @property
     def probes_in_flight(self) -> int:
-        return 0 if self.progress is None else self.progress.in_flight
+        progress = self.shown_progress
+        return 0 if progress is None else progress.in_flight
+
+    @property
+    def shown_progress(self) -> Progress | None:
+        """Of our own sweep, or of the holder's."""
+        return self.progress if self.elsewhere is None else self.elsewhere.progress
+
+    @property
+    def is_swept(self) -> bool:
+        """Whoever does it."""
+        return self.running is not None or self.elsewhere is not None
 
     def is_measuring(self, url: str) -> bool:
+        if self.elsewhere is not None:
+            return self.elsewhere.url == url
         return self.running is not None and self.target is not None and self.target.url == url
 
     @property
@@ -181,6 +196,8 @@ class BackendState:
     @property
     def reserved_for_probes(self) -> int:
         """This backend's part of the probes, while a replica in rotation is swept."""
+        if self.elsewhere is not None:
+            return self.elsewhere.reserved_for_probes
         leader = self.leader
         if leader.running is None or leader.target is None or not self.fleet.is_in_rotation(leader.target.url):
             return 0
@@ -203,7 +220,11 @@ class BackendState:
         return replace(resting, reason="publish: shadow; gateways get the configured fallback")
 
     def view(
-        self, beneath: Recommendation, override: Override | None = None, trend: tuple[CapPoint, ...] = ()
+        self,
+        beneath: Recommendation,
+        override: Override | None = None,
+        trend: tuple[CapPoint, ...] = (),
+        store_problem: str = "",
     ) -> BackendView:
         published = beneath if override is None else overlaid(beneath, override, self.plan.policy)
         fleet = self.fleet
@@ -232,12 +253,14 @@ class BackendState:
             probe_in_flight=self.probes_in_flight,
             last_sweep=self.last,
             last_sweep_at=dict(self.last_at),
-            next_sweep_at=None if self.leader.running is not None else self.leader.due_at,
-            progress=self.leader.progress,
+            next_sweep_at=None if self.leader.is_swept else self.leader.due_at,
+            progress=self.leader.shown_progress,
             override=override,
             beneath=None if override is None else beneath,
             gateway_clients=self.gateways[0],
             gateway_clients_over_cap=self.gateways[1],
+            lease_held=self.is_led,
+            store_problem=store_problem,
             # At most the swept replica's part of the cap: beyond it, users of the others would give way for nothing.
             reserved_for_probes=in_steps(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
             measured_by=self.leader.plan.name,

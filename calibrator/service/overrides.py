@@ -2,39 +2,60 @@
 
 Whoever pins a cap may be in the middle of an incident, with the database part of it: so the pin holds from the moment
 it is asked for, and the answer says whether a restart would remember it yet. What could not be written is tried again.
+
+Pins are set and removed at any instance; the last word stands in the database, and the others follow it. One that has
+ended is removed from there by a sole instance only: among several, whose clocks differ, the one that thinks it ended
+first would remove the pin that a person has just put in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
 import structlog
 
 from calibrator.core.snapshot import Override
 from calibrator.errors import StoreError
 from calibrator.ports import Clock, Store
+from calibrator.service.store_health import StoreHealth
 
 RETRY_S = 5.0
-CLOSE_LIMIT_S = 2.0
+CLOSE_LIMIT_S = 1.5
 
 
 class OverrideKeeper:
     """Owns the overrides of all backends."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, health: StoreHealth | None = None, *, is_sole: bool = True) -> None:
         self._store = store
         self._clock = clock
+        self._health = health or StoreHealth()
+        self._is_sole = is_sole
         self._pins: dict[str, Override] = {}
         self._unwritten: set[str] = set()
         self._one_writer = asyncio.Lock()
         self._writing: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
+        self.asked = 0  # puts and clears so far
         self._log = structlog.get_logger()
 
     async def restore(self) -> None:
         """Raises StoreError."""
         self._pins.update(await self._store.overrides())
+
+    def follow(self, stored: Mapping[str, Override], asked: int) -> None:
+        """What the database had when `asked` puts and clears had been made here: read before a later one, it is old."""
+        if asked != self.asked or self._unwritten:
+            return
+        for backend in self._pins.keys() | stored.keys():
+            known, told = self._pins.get(backend), stored.get(backend)
+            if told is not None and told != known:
+                self._log.warning(
+                    "cap overridden elsewhere", backend=backend, cap=told.cap, by=told.author, why=told.reason
+                )  # fmt: skip
+        self._pins = {backend: pin for backend, pin in stored.items() if self._clock.wall() < pin.expires_at}
 
     def of(self, backend: str) -> Override | None:
         """The one in force at this moment."""
@@ -43,6 +64,7 @@ class OverrideKeeper:
 
     async def put(self, backend: str, override: Override) -> bool:
         """Whether the store has it yet."""
+        self.asked += 1
         self._pins[backend] = override
         self._log.warning(
             "cap overridden", backend=backend, cap=override.cap, by=override.author, why=override.reason
@@ -51,6 +73,7 @@ class OverrideKeeper:
 
     async def clear(self, backend: str, author: str) -> bool:
         """False: there was none."""
+        self.asked += 1
         was_in_force = self.of(backend) is not None
         if self._pins.pop(backend, None) is not None:
             self._log.warning("override removed", backend=backend, by=author)
@@ -61,7 +84,8 @@ class OverrideKeeper:
         """End what has expired; write what waits, in the background."""
         for backend in [name for name in self._pins if self.of(name) is None]:
             del self._pins[backend]
-            self._unwritten.add(backend)
+            if self._is_sole:
+                self._unwritten.add(backend)
             self._log.info("override expired", backend=backend)
         is_writing = self._writing is not None and not self._writing.done()
         if self._unwritten and not is_writing and self._clock.monotonic() >= self._not_before_s:
@@ -89,7 +113,9 @@ class OverrideKeeper:
                     await self._store.save_override(backend, pin)
                 except StoreError as error:
                     self._not_before_s = self._clock.monotonic() + RETRY_S
+                    self._health.fails("overrides", error)
                     self._log.warning("override not stored yet", backend=backend, error=str(error))
                     return
+                self._health.works("overrides")
                 if self._pins.get(backend) is pin:
                     self._unwritten.discard(backend)

@@ -6,7 +6,9 @@ A tick waits for nothing, so it is atomic, and the endless loop around it is tri
 its own: each sweep, each look at an engine's metrics, and the writing to the store. Everything a backend can do wrong
 stays with that backend: its errors set its own health. A valid cap is never removed by an error.
 
-Sweeps themselves are in `service.turns`, the look at the replicas in `service.fleet`.
+Sweeps themselves are in `service.turns`, the look at the replicas in `service.fleet`. Where several instances share a
+database, `service.tenancy` says what this one may do, and `service.peers` what the others did: only who leads an engine
+group sweeps, publishes, guards and reacts to triggers for it; every instance scrapes and answers.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import structlog
 from calibrator.core.fleet import FleetLook
 from calibrator.core.guard_signals import certified_queue
 from calibrator.core.guarded import after_event
-from calibrator.core.recommendation import fallback, for_fleet, under_policy
+from calibrator.core.recommendation import for_fleet
 from calibrator.core.snapshot import Health, Override, Recommendation, Snapshot, State
 from calibrator.core.sweep_record import SweepRecord
-from calibrator.errors import ConfigurationError, StoreError
+from calibrator.core.tenancy import SOLE, LeasePolicy
+from calibrator.errors import ConfigurationError
 from calibrator.ports import (
     BackendPlan,
     Clock,
@@ -38,20 +41,23 @@ from calibrator.ports import (
     Target,
     Telemetry,
     Tenure,
+    Wish,
 )
 from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.fleet import Fleet, Surroundings
 from calibrator.service.memories import Memories
 from calibrator.service.overrides import OverrideKeeper
-from calibrator.service.publisher import TREND_POINTS, Publisher
+from calibrator.service.peers import Peers
+from calibrator.service.publisher import Publisher
 from calibrator.service.shares import ShareKeeper
+from calibrator.service.store_health import StoreHealth
+from calibrator.service.sweep_end import STOPPED
+from calibrator.service.tenancy import Tenancy
 from calibrator.service.turns import Turns
 
 TICK_S = 0.25
-OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
-STOP_LIMIT_S = 4.0
-SWEEPS_READ_AT_START = 20
-LEASE_S = 15.0
+STOP_LIMIT_S = 2.0  # a sweep's process is killed after 1.5 s
+TELL_LIMIT_S = 0.5
 
 
 class Supervisor:
@@ -65,6 +71,7 @@ class Supervisor:
         store: Store,
         leases: Leases,
         holder: str,
+        lease: LeasePolicy = SOLE,
         clock: Clock,
         telemetry: Callable[[Target], Telemetry],
         discovery: Callable[[BackendPlan], Discovery],
@@ -76,73 +83,54 @@ class Supervisor:
             plan.name: BackendState(plan, self._fleet(plan, discovery(plan), telemetry, clock)) for plan in plans
         }
         self._share_engines()
-        self._store = store
         self._clock = clock
         self._new_id = new_id
-        self._leases = leases
-        self._holder = holder
-        self._tenures: dict[str, Tenure] = {}  # by backend
-        self._publisher = Publisher(store, clock, self._tenures)
+        self._changes = 0
+        self._health = StoreHealth()
+        groups = dict.fromkeys(plan.engine_group for plan in plans)
+        self._tenancy = Tenancy(
+            groups, leases, holder, policy=lease, clock=clock, health=self._health, take_over=self._take_over
+        )  # fmt: skip
+        self._publisher = Publisher(store, clock, self._tenure_of, self._health, self._lost)
         self._turns = Turns(
             self._states,
             runner=runner,
             publisher=self._publisher,
+            tenancy=self._tenancy,
             clock=clock,
             max_parallel=max_parallel,
             draws=draws,
             new_id=new_id,
         )
         self._shares = ShareKeeper(store, clock)
-        self._overrides = OverrideKeeper(store, clock)
+        self._overrides = OverrideKeeper(store, clock, self._health, is_sole=lease.is_sole)
         self._memories = Memories(store, clock)
+        self._peers = Peers(
+            self._states,
+            store,
+            clock,
+            self._tenancy,
+            self._publisher,
+            self._turns,
+            self._overrides,
+            self._memories,
+            self._health,
+            self._change,
+        )
         self._log = structlog.get_logger()
         self._started_at = clock.wall()
-        self._changes = 0
-        self._picture: tuple[tuple[int, int], Snapshot] | None = None
+        self._picture: tuple[tuple[int, int, int], Snapshot] | None = None
         self._is_ready = False
         self._is_stopping = False
         self._generator_events_per_s: float | None = None
 
     # --------------------------------------------------------------------------------------------- life cycle
     async def start(self) -> None:
-        """Serve what the store remembers, or the fallback. Raises StoreError."""
-        now = self._clock.wall()
-        await self._take_leases()
-        interrupted = await self._store.interrupt_running_sweeps(self._states.keys(), now)
-        if interrupted:
-            self._log.warning("sweeps of the last run were interrupted", count=interrupted)
-        known = {stored.backend: stored for stored in await self._store.latest_recommendations()}
-        for name in self._states:
-            self._publisher.look_back(await self._store.recommendations(name, TREND_POINTS))
-        self._publisher.adopt(stored for stored in known.values() if stored.backend in self._states)
-        for name, state in self._states.items():
-            self._restore_cap(state.plan, known.get(name), now)
-            measured_by = state.leader.plan.name
-            self._turns.restore(state, await self._store.sweeps(measured_by, SWEEPS_READ_AT_START), now)
-            await state.door.restore(self._store, now)
-            await self._memories.recall(state)
-        await self._publisher.flush()
-        await self._overrides.restore()
+        """Serve what the store remembers, or the fallback; lead what nobody else leads. Raises StoreError."""
+        await self._peers.begin()
         await self._shares.restore(self.snapshot().backends.values())
         self._is_ready = True
-        self._changes += 1
-
-    async def _take_leases(self) -> None:
-        for state in self._states.values():
-            group = state.plan.engine_group
-            known = (one for one in self._tenures.values() if one.group == group)
-            tenure = next(known, None) or await self._leases.acquire(group, self._holder, LEASE_S)
-            if tenure is None:
-                raise StoreError(f"Another instance holds the lease of '{group}'.", "Stop that one.")
-            self._tenures[state.plan.name] = tenure
-
-    def _restore_cap(self, plan: BackendPlan, known: Recommendation | None, now: float) -> None:
-        if known is None:
-            self._publisher.publish(fallback(plan.name, plan.policy, now))
-            return
-        today = under_policy(known, plan.policy, now)
-        if today is not known:
-            self._publisher.publish(today)
+        self._change()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until told to stop."""
@@ -151,31 +139,48 @@ class Supervisor:
             await self._clock.sleep(TICK_S)
 
     async def stop(self) -> None:
-        """End every sweep, save what they had, start nothing more. May be called again."""
+        """End every sweep, save what they had, start nothing more, let others lead. May be called again."""
         self._is_stopping = True
         self._shares.ring_all()
-        running = [state.running for state in self._states.values() if state.running is not None]
-        for sweep in running:
-            sweep.cancel()
+        running = self._turns.end_all(STOPPED)
         if running:
             await asyncio.wait(running, timeout=STOP_LIMIT_S)
         for state in self._states.values():
             if state.running is not None:
-                self._guard(partial(self._turns.end, is_stopping=True), state)
-        await self._memories.close(self._states.values())
-        await self._publisher.close()
-        await self._shares.close()
-        await self._overrides.close()
+                self._guard(self._turns.end, state)
+        led = [state for state in self._states.values() if self._leads(state)]
+        await asyncio.gather(
+            self._memories.close(led), self._publisher.close(), self._shares.close(), self._overrides.close()
+        )
+        await self._peers.close(TELL_LIMIT_S)
         rest = [state.settling for state in self._states.values() if state.settling is not None]
         for task in rest:
             task.cancel()
         closing = (state.fleet.close() for state in self._states.values())
         await asyncio.gather(*rest, *closing, return_exceptions=True)
 
+    def _change(self) -> None:
+        """The snapshot is to be made anew."""
+        self._changes += 1
+
+    # ---------------------------------------------------------------------------------------------------- leases
+    async def _take_over(self, group: str) -> None:
+        await self._peers.take_over(group)
+
+    def _tenure_of(self, backend: str) -> Tenure | None:
+        return self._tenancy.tenure(self._states[backend].plan.engine_group)
+
+    def _lost(self, backend: str) -> None:
+        self._tenancy.lost(self._states[backend].plan.engine_group)
+
+    def _leads(self, state: BackendState) -> bool:
+        return self._tenancy.leads(state.plan.engine_group)
+
     # --------------------------------------------------------------------------------------------------- tick
     def tick(self) -> None:
         """One round; never raises, whatever a backend, the store or an engine does."""
-        self._changes += 1
+        self._change()
+        self._peers.tick()
         for state in self._states.values():
             self._guard(self._attend, state)
         if not self._is_stopping:
@@ -183,7 +188,7 @@ class Supervisor:
                 self._guard(self._turns.start, state)
         self._publisher.write_behind()
         self._overrides.tick()
-        self._memories.tick(self._states.values())
+        self._memories.tick(state for state in self._states.values() if self._leads(state))
         if not self._shares.is_idle:
             self._shares.tick(self.snapshot().backends.values())
 
@@ -232,10 +237,15 @@ class Supervisor:
         return sum(state.probes_in_flight for state in self._states.values() if state.is_measuring(url))
 
     def _saw(self, name: str, look: FleetLook) -> None:
-        """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`."""
-        self._guard(self._fit_to_fleet, self._states[name])
-        self._guard(partial(self._watch_users, look), self._states[name])
-        self._guard(partial(self._watch_triggers, look), self._states[name])
+        """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`.
+
+        What follows from it is the leading instance's matter; the others watch, so that they know when they lead.
+        """
+        state = self._states[name]
+        if self._leads(state):
+            self._guard(self._fit_to_fleet, state)
+            self._guard(partial(self._watch_users, look), state)
+        self._guard(partial(self._watch_triggers, look), state)
 
     def _fit_to_fleet(self, state: BackendState) -> None:
         """Replicas came or went, or their balance is known better."""
@@ -259,7 +269,7 @@ class Supervisor:
         )
         if event is None:
             return
-        self._changes += 1
+        self._change()
         changed = after_event(event, served, state.plan.guard.cut_ratio, state.plan.policy, self._clock.wall())
         if changed is not None:
             self._publisher.publish(changed)
@@ -272,7 +282,7 @@ class Supervisor:
         is_sweeping = self._is_sweeping(state.plan.engine_group)
         state.traffic.saw(look, is_sweeping=is_sweeping)
         due = state.triggers.saw(look, is_sweeping=is_sweeping)
-        if due is None or state.leader is not state or state.wanted is not None:
+        if due is None or state.leader is not state or state.wanted is not None or not self._leads(state):
             return
         state.wanted = Wanted(self._new_id(), due.reason, may_raise=due.may_raise, is_warm=due.is_warm)
         if state.plan.care.observe:  # it will be held back, which is told once
@@ -280,12 +290,12 @@ class Supervisor:
         self._changes += 1
 
     def _is_sweeping(self, group: str) -> bool:
-        return any(state.running is not None for state in self._states.values() if state.plan.engine_group == group)
+        return any(state.is_swept for state in self._states.values() if state.plan.engine_group == group)
 
     # ----------------------------------------------------------------------------------------------- operator
     def snapshot(self) -> Snapshot:
         """Made once a tick and once a change of a cap, however many ask."""
-        stamp = (self._changes, self._publisher.changes)
+        stamp = (self._changes, self._publisher.changes, self._health.changes)
         if self._picture is None or self._picture[0] != stamp:
             self._picture = stamp, self._new_picture()
         return self._picture[1]
@@ -297,11 +307,14 @@ class Supervisor:
             taken_at=self._clock.wall(),
             started_at=self._started_at,
             backends={
-                name: state.view(served[name], self._overrides.of(name), self._publisher.trend(name))
+                name: state.view(
+                    served[name], self._overrides.of(name), self._publisher.trend(name), self._health.problem
+                )
                 for name, state in self._states.items()
                 if name in served
             },
             ready=self._is_ready,
+            store_problem=self._health.problem,
             generator_lag_s=max(lags_s, default=None),
             generator_events_per_s=self._generator_events_per_s,
         )
@@ -311,22 +324,35 @@ class Supervisor:
         self._generator_events_per_s = events_per_s
 
     async def request_sweep(self, backend: str, reason: str) -> str:
-        state = self._states.get(backend)
-        if state is None:
-            raise self._unknown(backend)
-        state = state.leader
-        if self._is_stopping:
-            raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
-        self._changes += 1
-        return self._turns.request(state, reason)
+        state = self._asked_about(backend)
+        if self._leads(state):
+            return self._turns.request(state, reason)
+        if state.elsewhere is not None:
+            running_id = state.elsewhere.sweep_id
+            raise ConfigurationError(f"Sweep {running_id} of '{backend}' is running.", "Wait for its end.")
+        sweep_id = self._new_id()
+        await self._peers.wish(Wish(state.plan.name, sweep_id, reason, self._clock.wall()))
+        return sweep_id
 
     async def cancel_sweep(self, backend: str, author: str) -> str:
+        state = self._asked_about(backend)
+        self._log.warning("sweep cancelled", backend=backend, by=author)
+        if self._leads(state):
+            return self._turns.cancel(state, author)
+        if state.elsewhere is None:
+            raise ConfigurationError(f"No sweep of '{backend}' runs.", "There is nothing to do.")
+        await self._peers.wish(Wish(state.plan.name, "", author, self._clock.wall()))
+        return state.elsewhere.sweep_id
+
+    def _asked_about(self, backend: str) -> BackendState:
+        """Who measures for it. Raises ConfigurationError if there is none, or we stop."""
         state = self._states.get(backend)
         if state is None:
             raise self._unknown(backend)
-        self._changes += 1
-        self._log.warning("sweep cancelled", backend=backend, by=author)
-        return self._turns.cancel(state.leader, author)
+        if self._is_stopping:
+            raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
+        self._change()
+        return state.leader
 
     async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
         return await self._publisher.recommendations(backend, limit)
@@ -350,7 +376,7 @@ class Supervisor:
         try:
             return await self._overrides.put(backend, override)
         finally:
-            self._changes += 1
+            self._change()
 
     async def clear_override(self, backend: str, author: str) -> bool:
         if backend not in self._states:
@@ -358,7 +384,7 @@ class Supervisor:
         try:
             return await self._overrides.clear(backend, author)
         finally:
-            self._changes += 1
+            self._change()
 
     def poll(self, backend: str, poll: Poll) -> Share:
         view = self.snapshot().backends.get(backend)

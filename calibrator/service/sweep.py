@@ -37,9 +37,11 @@ from calibrator.ports import (
     Clock,
     Inspector,
     LoadGenerator,
+    Permit,
     SweepListener,
     SweepOrder,
     Telemetry,
+    forever,
 )
 from calibrator.service.burst import Burster
 from calibrator.service.cross_watch import CrossWatch
@@ -59,6 +61,7 @@ class SweepParts:
     telemetry: Telemetry
     load: Callable[[BackendFacts], LoadGenerator]
     clock: Clock
+    permit: Permit = forever
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class _Sweep:
         self._live = LiveTraffic(parts.clock)
         self._sparing = Sparing(order, parts.clock)
         self._cross = CrossWatch()
+        self._load: LoadGenerator | None = None
         self._holder: Holder | None = None
         self._burster: Burster | None = None
 
@@ -111,7 +115,8 @@ class _Sweep:
         self._listener.progress(self._progress(self._order.bounds.min_level))
         self._facts = await self._parts.inspector.inspect(self._order.workload)
         self._origin_s = clock.monotonic()
-        load = self._parts.load(self._facts)
+        load = self._load = self._parts.load(self._facts)
+        load.allow(self._parts.permit())
         self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book)
         watcher = asyncio.create_task(self._watch_server())
         try:
@@ -202,6 +207,8 @@ class _Sweep:
 
     # -------------------------------------------------------------------------------------------- observation
     def _book(self, batch: Batch) -> None:
+        if self._load is not None:
+            self._load.allow(self._parts.permit())
         self._cross.ended(batch.ended)
         self._sparing.book(batch)
         tally = self._tally

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -11,18 +11,36 @@ from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError
 from calibrator.ports import BackendPlan
 
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a sweep was ended from outside."""
+
+    outcome: SweepOutcome
+    reason: str
+    remedy: str = ""
+
+
+OVERDUE = Ending(
+    SweepOutcome.ERROR,
+    "The sweep did not end long after its time budget; it was given up.",
+    "See whether the backend answers, and whether this machine has time to measure.",
+)
+STOPPED = Ending(SweepOutcome.INTERRUPTED, "the service was stopped")
+LEASE_LOST = Ending(SweepOutcome.INTERRUPTED, "the lease of its engine group could not be renewed in time")
+UNASKED = Ending(SweepOutcome.INTERRUPTED, "the sweep was cancelled")  # by its runner's own confusion
+
+
+def cancelled_by(author: str) -> Ending:
+    return Ending(SweepOutcome.CANCELLED, f"cancelled by {author}")
+
+
 SAID_SOMETHING = (SweepOutcome.CALIBRATED, SweepOutcome.INFEASIBLE)
 SAID_NOTHING = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCELLED)
 
 
 def ended_record(
-    task: asyncio.Task[SweepRecord],
-    partial: SweepRecord,
-    now: float,
-    *,
-    is_overdue: bool,
-    is_stopping: bool,
-    cancelled_by: str = "",
+    task: asyncio.Task[SweepRecord], partial: SweepRecord, now: float, ending: Ending = UNASKED
 ) -> SweepRecord:
     """`partial`: the newest state that the sweep told of itself, kept where it could not tell its end."""
     ended = replace(partial, outcome=SweepOutcome.ERROR, ended_at=now)
@@ -34,16 +52,7 @@ def ended_record(
             return replace(ended, reason=error.cause, remedy=error.remedy, error_exit_code=int(error.exit_code))
         structlog.get_logger().error("sweep failed unexpectedly", backend=partial.backend, exc_info=error)
         return replace(ended, reason=f"unexpected {type(error).__name__}: {error}", remedy="Please report this bug.")
-    if is_overdue:
-        return replace(
-            ended,
-            reason="The sweep did not end long after its time budget; it was given up.",
-            remedy="See whether the backend answers, and whether this machine has time to measure.",
-        )
-    if cancelled_by:
-        return replace(ended, outcome=SweepOutcome.CANCELLED, reason=f"cancelled by {cancelled_by}")
-    reason = "the service was stopped" if is_stopping else "the sweep was cancelled"
-    return replace(ended, outcome=SweepOutcome.INTERRUPTED, reason=reason)
+    return replace(ended, outcome=ending.outcome, reason=ending.reason, remedy=ending.remedy)
 
 
 def is_about(record: SweepRecord, plan: BackendPlan) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 
 import structlog
@@ -31,7 +32,19 @@ from calibrator.ports import Clock, SweepOrder, SweepRunner
 from calibrator.service.admission import TRY_AGAIN_S, when
 from calibrator.service.backend_state import BackendState, Ear, Wanted, begun
 from calibrator.service.publisher import Publisher
-from calibrator.service.sweep_end import SAID_NOTHING, SAID_SOMETHING, ended_record, is_about, what_changed
+from calibrator.service.sweep_end import (
+    LEASE_LOST,
+    OVERDUE,
+    SAID_NOTHING,
+    SAID_SOMETHING,
+    UNASKED,
+    Ending,
+    cancelled_by,
+    ended_record,
+    is_about,
+    what_changed,
+)
+from calibrator.service.tenancy import Tenancy
 
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
 
@@ -45,6 +58,7 @@ class Turns:
         *,
         runner: SweepRunner,
         publisher: Publisher,
+        tenancy: Tenancy,
         clock: Clock,
         max_parallel: int,
         draws: random.Random,
@@ -53,6 +67,7 @@ class Turns:
         self._states = states
         self._runner = runner
         self._publisher = publisher
+        self._tenancy = tenancy
         self._clock = clock
         self._max_parallel = max_parallel
         self._draws = draws
@@ -60,8 +75,8 @@ class Turns:
         self._log = structlog.get_logger()
 
     def restore(self, state: BackendState, newest_first: Sequence[SweepRecord], now: float) -> None:
-        """After a restart: what the last sweeps found, and when the next is due."""
-        plan = state.plan
+        """After a restart or a take-over: what the last sweeps found, and when the next is due."""
+        plan, state.calibration = state.plan, None
         ended = [record for record in newest_first if record.outcome is not None and record.mode == "search"]
         for record in reversed(ended):
             state.remember(record)
@@ -78,7 +93,15 @@ class Turns:
         if killed > 1:  # one may be an ordinary restart
             state.due_at = max(state.due_at, retry_at(plan.schedule, killed - 1, now))
 
-    def request(self, state: BackendState, reason: str) -> str:
+    def see(self, state: BackendState, newest_first: Sequence[SweepRecord], now: float) -> None:
+        """Another instance measures: its last sweep, and about when the next is due."""
+        ended = next((record for record in newest_first if record.outcome is not None), None)
+        if ended is not None:
+            state.remember(ended)
+        if state.last is not None:
+            state.due_at = next_due_at(state.plan.schedule, state.last.ended_at, now, 0.5)
+
+    def request(self, state: BackendState, reason: str, sweep_id: str | None = None) -> str:
         """A person asks. Raises ConfigurationError if one runs or is queued already, or would be held back."""
         name = state.plan.name
         if state.running is not None:
@@ -88,19 +111,19 @@ class Turns:
         held = self._admitted(state, is_asked=True)
         if isinstance(held, HeldBack):
             raise ConfigurationError(f"Sweeps of '{name}' are held back: {held.words}.", when(held))
-        state.wanted = Wanted(self._new_id(), reason, by_person=True)
+        state.wanted = Wanted(sweep_id or self._new_id(), reason, by_person=True)
         return state.wanted.sweep_id
 
     def cancel(self, state: BackendState, author: str) -> str:
-        """A person asks. Raises ConfigurationError if there is nothing to cancel."""
-        if state.running is not None and state.running_id is not None:
-            state.cancelled_by = author
-            state.running.cancel()
-            return state.running_id
-        if state.wanted is not None:
-            taken_back, state.wanted = state.wanted, None
-            return taken_back.sweep_id
-        raise ConfigurationError(f"No sweep of '{state.plan.name}' runs or is queued.", "There is nothing to do.")
+        """A person does not want it. Raises ConfigurationError if there is nothing to cancel."""
+        wanted, running_id = state.wanted, state.running_id
+        if running_id is not None:
+            self._end_early(state, cancelled_by(author))
+            return running_id
+        if wanted is None:
+            raise ConfigurationError(f"No sweep of '{state.plan.name}' runs or is queued.", "There is nothing to do.")
+        state.wanted = None
+        return wanted.sweep_id
 
     # ------------------------------------------------------------------------------------------------- each tick
     def attend(self, state: BackendState) -> None:
@@ -111,16 +134,18 @@ class Turns:
                 state.due_at = max(state.due_at, next_open_at(state.plan.schedule, now))
         elif state.running.done():
             self.end(state)
-        elif self._clock.monotonic() > state.must_end_at_s and not state.is_overdue:
-            state.is_overdue = True
-            state.running.cancel()
+        elif not self._tenancy.leads(state.plan.engine_group):
+            self._end_early(state, LEASE_LOST)
+        elif self._clock.monotonic() > state.must_end_at_s:
+            self._end_early(state, OVERDUE)
 
     def due(self) -> Iterator[BackendState]:
         """Who may start now, one after the other: those that somebody asked for first, whatever the windows."""
         now = self._clock.wall()
         busy = [state.plan.engine_group for state in self._states.values() if state.running is not None]
         idle = (state for state in self._states.values() if state.running is None)
-        due = [state for state in idle if state.may_start and (state.wanted is not None or state.due_at <= now)]
+        led = (state for state in idle if self._tenancy.leads(state.plan.engine_group))
+        due = [state for state in led if state.may_start and (state.wanted is not None or state.due_at <= now)]
         for state in sorted(due, key=lambda state: (state.wanted is None, state.due_at)):
             if len(busy) >= self._max_parallel:
                 return
@@ -164,9 +189,9 @@ class Turns:
             trigger=wanted.reason,
         )
         state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
-        state.must_end_at_s, state.is_overdue = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, False
-        state.cancelled_by = ""
-        state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep)))
+        state.must_end_at_s, state.ending = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, None
+        permit = partial(self._tenancy.until_s, plan.engine_group)
+        state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep), permit))
         self._publisher.keep(state.partial)
         self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason, workload=like.words)
 
@@ -193,21 +218,29 @@ class Turns:
             self._log.info("sweep held back", backend=state.plan.name, reason=held.reason.value, why=held.words)
 
     # ---------------------------------------------------------------------------------------------------- the end
-    def end(self, state: BackendState, *, is_stopping: bool = False) -> None:
+    def end_all(self, ending: Ending) -> Sequence[asyncio.Task[SweepRecord]]:
+        """What runs is told to end; `end` takes it in afterwards."""
+        running = [state for state in self._states.values() if state.running is not None]
+        for state in running:
+            self._end_early(state, ending)
+        return [state.running for state in running if state.running is not None]
+
+    def _end_early(self, state: BackendState, ending: Ending) -> None:
+        """Once: a second cancellation would disturb the first one's tidying."""
+        if state.ending is None and state.running is not None:
+            state.ending = ending
+            state.running.cancel()
+
+    def end(self, state: BackendState) -> None:
         """Take in a sweep that ended, in whatever way. The next due time is set before anything can fail."""
-        task, partial = state.running, state.partial
+        task, told = state.running, state.partial
         state.running, state.running_id, state.progress, state.partial = None, None, None, None
-        if task is None or partial is None:
+        if task is None or told is None:
             return
+        leads = self._tenancy.leads(state.plan.engine_group)
+        ending, state.ending = state.ending or (UNASKED if leads else LEASE_LOST), None
         now = self._clock.wall()
-        record = ended_record(
-            task,
-            partial,
-            now,
-            is_overdue=state.is_overdue,
-            is_stopping=is_stopping,
-            cancelled_by=state.cancelled_by,
-        )
+        record = ended_record(task, told, now, ending)
         self._plan_next(state, record)
         has_answered = record.outcome in SAID_SOMETHING and record.aborted is None
         state.triggers.sweep_ended(self._clock.monotonic(), has_answered=has_answered)
@@ -219,7 +252,8 @@ class Turns:
         state.settling = asyncio.create_task(self._settle(sharing, record))
         for one in sharing:
             self._set_health(one, record)
-            self._decide(one, record)
+            if leads:
+                self._decide(one, record)
         self._log.info(
             "sweep ended", backend=state.plan.name, sweep=record.sweep_id, outcome=str(record.outcome),
             why=record.reason, requests=record.requests, duration=format_duration(round(record.duration_s, 1)),
@@ -243,10 +277,9 @@ class Turns:
 
     def _plan_next(self, state: BackendState, record: SweepRecord) -> None:
         now, schedule = self._clock.wall(), state.plan.schedule
-        if record.outcome in SAID_SOMETHING and record.aborted is None:
+        is_enough = record.outcome in SAID_SOMETHING and record.aborted is None
+        if is_enough or record.outcome is SweepOutcome.CANCELLED:  # who cancelled it does not want it in a minute
             state.failures, state.due_at = 0, next_due_at(schedule, now, now, self._draws.random())
-        elif record.outcome is SweepOutcome.CANCELLED:  # whoever ends a sweep does not want it back in a minute
-            state.due_at = next_due_at(schedule, now, now, self._draws.random())
         else:
             state.failures += 1
             state.due_at = retry_at(schedule, state.failures, now, record.duration_s)

@@ -7,8 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from calibrator.core.tenancy import LEAST_LEASE_S
 from calibrator.settings.problems import Problem, refuse
-from calibrator.settings.values import File, Frozen, Secret
+from calibrator.settings.values import DurationS, File, Frozen, Secret
 
 _REFERENCE = (
     "Write postgresql: {file: /run/secrets/name} or {env: NAME}, which holds postgresql://user:password@host/db."
@@ -43,6 +44,15 @@ class StoreSettings(Frozen):
     )
     keep_samples: int = Field(
         default=5, ge=0, le=1000, description="newest sweeps per backend whose single requests are kept, for export"
+    )
+
+    lease_s: DurationS = Field(
+        default=15.0,
+        ge=LEAST_LEASE_S,
+        le=300.0,
+        alias="lease",
+        description="with postgresql: so long after a service died another one measures in its place; it is renewed "
+        "three times in that",
     )
 
     @model_validator(mode="before")

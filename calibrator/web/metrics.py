@@ -15,6 +15,7 @@ Series are projected rather than kept in Counter and Gauge objects: those would 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
@@ -90,6 +91,9 @@ METRICS: tuple[Metric, ...] = (
         (),
         "Token events this machine can measure (self-test of the start).",
     ),
+    Metric("lease_held", "gauge", _B, "1 if this instance measures the backend and publishes its cap, else 0."),
+    Metric("store_up", "gauge", (), "1 while the database works; 0: what is served may be out of date."),
+    Metric("asyncio_tasks", "gauge", (), "Tasks of this process, one for each open request and each watch."),
     Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
 )
 
@@ -146,7 +150,16 @@ def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
     yield "config_reload_success", (), snapshot.config_reload_success
     yield "generator_lag_seconds", (), snapshot.generator_lag_s
     yield "generator_events_per_second", (), snapshot.generator_events_per_s
+    yield "store_up", (), not snapshot.store_problem
+    yield "asyncio_tasks", (), _tasks()
     yield "build_info", (software_version,), 1.0
+
+
+def _tasks() -> int | None:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # asked outside the service's event loop
+        return None
 
 
 def _published(view: BackendView, now: float) -> Iterator[Point]:
@@ -181,6 +194,7 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "sweep_active", (), view.progress is not None
     yield from _one_hot("sweep_held_back", HoldReason, None if view.held_back is None else view.held_back.reason)
     yield "gateway_concurrency", (), view.served_cap
+    yield "lease_held", (), view.lease_held
 
 
 def _measured(view: BackendView) -> Iterator[Point]:

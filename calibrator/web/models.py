@@ -275,6 +275,8 @@ class BackendDocument(Wire):
     next_sweep_at: Time | None
     traffic_note: str | None = Field(description="how live prompts differ from the probes', for which the cap holds")
     metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
+    lease_held: bool = Field(description="this instance measures the backend and publishes its cap")
+    store_problem: str | None = Field(description="why the database fails; what is served may be out of date")
     held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
     trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
     shadow: bool = Field(description="publish: shadow; gateways get the fallback")

@@ -33,7 +33,7 @@ from calibrator.wiring.generator import require_parts
 from calibrator.wiring.listening import listen
 from calibrator.wiring.replicas import discovery
 from calibrator.wiring.start_selftest import rate_generator
-from calibrator.wiring.stores import make_store
+from calibrator.wiring.stores import lease_policy, make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tls import ServerTls
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer
@@ -72,6 +72,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
         store=store,
         leases=store.leases,
         holder=f"{socket.gethostname()}-{secrets.token_hex(4)}",
+        lease=lease_policy(settings),
         clock=clock,
         telemetry=HttpTelemetry,
         discovery=discovery,

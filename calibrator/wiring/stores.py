@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from calibrator.core.tenancy import SOLE, LeasePolicy
 from calibrator.settings import Settings, database_url
 from calibrator.stores.database import Database
 from calibrator.stores.postgresql import PostgresDatabase
@@ -18,6 +19,11 @@ def make_store(settings: Settings, environ: Mapping[str, str]) -> SqlStore:
     store = settings.store
     keep = Retention(store.keep_sweeps, store.keep_recommendations, store.keep_samples)
     return SqlStore(make_database(settings, environ), keep)
+
+
+def lease_policy(settings: Settings) -> LeasePolicy:
+    """A file is locked by one service; a server has many."""
+    return SOLE if settings.store.path is not None else LeasePolicy(settings.store.lease_s)
 
 
 def make_database(settings: Settings, environ: Mapping[str, str]) -> Database:

@@ -11,7 +11,7 @@ from calibrator.clock import SystemClock
 from calibrator.core.spans import ProbeTrace
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.load.sweep_process import ProcessSweepRunner
-from calibrator.ports import LoadPlan, SweepListener, SweepOrder, SweepRunner
+from calibrator.ports import LoadPlan, Permit, SweepListener, SweepOrder, SweepRunner
 from calibrator.service.sweep import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
@@ -22,14 +22,14 @@ def new_sweep_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
-async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     """Carry out one sweep over HTTP in this process (picklable: `ProcessSweepRunner` runs it in a child)."""
     clock = SystemClock()
     telemetry = HttpTelemetry(order.target)
     try:
         trace = ProbeTrace(order.sweep_id, order.sampled_probes_ratio)
-        inspector = OpenAIInspector(order.target, now=clock.monotonic, trace=trace)
-        parts = SweepParts(inspector, telemetry, lambda facts: generator(order, facts, plan), clock)
+        inspector = OpenAIInspector(order.target, now=clock.monotonic, trace=trace, permit=permit)
+        parts = SweepParts(inspector, telemetry, lambda facts: generator(order, facts, plan), clock, permit)
         return await run_sweep(order, parts, listener)
     finally:
         await telemetry.close()

@@ -79,13 +79,13 @@ class TracedRunner:
         self._tracer = tracer
         self._sampled_probes_ratio = sampled_probes_ratio
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         order = replace(order, sampled_probes_ratio=self._sampled_probes_ratio)
         if self._tracer is None:
-            return await self._runner.run(order, listener)
+            return await self._runner.run(order, listener, permit)
         ear = _Ear(listener, begun(order))
         try:
-            record = await self._runner.run(order, ear)
+            record = await self._runner.run(order, ear, permit)
         except asyncio.CancelledError:
             self._tracer.ended(replace(ear.newest, outcome=SweepOutcome.INTERRUPTED, reason="cut off"))
             raise

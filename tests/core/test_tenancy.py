@@ -73,14 +73,14 @@ def test_a_sole_instance_leads_until_it_lets_go() -> None:
     ],
 )
 def test_a_lowering_that_was_not_stored_is_void_only_by_evidence(
-    cap: int, measured_at: float | None, is_void: bool
+    *, cap: int, measured_at: float | None, is_void: bool
 ) -> None:
     lowered = replace(records.recommendation("chat", 5, 12), published_at=1000.0)
     stored = replace(records.recommendation("chat", 9, cap), published_at=2000.0, measured_at=measured_at)
     assert is_settled_by(stored, lowered) is is_void
 
 
-# ------------------------------------------------------------------------------------------- the state machine of leases
+# ------------------------------------------------------------------------------------------ the state machine of leases
 @dataclass
 class Row:
     """The database's side, by its own clock."""
@@ -149,7 +149,7 @@ class Leases(RuleBasedStateMachine):
             question.answer = self.row.epoch
 
     @rule(which=st.integers(0, 2), is_lost=st.booleans())
-    def answer(self, which: int, is_lost: bool) -> None:
+    def answer(self, *, which: int, is_lost: bool) -> None:
         one = self.instances[which]
         question, now_s = one.question, self.time_at(one)
         if question is None:

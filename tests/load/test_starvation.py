@@ -64,6 +64,9 @@ class Starved:
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
         self.pool.aim(users, label, stagger_s)
 
+    def allow(self, until_s: float) -> None:
+        self.pool.allow(until_s)
+
     async def poll(self) -> Batch:
         return await self.pool.poll()
 

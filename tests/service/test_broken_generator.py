@@ -36,6 +36,9 @@ class Breaking:
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
         self.load.aim(users, label, stagger_s)
 
+    def allow(self, until_s: float) -> None:
+        self.load.allow(until_s)
+
     async def poll(self) -> Batch:
         self.polls += 1
         batch = await self.load.poll()

@@ -22,7 +22,7 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import BackendView, Health, State
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError
-from calibrator.ports import BackendPlan, SweepListener, SweepOrder
+from calibrator.ports import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
 
 
@@ -33,8 +33,8 @@ class CostlyRunner(FakeRunner):
     requests: int = 1000
     aborted: Abort | None = None
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
-        record = await super().run(order, listener)
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
+        record = await super().run(order, listener, permit)
         harm = Harm(live_requests=900, live_exceedances=12, live_overload_s=3.0)
         return replace(record, requests=self.requests, prompt_tokens=5000, aborted=self.aborted, harm=harm)
 

@@ -31,7 +31,7 @@ async def tenures(store: MemoryStore) -> dict[str, Tenure]:
 
 
 async def serving(store: MemoryStore, value: int = 10) -> Publisher:
-    publisher = Publisher(store, LoopClock(), await tenures(store))
+    publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
     publisher.publish(cap(value))
     await publisher.flush()
     assert publisher.served["chat"].cap == value
@@ -101,7 +101,7 @@ def test_one_bad_write_does_not_block_the_others() -> None:
     async def scenario() -> None:
         store = MemoryStore()
         await store.add_recommendation(cap(5, 2, "a"), await tenure_of(store, "a"))
-        publisher = Publisher(store, LoopClock(), await tenures(store))
+        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
         publisher.publish(cap(4, 2, "a"))
         publisher.publish(cap(6, 1, "b"))
         publisher.keep(records.sweep("s9"))
@@ -119,7 +119,7 @@ def test_an_exception_of_no_known_kind_is_survived() -> None:
             raise ValueError("cannot be serialised")
 
     async def scenario() -> None:
-        publisher = Publisher(Odd(), LoopClock(), {})
+        publisher = Publisher(Odd(), LoopClock(), {}.get)
         publisher.keep(records.sweep())
         await publisher.flush()
         assert await publisher.sweep("s1") is not None
@@ -137,7 +137,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 
     async def scenario() -> None:
         store = Counting()
-        publisher = Publisher(store, LoopClock(), await tenures(store))
+        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
         publisher.keep(records.sweep())
         for _ in range(240):  # a minute of ticks
             publisher.write_behind()
@@ -150,7 +150,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 def test_what_waits_is_readable_as_if_it_were_stored() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), await tenures(store))
+        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
         await store.save_sweep(records.sweep("s1", started_at=1.0))
         await store.save_sweep(records.running("s2", started_at=2.0))
         publisher.keep(records.sweep("s2", started_at=2.0))
@@ -170,7 +170,7 @@ def test_what_waits_is_readable_as_if_it_were_stored() -> None:
 def test_memory_is_bounded_while_the_store_fails() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), await tenures(store))
+        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
         store.failure = BROKEN
         for number in range(module.MAX_WAITING + 50):
             publisher.keep(records.running(f"s{number}"))
@@ -189,7 +189,7 @@ def test_closing_waits_for_a_locked_database_only_so_long() -> None:
     async def scenario() -> None:
         store = SlowStore()
         store.takes_s = 1000.0
-        publisher = Publisher(store, LoopClock(), await tenures(store))
+        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
         publisher.keep(replace(records.sweep(), outcome=None))
         publisher.write_behind()
         await publisher.close()

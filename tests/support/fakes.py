@@ -16,7 +16,7 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import Progress, Recommendation
 from calibrator.core.sweep_record import Grade, SweepOutcome, SweepRecord
 from calibrator.core.workload import Workload
-from calibrator.ports import BackendPlan, SweepListener, SweepOrder, Target, Tenure
+from calibrator.ports import BackendPlan, Permit, SweepListener, SweepOrder, Target, Tenure, forever
 from support import records
 from support.memory_store import MemoryStore
 
@@ -99,7 +99,7 @@ class FakeRunner:
     shared: set[frozenset[str]] = field(default_factory=set)  # backends that were swept at the same time
     running: set[str] = field(default_factory=set)
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         mine = self.scripts.get(order.backend) or [Script()]
         script = mine.pop(0) if len(mine) > 1 else mine[0]
         self.orders.append(order)

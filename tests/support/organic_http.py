@@ -17,7 +17,7 @@ from calibrator.core.objective import parse_objective
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.core.workload import PromptFactory
 from calibrator.load.sweep_process import ProcessSweepRunner
-from calibrator.ports import LoadPlan, SweepListener, SweepOrder, Target
+from calibrator.ports import LoadPlan, Permit, SweepListener, SweepOrder, Target
 from calibrator.service.sweep import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
@@ -49,7 +49,7 @@ class Entry:
     lag_s: float
     sees: bool
 
-    async def __call__(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    async def __call__(self, order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
         clock = SystemClock()
         scraped = HttpTelemetry(order.target)
         late = LateTelemetry(scraped, clock, self.lag_s, tick_s=0.25)
@@ -60,7 +60,7 @@ class Entry:
             inspector = OpenAIInspector(order.target, now=clock.monotonic)
             load = partial(generator, order, plan=LoadPlan(most_workers=1))
             return await run_sweep(
-                order, SweepParts(inspector, late if self.sees else NoGauges(), load, clock), listener
+                order, SweepParts(inspector, late if self.sees else NoGauges(), load, clock, permit), listener
             )
         finally:
             await late.stop()

@@ -13,7 +13,7 @@ from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
 from calibrator.core.workload import Workload
 from calibrator.errors import ConfigurationError
-from calibrator.ports import SweepListener, SweepOrder, Target
+from calibrator.ports import Permit, SweepListener, SweepOrder, Target
 
 
 def order(note: str = "", sweep_id: str = "s1") -> SweepOrder:
@@ -36,14 +36,14 @@ def progress_of(order: SweepOrder, level: int) -> Progress:
     return Progress(order.sweep_id, level, "ramp", 0, 0, "", None, None, 0, 100, 0.0, 60.0, level)
 
 
-async def succeeds(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def succeeds(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     for level in (2, 4):
         listener.progress(progress_of(order, level))
         listener.partial(record_of(order, None, f"pid {os.getpid()}"))
     return record_of(order, SweepOutcome.CALIBRATED, f"pid {os.getpid()}")
 
 
-async def says_much(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def says_much(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     """Far more than a socket buffer holds, in every message, on uvloop and back to back."""
     for level in range(1, 6):
         listener.partial(record_of(order, None, "x" * 3_000_000))
@@ -52,17 +52,17 @@ async def says_much(order: SweepOrder, listener: SweepListener) -> SweepRecord:
     return record_of(order, SweepOutcome.CALIBRATED, "y" * 3_000_000)
 
 
-async def is_misconfigured(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def is_misconfigured(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     raise ConfigurationError("The cause.", "The remedy.")
 
 
-async def dies(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def dies(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     listener.progress(progress_of(order, 2))
     os.kill(os.getpid(), signal.SIGKILL)
     return record_of(order, None)
 
 
-async def runs_until_cancelled(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def runs_until_cancelled(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     """Writes "started PID", then "cancelled", to the file named by the order's model."""
     marker = Path(order.target.model)
     marker.write_text(f"started {os.getpid()}")
@@ -75,7 +75,7 @@ async def runs_until_cancelled(order: SweepOrder, listener: SweepListener) -> Sw
     return record_of(order, None)
 
 
-async def ignores_cancellation(order: SweepOrder, listener: SweepListener) -> SweepRecord:
+async def ignores_cancellation(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     Path(order.target.model).write_text(f"started {os.getpid()}")
     listener.progress(progress_of(order, 2))
     while True:
