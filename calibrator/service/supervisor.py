@@ -302,7 +302,7 @@ class Supervisor:
 
     def _new_picture(self) -> Snapshot:
         lags_s = [state.generator_lag_s for state in self._states.values() if state.generator_lag_s is not None]
-        served = self._publisher.served
+        served, problem = self._publisher.served, self._health.problem
         return Snapshot(
             taken_at=self._clock.wall(),
             started_at=self._started_at,
@@ -314,7 +314,7 @@ class Supervisor:
                 if name in served
             },
             ready=self._is_ready,
-            store_problem=self._health.problem,
+            store_problem=problem,
             generator_lag_s=max(lags_s, default=None),
             generator_events_per_s=self._generator_events_per_s,
         )

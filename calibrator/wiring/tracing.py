@@ -25,7 +25,7 @@ from calibrator.clock import SystemClock
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError, ConfigurationError
-from calibrator.ports import Clock, SweepListener, SweepOrder, SweepRunner, SweepTracer
+from calibrator.ports import Clock, Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
 from calibrator.service.backend_state import begun
 from calibrator.settings.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer

@@ -188,4 +188,5 @@ def test_the_reference_names_every_metric() -> None:
 
 def test_before_the_state_is_loaded_a_scrape_succeeds() -> None:
     empty = replace(snapshot(), backends={}, ready=False)
-    assert {sample.name for sample in samples(empty)} == {"calibrator_config_reload_success", "calibrator_build_info"}
+    process = ("config_reload_success", "store_up", "asyncio_tasks", "build_info")
+    assert {sample.name for sample in samples(empty)} == {f"calibrator_{name}" for name in process}

@@ -16,7 +16,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import UnreachableError
-from calibrator.ports import SweepListener, SweepOrder
+from calibrator.ports import Permit, SweepListener, SweepOrder, forever
 from calibrator.settings.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer
@@ -56,7 +56,7 @@ class Sweeps:
         self._end = end
         self.orders: list[SweepOrder] = []
 
-    async def run(self, order: SweepOrder, listener: SweepListener) -> SweepRecord:
+    async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         self.orders.append(order)
         listener.progress(progress_of(order, 4))
         listener.partial(record_of(order, None, "so far"))
