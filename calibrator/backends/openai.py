@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from calibrator import __version__
 from calibrator.backends.http1 import Patience
@@ -78,7 +79,7 @@ class OpenAIConnection:
     async def send(self, request: ProbeRequest, on_start: Callable[[Flight], None]) -> Sample:
         payload = self._dialect.encode(request)
         answer = Answer(request, on_start, wanted_s=self._now())
-        return answer.sample(await self._client.request(payload, answer))
+        return self._dialect.discreet(answer.sample(await self._client.request(payload, answer)))
 
     def abort(self) -> None:
         self._client.abort()
@@ -109,6 +110,13 @@ class _Dialect:
                 "Look for line ends, blanks and non-ASCII letters in them.",
             )
         self._head = "\r\n".join(head)
+
+    def discreet(self, sample: Sample) -> Sample:
+        """A server that refuses our key may quote it, and what it says ends in records, in the API and in logs."""
+        failure, key = sample.failure, self._target.api_key
+        if failure is None or not key or key not in failure.detail:
+            return sample
+        return replace(sample, failure=replace(failure, detail=failure.detail.replace(key, "[our API key]")))
 
     def encode(self, request: ProbeRequest) -> bytes:
         fields: dict[str, object] = {"model": self._target.model}

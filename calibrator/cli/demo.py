@@ -17,12 +17,12 @@ from rich.console import Console
 
 from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
-from calibrator.cli.serve import configure_logging
 from calibrator.cli.sweep import exit_code
 from calibrator.core.snapshot import BackendView
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
+from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.service import RunningService, running_service, until_told_to_stop
 
 BACKEND = "demo"
@@ -33,7 +33,7 @@ FALLBACK_CAP = 4
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
     """Exit code of the sweep with `once` or when interrupted in it; else 0 when told to stop."""
     console = Console(highlight=False, soft_wrap=True)
-    configure_logging("warning", "console")
+    configure_logs(LogPlan())
     told = asyncio.create_task(until_told_to_stop((signal.SIGTERM,)))  # Ctrl-C cancels us
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(told.cancel)

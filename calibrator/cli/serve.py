@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import sys
 from pathlib import Path
 
 import structlog
@@ -19,6 +17,7 @@ from calibrator.settings.plans import one_token, token_keys
 from calibrator.web.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
+from calibrator.wiring.logs import configure_logs, log_plan
 from calibrator.wiring.service import running_service, until_told_to_stop
 from calibrator.wiring.tls import server_context
 
@@ -26,32 +25,13 @@ from calibrator.wiring.tls import server_context
 async def serve(config: Path) -> int:
     """Run until SIGTERM or SIGINT; then end probes, save, answer what is open, exit 0."""
     settings = load_settings(config, os.environ)
-    configure_logging(settings.log.level, settings.log.format)
+    configure_logs(log_plan(settings, os.environ))
     log = structlog.get_logger()
     async with running_service(settings, os.environ) as service:
         log.info("serving", url=service.url, backends=sorted(settings.backends))
         await until_told_to_stop()
         log.info("stopping")
     return 0
-
-
-def configure_logging(level: str, form: str) -> None:
-    """structlog for us, the standard library's loggers through the same stream; nothing on stdout."""
-    numeric = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=max(numeric, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(message)s")
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def check(config: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from calibrator.core.burst import BurstMode
 from calibrator.core.recommendation import PublishPolicy
@@ -117,6 +118,22 @@ def database_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
     found = _read_database_url(settings, reader)
     reader.finish()
     return found
+
+
+def known_secrets(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Whatever must not be told, as far as it can be read now; of the database's URL its password, too."""
+    reader = _Reader(environ)
+    references = [*token_keys(settings).values(), *(backend.api_key for backend in settings.backends.values())]
+    texts = [reader.secret("", reference) for reference in (*references, settings.store.postgresql)]
+    password = _password(texts[-1])
+    return tuple(dict.fromkeys(text for text in (*texts, password, unquote(password)) if text))
+
+
+def _password(url: str | None) -> str:
+    try:
+        return urlsplit(url or "").password or ""
+    except ValueError:
+        return ""
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from calibrator.wiring.fresh_tokens import FreshTokens
 from calibrator.wiring.gateways import gateway_routes, haproxy_checks
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.listening import listen
+from calibrator.wiring.logs import LogPlan
 from calibrator.wiring.replicas import discovery
 from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.stores import lease_policy, make_store
@@ -68,7 +69,11 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     tracer = sweep_tracer(settings.tracing, environ, clock)
     supervisor = Supervisor(
         plans,
-        runner=TracedRunner(sweep_runner(load), tracer, settings.tracing.sampled_probes_ratio),
+        runner=TracedRunner(
+            sweep_runner(load, LogPlan(settings.log.level, settings.log.format)),
+            tracer,
+            settings.tracing.sampled_probes_ratio,
+        ),
         store=store,
         leases=store.leases,
         holder=f"{socket.gethostname()}-{secrets.token_hex(4)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 from functools import partial
 
 from calibrator.backends.openai_inspector import OpenAIInspector
@@ -15,6 +16,9 @@ from calibrator.ports import LoadPlan, Permit, SweepListener, SweepOrder, SweepR
 from calibrator.service.sweep import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
+from calibrator.wiring.logs import LogPlan, configure_logs
+
+DEFAULT_LOGS = LogPlan()
 
 
 def new_sweep_id() -> str:
@@ -22,8 +26,11 @@ def new_sweep_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
-async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
+async def sweep_entry(
+    plan: LoadPlan, logs: LogPlan, order: SweepOrder, listener: SweepListener, permit: Permit
+) -> SweepRecord:
     """Carry out one sweep over HTTP in this process (picklable: `ProcessSweepRunner` runs it in a child)."""
+    configure_logs(replace(logs, secrets=() if order.target.api_key is None else (order.target.api_key,)))
     clock = SystemClock()
     telemetry = HttpTelemetry(order.target)
     try:
@@ -35,6 +42,6 @@ async def sweep_entry(plan: LoadPlan, order: SweepOrder, listener: SweepListener
         await telemetry.close()
 
 
-def sweep_runner(load: LoadPlan) -> SweepRunner:
-    """Each sweep in a process of its own."""
-    return ProcessSweepRunner(partial(sweep_entry, load))
+def sweep_runner(load: LoadPlan, logs: LogPlan = DEFAULT_LOGS) -> SweepRunner:
+    """Each sweep in a process of its own, which knows no secret but that of its backend."""
+    return ProcessSweepRunner(partial(sweep_entry, load, replace(logs, secrets=())))
