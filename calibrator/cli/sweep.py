@@ -19,7 +19,6 @@ from rich.console import Console
 
 from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
-from calibrator.cli.serve import configure_logging
 from calibrator.core.burst import BurstMode
 from calibrator.core.cost import can_certify, judged_share
 from calibrator.core.measurement import Bounds, Capacity
@@ -33,6 +32,7 @@ from calibrator.errors import ConfigurationError, ExitCode
 from calibrator.ports import LoadPlan, SweepOrder, Target
 from calibrator.settings.traces import read_trace
 from calibrator.settings.tracing import TracingSettings
+from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced
 
@@ -96,7 +96,7 @@ async def sweep(options: SweepOptions) -> int:
     objectives = tuple(str(objective) for objective in order.objectives)
     screen = SweepScreen(Console(stderr=True, highlight=False), objectives, lines=options.output == "table")
     watcher = _Watcher(screen)
-    configure_logging("warning", "console")
+    configure_logs(LogPlan(secrets=() if order.target.api_key is None else (order.target.api_key,)))
     try:
         with traced(sweep_runner(LoadPlan()), TracingSettings(), os.environ) as runner, screen:
             record = await runner.run(order, watcher)

@@ -126,7 +126,9 @@ def known_secrets(settings: Settings, environ: Mapping[str, str]) -> tuple[str, 
     references = [*token_keys(settings).values(), *(backend.api_key for backend in settings.backends.values())]
     texts = [reader.secret("", reference) for reference in (*references, settings.store.postgresql)]
     password = _password(texts[-1])
-    return tuple(dict.fromkeys(text for text in (*texts, password, unquote(password)) if text))
+    headers = [environ.get(f"OTEL_EXPORTER_OTLP_{signal}HEADERS", "") for signal in ("", "TRACES_")]
+    values = [unquote(pair.partition("=")[2]) for text in headers for pair in text.split(",")]
+    return tuple(dict.fromkeys(text for text in (*texts, password, unquote(password), *values) if text))
 
 
 def _password(url: str | None) -> str:
