@@ -37,6 +37,7 @@ _CAUSES = {  # by the start of SQLSTATE, longest first: (cause, remedy)
     "22023": (f"does not take a parameter of {_URL}", "Correct it."),
     "40": ("broke a transaction off, because another one wanted the same rows", "Nothing is to be done."),
 }
+_NO_TLS = ("does not speak TLS with us", f"Correct sslmode in {_URL}.")
 _WAYS: tuple[tuple[type[BaseException], str, str], ...] = (  # the first that fits
     (TargetServerAttributeNotMatched, *_CAUSES[READ_ONLY]),
     (
@@ -44,7 +45,7 @@ _WAYS: tuple[tuple[type[BaseException], str, str], ...] = (  # the first that fi
         "shows a certificate that we do not trust",
         "Give its authorities in store.ca_file, and the name it is made out to as host.",
     ),
-    (ssl.SSLError, "does not speak TLS with us", f"Correct sslmode in {_URL}."),
+    (ssl.SSLError, *_NO_TLS),
     (PoolTimeoutError, "has more to do than it manages", "Look what keeps the server busy."),
     (TimeoutError, "does not answer in time", "Look whether the server is up and the network lets us through."),
     (FileNotFoundError, "cannot be reached", f"Look whether the server is up and every file of {_URL} is there."),
@@ -80,6 +81,8 @@ def explain(name: str, error: BaseException) -> StoreError:
     start = next((start for start in _CAUSES if state.startswith(start)), None)
     if start is not None:
         cause, remedy = _CAUSES[start]
+    elif type(origin) is ConnectionError:  # none of its kinds: asyncpg's word for "the server refused TLS"
+        cause, remedy = _NO_TLS
     elif state:
         cause, remedy = "failed", "Look at the database's message."
     else:

@@ -44,16 +44,16 @@ def parse_url(url: str, ca_file: str | None = None) -> Address:
         raise _refusal("does not begin with postgresql://", EXAMPLE)
     try:
         parts = urlsplit(url)
-        ports = [host.rpartition(":")[2] for host in parts.netloc.rpartition("@")[2].split(",") if host[-1:] != "]"]
+        if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query or parts.fragment:
+            raise _refusal("holds a bare '@', '/', '?' or '#'", "Write such signs as %40, %2F, %3F and %23.")
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise _refusal("cannot be read", EXAMPLE) from None
-    if parts.netloc.count("@") > 1 or "@" in f"{parts.path}{parts.fragment}" or parts.fragment:
-        raise _refusal(
-            "holds a bare '@', '/', '?' or '#' in its user or password", "Write such signs as %40, %2F, %3F, %23."
-        )
-    if any(":" in host and not port.isdigit() for host, port in zip(parts.netloc.split(","), ports, strict=False)):
-        raise _refusal("has a port that is no number", EXAMPLE)
+    _, _, hosts = parts.netloc.rpartition("@")
+    for host in hosts.split(","):
+        _, colon, port = host.rpartition("]")[2].partition(":")
+        if colon and not port.isdigit():
+            raise _refusal("has a port that is no number", EXAMPLE)
     if odd := sorted(query.keys() & _ONLY_LIBPQ):
         raise _refusal(f"holds the parameter '{odd[0]}', which is not supported", "Take it out.")
     limit = query.pop("connect_timeout", "") or str(CONNECT_LIMIT_S)
@@ -63,11 +63,11 @@ def parse_url(url: str, ca_file: str | None = None) -> Address:
         raise _refusal("has a connect_timeout that is no number", "Give seconds.") from None
     if ca_file is not None:
         query = {"sslmode": "verify-full"} | query | {"sslrootcert": ca_file}
-    hosts = parts.netloc.rpartition("@")[2] or query.get("host", "")
     database = unquote(parts.path.lstrip("/")) or query.get("dbname", "") or query.get("database", "")
+    place = unquote(hosts) or query.get("host") or "this machine"
     return Address(
         parts._replace(query=urlencode(query)).geturl(),
-        f"the database {database or '(of the same name as its user)'} at {unquote(hosts) or 'this machine'}",
+        f"the database {database or '(of the same name as its user)'} at {place}",
         min(limit_s, CONNECT_LIMIT_S) if limit_s > 0.0 else CONNECT_LIMIT_S,
     )
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import asyncpg
 
+from support.certificates import Certificates
 from support.require import require
 
 START_LIMIT_S = 60.0
@@ -42,7 +43,7 @@ class PostgresProcess:
     def __init__(self, bin_folder: Path, folder: Path, options: tuple[str, ...] = ()) -> None:
         self._bin = bin_folder
         self._folder = folder
-        self._options = options
+        self._options = [f"-c{option}" for option in options]
         self._names = itertools.count(1)
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +56,7 @@ class PostgresProcess:
 
     def start(self) -> None:
         """On the port it had, or a free one."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off", "max_connections": 60}
         options = [f"-c{name}={value}" for name, value in settings.items()]
         command = [*self._command("postgres"), f"-cunix_socket_directories={self._folder}", *options, *self._options]
@@ -75,6 +76,11 @@ class PostgresProcess:
                 os.kill(self._process.pid, how)
             self._process.wait(START_LIMIT_S)
             self._process = None
+
+    def allow(self, line: str) -> None:
+        """For the next start: who may connect how, before everybody may."""
+        rules = self._folder / "data" / "pg_hba.conf"
+        rules.write_text(f"{line}\n{rules.read_text()}")
 
     def be_standby(self, wanted: bool) -> None:  # noqa: FBT001 - the one thing there is to say
         """From its next start on: it replays its own log for ever, and lets nobody write."""
@@ -123,8 +129,8 @@ class PostgresProcess:
 
 
 @contextmanager
-def postgres(*options: str) -> Iterator[PostgresProcess]:
-    """A server for as long as the block lasts."""
+def postgres(*options: str, access: str = "", certificate: Certificates | None = None) -> Iterator[PostgresProcess]:
+    """A server for as long as the block lasts. `certificate`: it speaks TLS."""
     found = programs()
     require("PostgreSQL", found=found is not None, remedy="apt-get install postgresql")
     assert found is not None
@@ -133,8 +139,9 @@ def postgres(*options: str) -> Iterator[PostgresProcess]:
         if "user" in _as_postgres():
             owner = pwd.getpwnam("postgres")
             os.chown(folder, owner.pw_uid, owner.pw_gid)
-        server = PostgresProcess(found, folder, options)
+        server = PostgresProcess(found, folder, options + (() if certificate is None else _tls(folder, certificate)))
         try:
+            server.allow(access)
             server.start()
             yield server
         finally:
@@ -143,11 +150,22 @@ def postgres(*options: str) -> Iterator[PostgresProcess]:
         shutil.rmtree(folder)
 
 
+def _tls(folder: Path, certificate: Certificates) -> tuple[str, ...]:
+    """The key must be the server's own."""
+    copies = [folder / "server.pem", folder / "server.key"]
+    for copy, original in zip(copies, (certificate.server_cert, certificate.server_key), strict=True):
+        shutil.copyfile(original, copy)
+        copy.chmod(0o600)
+        os.chown(copy, folder.stat().st_uid, folder.stat().st_gid)
+    return "ssl=on", f"ssl_cert_file={copies[0]}", f"ssl_key_file={copies[1]}"
+
+
 def _as_postgres() -> dict[str, Any]:
     return {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": "/"} if os.geteuid() == 0 else {}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of 127.0.0.1, where nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
