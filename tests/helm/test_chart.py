@@ -70,7 +70,9 @@ def test_the_validation_can_fail() -> None:
 def test_the_program_accepts_the_configuration(case: str) -> None:
     settings = parse_settings(configuration(render(case)))
     assert settings.listen.host == "0.0.0.0"
-    assert str(settings.store.path) == "/var/lib/calibrator/calibrator.db"
+    in_database = settings.store.postgresql is not None
+    assert (str(settings.store.path) == "/var/lib/calibrator/calibrator.db") is not in_database
+    assert in_database == (case in {"postgresql", "tls"})
     assert set(settings.backends) == {"chat"}
 
 
@@ -253,6 +255,81 @@ def test_long_names_stay_usable() -> None:
     assert max(map(len, names)) <= 63
 
 
+# -------------------------------------------------------------------------------------------------------- PostgreSQL
+def test_replicas_share_a_database_whose_url_is_a_file() -> None:
+    manifests = render("postgresql")
+    assert kinds(manifests).isdisjoint({"PersistentVolumeClaim"})
+    assert {volume["name"] for volume in pod(manifests)["volumes"]} == {"config", "tmp", "secrets"}
+    store = parse_settings(configuration(manifests)).store
+    assert store.postgresql is not None
+    assert str(store.postgresql.file) == "/run/secrets/calibrator/postgresql-url"
+    assert str(store.ca_file) == "/run/secrets/calibrator/postgresql-ca"
+    assert store.keep_sweeps == 500
+    (volume,) = [one for one in pod(manifests)["volumes"] if one["name"] == "secrets"]
+    sources = {one["secret"]["items"][0]["path"]: one["secret"] for one in volume["projected"]["sources"]}
+    assert sources == {
+        "postgresql-url": {"name": "calibrator-database", "items": [{"key": "url", "path": "postgresql-url"}]},
+        "postgresql-ca": {"name": "database-ca", "items": [{"key": "ca.crt", "path": "postgresql-ca"}]},
+    }
+
+
+def test_replicas_roll_one_by_one_and_migrate_by_themselves() -> None:
+    """The program migrates at its start, under a lock of the database; a job would need hooks and an order."""
+    manifests = render("postgresql")
+    deployment = only(manifests, "Deployment")["spec"]
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    assert "Job" not in kinds(manifests)
+    assert only(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_replicas_are_kept_apart_unless_told_otherwise() -> None:
+    (apart,) = pod(render("postgresql"))["topologySpreadConstraints"]
+    assert (apart["topologyKey"], apart["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert apart["matchLabelKeys"] == ["pod-template-hash"], "pods of the last rollout do not count"
+    assert apart["labelSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "r"
+    zones = '[{"maxSkew":1,"topologyKey":"topology.kubernetes.io/zone","whenUnsatisfiable":"DoNotSchedule"}]'
+    (own,) = pod(render("postgresql", f"topologySpreadConstraints={zones}"))["topologySpreadConstraints"]
+    assert own["topologyKey"] == "topology.kubernetes.io/zone"
+    assert "topologySpreadConstraints" not in pod(render("minimal"))
+
+
+def test_the_way_to_the_database_is_let_out() -> None:
+    dns, engines, database = only(render("postgresql"), "NetworkPolicy")["spec"]["egress"]
+    assert [rule["ports"][0]["port"] for rule in (dns, engines, database)] == [53, 8000, 5432]
+
+
+def test_one_replica_may_use_a_database_too() -> None:
+    manifests = render("tls")
+    assert only(manifests, "Deployment")["spec"]["replicas"] == 1
+    (secret,) = [
+        one["secret"]
+        for volume in pod(manifests)["volumes"]
+        for one in volume.get("projected", {}).get("sources", ())
+        if one["secret"]["items"][0]["path"] == "postgresql-url"
+    ]
+    assert secret["items"][0]["key"] == "DATABASE_URL"
+
+
+# --------------------------------------------------------------------------------------------------------------- TLS
+def test_https_reaches_probes_monitor_test_and_notes() -> None:
+    manifests = render("tls")
+    spec = container(manifests)
+    looks = [spec[name]["httpGet"]["scheme"] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert looks == ["HTTPS"] * 3
+    (endpoint,) = only(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"]["serverName"] == "calibrator.example.com"
+    assert "https://r-calibrator:8300" in only(manifests, "Pod")["spec"]["containers"][0]["args"]
+    assert "https://r-calibrator.default:8300" in notes("tls")
+    listen = parse_settings(configuration(manifests)).listen
+    assert (listen.host, listen.port) == ("0.0.0.0", 8300)
+    assert listen.tls is not None
+
+
 # -------------------------------------------------------------------------------------------------------- monitoring
 def test_the_monitor_selects_the_service_and_a_port_that_it_has() -> None:
     manifests = render("monitoring")
@@ -317,6 +394,14 @@ def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
     assert "RISK: nothing survives" in notes("ephemeral")
     assert "RISK: the disruption budget blocks" in notes("scheduling")
     assert "HAProxy asks   r-calibrator.default:9001" in notes("network")
+    several = notes("postgresql")
+    assert "RISK" not in several
+    assert "RISK: one replica" in notes("tls")
+    for blocking in (
+        '{"enabled":true,"minAvailable":3,"maxUnavailable":null}',
+        '{"enabled":true,"maxUnavailable":"0%"}',
+    ):
+        assert "it lets no pod of 3 go" in notes("postgresql", f"podDisruptionBudget={blocking}")
 
 
 # --------------------------------------------------------------------------------------------------------- helm test

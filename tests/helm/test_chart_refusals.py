@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-import pytest
-from support.chart import CHART
-from support.helm_chart import helm, template
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
 
+import jsonschema
+import pytest
+import yaml
+from support.chart import CHART
+from support.helm_chart import CASES, helm, template
+
+Values = dict[str, Any]
+MINIMAL = CHART / "ci" / "minimal-values.yaml"
+SCHEMA: Values = json.loads((CHART / "values.schema.json").read_text())
+DEFAULTS: Values = yaml.safe_load((CHART / "values.yaml").read_text())
+VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+OF_TWO_TYPES = {  # null or a quantity by default, and as well
+    ("persistence.enabled", bool),
+    ("podDisruptionBudget.minAvailable", int),
+    ("podDisruptionBudget.maxUnavailable", int),
+    ("resources.requests.cpu", int),
+    ("resources.requests.memory", int),
+    ("resources.limits.memory", int),
+}
 SENTENCES = {
     "replicaCount=2": "SQLite has one writer",
-    "replicaCount=0": "SQLite has one writer",
+    "replicaCount=0": "nobody would answer gateways",
+    'postgresql={"enabled":true}': "postgresql.secretName is empty",
+    'postgresql={"secretName":"db"}': "state would go to SQLite",
+    'postgresql={"caSecretName":"db"}': "state would go to SQLite",
+    'postgresql={"enabled":true,"secretName":"db"};persistence.enabled=true': "two places for one state",
+    'postgresql={"enabled":true,"secretName":"db"};persistence.existingClaim="old"': "two places for one state",
+    'secrets={"postgresql-url":{"secretName":"db","key":"url"}}': "the chart's own name",
+    'config.store={"postgresql":{"env":"URL"}}': "give postgresql.enabled: true",
+    'config.store={"ca_file":"/ca.pem"}': "give postgresql.enabled: true",
+    'postgresql={"enabled":true,"secretName":"db"};networkPolicy={"enabled":true,"egress":[{}]}': "reach its database",
+    "networkPolicy.postgresqlEgress=[{}]": "postgresql.enabled is false",
+    'config.listen={"host":"::"}': "the address is listenHost",
+    'config.listen={"tls":{"cert_file":"/c","client_ca_file":"/a"}}': "lock out Kubernetes' own probes",
+    'extraEnv=[{"name":"CALIBRATOR_STORE__POSTGRESQL__ENV","value":"X"}]': "STORE__POSTGRESQL__ENV would move",
     "config.backends=null": "there is nothing to calibrate",
     'config.listen={"port":80}': "service.port",
     'config.store={"path":"/data/c.db"}': "the volume of `persistence`",
@@ -21,65 +54,189 @@ SENTENCES = {
     "networkPolicy.enabled=true": "could reach no engine",
     "podDisruptionBudget.enabled=true": "give one of minAvailable and maxUnavailable",
     'podDisruptionBudget={"enabled":true,"minAvailable":1,"maxUnavailable":0}': "give one of",
+    'listenHost="127.0.0.1"': "the pod's own loopback",
+    'podLabels={"app.kubernetes.io/name":"x"}': "selectors rely on it",
+    'serviceMonitor.interval="5s"': "longer than the interval",
+    'extraVolumes=[{"name":"tmp","emptyDir":{}}]': 'a second volume "tmp"',
+    'extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]': 'mounts "ca", which is no volume',
+    'extraContainers=[{"name":"calibrator","image":"x"}]': "the name of the chart's own",
     'prometheusRule={"enabled":true,"disabled":{"CalibratorHeadroomLow":true}}': "Give one of Calibrator",
 }
-BY_THE_SCHEMA = {
-    "replicas=1": "replicas is not allowed",
-    "autoscaling.enabled=true": "autoscaling is not allowed",
-    'replicaCount="1"': "replicaCount: Invalid type",
-    'image.tag="latest"': "image.tag",
-    'image.digest="0123"': "image.digest",
-    'image.repository="registry.example.com:5000/x"': "image.repository",
-    'image.pullPolicy="Sometimes"': "image.pullPolicy",
-    'imagePullSecrets=["registry"]': "imagePullSecrets.0",
-    "service.port=0": "service.port",
-    'service.port="http"': "service.port",
-    'service.type="ExternalName"': "service.type",
-    'persistence.size="ten gigabytes"': "persistence.size",
-    'persistence.accessModes=["ReadOnlyMany"]': "persistence.accessModes.0",
-    'secrets={"token":"s3cret"}': "secrets.token: Invalid type",
-    'secrets={"token":{"name":"x","key":"y"}}': "secretName is required",
-    'secrets={"../token":{"secretName":"x","key":"y"}}': "../token",
-    'serviceMonitor.interval="fast"': "serviceMonitor.interval",
-    "serviceMonitor.interval=30": "serviceMonitor.interval: Invalid type",
-    'prometheusRule.disabled=["CalibratorCapShrank"]': "prometheusRule.disabled: Invalid type",
-    'prometheusRule.runbookUrl="runbook.md"': "prometheusRule.runbookUrl",
-    'podDisruptionBudget.minAvailable="half"': "podDisruptionBudget.minAvailable",
-    'extraEnv={"A":"b"}': "extraEnv: Invalid type",
-    'extraEnv=[{"value":"b"}]': "name is required",
-    'terminationGracePeriodSeconds="30s"': "terminationGracePeriodSeconds: Invalid type",
-    # the configuration itself
-    "config.backend={}": "backend is not allowed",
-    'config.backends.chat.evry="6h"': "evry is not allowed",
-    "config.backends.chat.every=6": "every: Invalid type",
-    'config.backends.chat.every="often"': "config.backends.chat.every",
-    "config.backends.other={}": "model is required",
-    'config.backends.chat.objectives="ttft p99 <= 2s"': "objectives: Invalid type",
-    "config.backends.chat.objectives=[]": "objectives",
-    "config.backends.chat.fallback_cap=0": "fallback_cap",
-    'config.backends.chat.fallback_cap="16"': "fallback_cap: Invalid type",
-    'config.backends.chat.api_key="sk-123"': "api_key",
-    "config.backends.chat.burst=false": "burst",
-    'config.backends.chat.publish="both"': "publish",
-    "config.backends.chat.safety_margin_ratio=1": "safety_margin_ratio",
-    'config.auth.operator_tokens=["s3cret"]': "operator_tokens.0",
-    'config.store={"url":"postgresql://db"}': "url is not allowed",
-}
+BY_THE_SCHEMA = (
+    "replicas=1",
+    "autoscaling.enabled=true",
+    'replicaCount="1"',
+    'image.tag="latest"',
+    'image.digest="0123"',
+    'image.repository="registry.example.com:5000/x"',
+    'image.pullPolicy="Sometimes"',
+    'imagePullSecrets=["registry"]',
+    "service.port=0",
+    'service.port="http"',
+    'service.type="ExternalName"',
+    'persistence.size="ten gigabytes"',
+    'persistence.accessModes=["ReadOnlyMany"]',
+    'secrets={"token":"s3cret"}',
+    'secrets={"token":{"name":"x","key":"y"}}',
+    'secrets={"../token":{"secretName":"x","key":"y"}}',
+    'serviceMonitor.interval="fast"',
+    "serviceMonitor.interval=30",
+    'prometheusRule.disabled=["CalibratorCapShrank"]',
+    'prometheusRule.runbookUrl="runbook.md"',
+    'podDisruptionBudget.minAvailable="half"',
+    'extraEnv={"A":"b"}',
+    'extraEnv=[{"value":"b"}]',
+    'terminationGracePeriodSeconds="30s"',
+    "config.backend={}",
+    'config.backends.chat.evry="6h"',
+    "config.backends.chat.every=6",
+    'config.backends.chat.every="often"',
+    "config.backends.other={}",
+    'config.backends.chat.objectives="ttft p99 <= 2s"',
+    "config.backends.chat.objectives=[]",
+    "config.backends.chat.fallback_cap=0",
+    'config.backends.chat.fallback_cap="16"',
+    'config.backends.chat.api_key="sk-123"',
+    "config.backends.chat.burst=false",
+    'config.backends.chat.publish="both"',
+    "config.backends.chat.safety_margin_ratio=1",
+    'config.auth.operator_tokens=["s3cret"]',
+    'config.store={"url":"postgresql://db"}',
+    'postgresql.url="postgresql://user:password@host/db"',
+    'postgresql.password="s3cret"',
+    'postgresql.enabled="true"',
+    'postgresql={"enabled":true,"secretName":"db","key":""}',
+    'persistence.enabled="yes"',
+    # names and labels
+    'nameOverride="My App"',
+    'fullnameOverride="My_App"',
+    'fullnameOverride="1st"',
+    'commonLabels={"a b":"c"}',
+    'commonLabels={"a":true}',
+    'podLabels={"a":1}',
+    'podAnnotations={"a":1}',
+    'serviceAccount.name="My Account"',
+    'serviceAccount.annotations={"a":true}',
+    'persistence.existingClaim="My Claim"',
+    'secrets={"a":{"secretName":"x y","key":"y"}}',
+    'postgresql={"enabled":true,"secretName":"My Secret"}',
+    # amounts
+    'image.registry="https://registry.example.com"',
+    'image.repository="Calibrator"',
+    "image.tag=0.1",
+    'persistence.size="1GB"',
+    'resources={"limits":{"memory":"1GB"}}',
+    'resources={"requests":{"cpu":"half"}}',
+    'resources={"limit":{"memory":"1Gi"}}',
+    "replicaCount=1.5",
+    "service.port=70000",
+    'podDisruptionBudget.minAvailable="150%"',
+    "livenessProbe.failureThreshold=0",
+    'livenessProbe={"initialDelay":5}',
+    "preStopSleepSeconds=-1",
+    # the pod
+    'podSecurityContext={"runAsUser":0}',
+    'podSecurityContext={"runAsUser":"65532"}',
+    'podSecurityContext={"runAsNonRot":true}',
+    'securityContext={"privileged":true}',
+    'securityContext={"readOnlyRootFilesystem":"true"}',
+    'nodeSelector={"gpu":true}',
+    'tolerations={"key":"x"}',
+    "affinity=[]",
+    'topologySpreadConstraints=[{"maxSkew":1}]',
+    "priorityClassName=5",
+    'extraEnv=[{"name":"A","value":1}]',
+    'extraEnv=[{"name":"A B","value":"x"}]',
+    'extraEnv=[{"name":"A","val":"x"}]',
+    'extraEnvFrom=[{"secret":"x"}]',
+    "extraVolumes=[{}]",
+    'extraVolumeMounts=[{"name":"x"}]',
+    'extraContainers=[{"image":"x"}]',
+    "extraManifests=[1]",
+    "config=null",
+    'listenHost=""',
+)
 
 
 @pytest.mark.parametrize(("setting", "words"), SENTENCES.items(), ids=SENTENCES)
 def test_a_combination_is_refused_with_a_sentence(setting: str, words: str) -> None:
-    answer = template("minimal", setting)
+    answer = template("minimal", *setting.split(";"))
     assert answer.returncode != 0
     assert words in answer.stderr
 
 
-@pytest.mark.parametrize(("setting", "words"), BY_THE_SCHEMA.items(), ids=BY_THE_SCHEMA)
-def test_a_value_is_refused_by_the_schema(setting: str, words: str) -> None:
-    answer = template("minimal", setting)
+def changed(setting: str) -> tuple[tuple[str, ...], Values]:
+    """The path, and the minimal values with that setting, on top of the chart's own."""
+    key, _, text = setting.partition("=")
+    path = tuple(key.split("."))
+    values = merged(deepcopy(DEFAULTS), yaml.safe_load(MINIMAL.read_text()))
+    place = values
+    for part in path[:-1]:
+        place = place.setdefault(part, {})
+    value = json.loads(text)
+    if value is None:  # to Helm: take it away
+        place.pop(path[-1], None)
+    elif isinstance(value, dict):  # to Helm: merge
+        place[path[-1]] = merged(place.get(path[-1]) or {}, value)
+    else:
+        place[path[-1]] = value
+    return path, values
+
+
+def merged(below: Values, above: Values) -> Values:
+    both = {key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)}
+    return {**below, **above, **{key: merged(below[key], above[key]) for key in both}}
+
+
+def refusals(values: Values) -> list[tuple[str, ...]]:
+    return [tuple(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(values)]
+
+
+@pytest.mark.parametrize("setting", BY_THE_SCHEMA)
+def test_a_value_is_refused_by_the_schema_where_it_stands(setting: str) -> None:
+    path, values = changed(setting)
+    found = refusals(values)
+    assert found
+    assert all(place[: len(path)] == path[: len(place)] for place in found), found
+
+
+def test_the_schema_accepts_every_example() -> None:
+    for case in CASES:
+        assert refusals(merged(DEFAULTS, yaml.safe_load(case.read_text()))) == [], case.name
+
+
+def scalars(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every value that is no map; what is free-form inside is left to the cases above."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from scalars(value, (*path, key))
+        elif not isinstance(value, dict):
+            yield (*path, key), value
+
+
+def test_no_value_takes_another_type() -> None:
+    """Each of values.yaml in turn, as text, number, truth, list and map."""
+    kinds = {str: "no such thing", int: 7, bool: True, list: ["x"], dict: {"x": "y"}}
+    taken = set()
+    for path, default in scalars(DEFAULTS):
+        if path[0] in {"config", "commonLabels"}:
+            continue
+        top = jsonschema.Draft7Validator(SCHEMA["properties"][path[0]])
+        for kind, wrong in kinds.items():
+            if top.is_valid(replaced(DEFAULTS[path[0]], path[1:], wrong)) and type(default) is not kind:
+                taken.add((".".join(path), kind))
+    assert taken == OF_TWO_TYPES
+
+
+def replaced(values: Any, path: tuple[str, ...], value: object) -> Any:
+    return {**values, path[0]: replaced(values[path[0]], path[1:], value)} if path else value
+
+
+def test_helm_applies_the_schema() -> None:
+    answer = template("minimal", "replicas=1")
     assert answer.returncode != 0
     assert "don't meet the specifications of the schema" in answer.stderr
-    assert words in answer.stderr
+    assert "replicas is not allowed" in answer.stderr
 
 
 def test_old_clusters_are_refused() -> None:

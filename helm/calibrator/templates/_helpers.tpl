@@ -45,11 +45,47 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* Directory of the secrets' files. */}}
 {{- define "calibrator.secretsPath" -}}/run/secrets/calibrator{{- end }}
 
+{{/* Files by name, as in `secrets`: those of the user, and those of the database. */}}
+{{- define "calibrator.secrets" -}}
+{{- $secrets := deepCopy .Values.secrets }}
+{{- with .Values.postgresql }}
+{{- if .enabled }}
+{{- $_ := set $secrets "postgresql-url" (dict "secretName" .secretName "key" .key) }}
+{{- if .caSecretName }}
+{{- $_ := set $secrets "postgresql-ca" (dict "secretName" .caSecretName "key" .caKey) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $secrets }}
+{{- end }}
+
+{{/* Non-empty: SQLite's file lies on a volume. */}}
+{{- define "calibrator.isPersistent" -}}
+{{- if kindIs "invalid" .Values.persistence.enabled }}
+{{- not .Values.postgresql.enabled | ternary "yes" "" }}
+{{- else }}
+{{- .Values.persistence.enabled | ternary "yes" "" }}
+{{- end }}
+{{- end }}
+
+{{/* Scheme of the pod's port. */}}
+{{- define "calibrator.scheme" -}}
+{{- ternary "https" "http" (hasKey (default dict .Values.config.listen) "tls") }}
+{{- end }}
+
 {{/* calibrator.yaml: `config` and what only the chart can know. */}}
 {{- define "calibrator.config" -}}
 {{- $config := deepCopy .Values.config }}
-{{- $_ := set $config "listen" (dict "host" .Values.listenHost "port" 8300) }}
-{{- $_ = set $config "store" (merge (dict "path" "/var/lib/calibrator/calibrator.db") (default dict $config.store)) }}
+{{- $_ := set $config "listen" (merge (dict "host" .Values.listenHost "port" 8300) (default dict $config.listen)) }}
+{{- $place := dict "path" "/var/lib/calibrator/calibrator.db" }}
+{{- if .Values.postgresql.enabled }}
+{{- $root := include "calibrator.secretsPath" . }}
+{{- $place = dict "postgresql" (dict "file" (printf "%s/postgresql-url" $root)) }}
+{{- if .Values.postgresql.caSecretName }}
+{{- $_ = set $place "ca_file" (printf "%s/postgresql-ca" $root) }}
+{{- end }}
+{{- end }}
+{{- $_ = set $config "store" (merge $place (default dict $config.store)) }}
 {{- if .Values.haproxyAgent.enabled }}
 {{- $gateways := default dict $config.gateways }}
 {{- $_ = set $gateways "haproxy" (dict "host" .Values.listenHost "port" 8301) }}
@@ -58,25 +94,61 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- toYaml $config }}
 {{- end }}
 
+{{/* Milliseconds of a duration such as 1m30s. */}}
+{{- define "calibrator.milliseconds" -}}
+{{- $factors := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 }}
+{{- $sum := 0 }}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 }}
+{{- $sum = add $sum (mul (regexFind "[0-9]+" . | int) (get $factors (regexFind "[a-z]+" .))) }}
+{{- end }}
+{{- $sum }}
+{{- end }}
+
 {{/* Combinations that a schema cannot explain. Each sentence says what is wrong and what to write instead. */}}
 {{- define "calibrator.validate" -}}
-{{- if ne (int .Values.replicaCount) 1 }}
-{{- fail (printf "replicaCount: %v is refused. SQLite has one writer, and two calibrators would measure the same engines at the same time. Leave it at 1." .Values.replicaCount) }}
+{{- $database := .Values.postgresql }}
+{{- if lt (int .Values.replicaCount) 1 }}
+{{- fail (printf "replicaCount: %v is refused: nobody would answer gateways, and they would keep their last cap until it is stale. To stop sweeps, give the backends mode: observe." .Values.replicaCount) }}
+{{- end }}
+{{- if and (gt (int .Values.replicaCount) 1) (not $database.enabled) }}
+{{- fail (printf "replicaCount: %v is refused. SQLite has one writer, and two calibrators would measure the same engines at the same time. Leave it at 1, or give postgresql.enabled: true with a Secret that holds the database's URL." .Values.replicaCount) }}
+{{- end }}
+{{- if and $database.enabled (not $database.secretName) }}
+{{- fail "postgresql.secretName is empty. Name an existing Secret whose key `postgresql.key` holds postgresql://user:password@host:5432/name." }}
+{{- end }}
+{{- if and (not $database.enabled) (or $database.secretName $database.caSecretName) }}
+{{- fail "postgresql names a Secret, but postgresql.enabled is false: state would go to SQLite. Set it to true, or take the Secret out." }}
+{{- end }}
+{{- if and $database.enabled (or (include "calibrator.isPersistent" .) .Values.persistence.existingClaim) }}
+{{- fail "persistence and postgresql are two places for one state, and several pods cannot share a ReadWriteOnce volume. Leave persistence.enabled at null and existingClaim empty, or turn postgresql off." }}
+{{- end }}
+{{- range list "postgresql-url" "postgresql-ca" }}
+{{- if hasKey $.Values.secrets . }}
+{{- fail (printf "secrets.%s is the chart's own name. Give postgresql.secretName and caSecretName instead." .) }}
+{{- end }}
 {{- end }}
 {{- if not .Values.config.backends }}
 {{- fail "config.backends is empty: there is nothing to calibrate. Give at least one backend with url, model, objectives and fallback_cap." }}
 {{- end }}
-{{- if hasKey .Values.config "listen" }}
-{{- fail "config.listen is set by the chart. Leave it out; the ports of the Service are service.port and haproxyAgent.port, the address is listenHost." }}
+{{- $listen := default dict .Values.config.listen }}
+{{- if or (hasKey $listen "host") (hasKey $listen "port") }}
+{{- fail "config.listen.host and .port are set by the chart. Leave them out; the ports of the Service are service.port and haproxyAgent.port, the address is listenHost." }}
 {{- end }}
-{{- if hasKey (default dict .Values.config.store) "path" }}
+{{- if hasKey (default dict $listen.tls) "client_ca_file" }}
+{{- fail "config.listen.tls.client_ca_file would lock out Kubernetes' own probes, which have no certificate to show. Leave it out: ask for tokens (config.auth.read_tokens), or let a mesh ask for certificates." }}
+{{- end }}
+{{- $store := default dict .Values.config.store }}
+{{- if hasKey $store "path" }}
 {{- fail "config.store.path is set by the chart, to the volume of `persistence`. Leave it out." }}
+{{- end }}
+{{- if or (hasKey $store "postgresql") (hasKey $store "ca_file") }}
+{{- fail "config.store.postgresql and .ca_file are set by the chart. Leave them out and give postgresql.enabled: true with secretName and key, so that several replicas, probes and rollouts fit." }}
 {{- end }}
 {{- if hasKey (default dict .Values.config.gateways) "haproxy" }}
 {{- fail "config.gateways.haproxy is set by the chart. Leave it out and give haproxyAgent.enabled: true." }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- if regexMatch "^(?i)CALIBRATOR_(LISTEN__|STORE__PATH|GATEWAYS__HAPROXY__)" .name }}
+{{- if regexMatch "^(?i)CALIBRATOR_(LISTEN__(HOST|PORT|TLS)|STORE__(PATH|POSTGRESQL|CA_FILE)|GATEWAYS__HAPROXY__)" .name }}
 {{- fail (printf "extraEnv %s would move what the Service, the probes and the volume rely on. Leave it out." .name) }}
 {{- end }}
 {{- end }}
@@ -96,9 +168,50 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) }}
 {{- fail "networkPolicy.egress is empty: the calibrator could reach no engine. Give rules towards the engines' ports." }}
 {{- end }}
+{{- if and .Values.networkPolicy.enabled $database.enabled (not .Values.networkPolicy.postgresqlEgress) }}
+{{- fail "networkPolicy.postgresqlEgress is empty: the calibrator could not reach its database. Give a rule towards its port." }}
+{{- end }}
+{{- if and .Values.networkPolicy.postgresqlEgress (not $database.enabled) }}
+{{- fail "networkPolicy.postgresqlEgress is given, but postgresql.enabled is false. Take one of them back." }}
+{{- end }}
+{{- include "calibrator.validatePod" . }}
+{{- with .Values.serviceMonitor }}
+{{- if gt (int (include "calibrator.milliseconds" .scrapeTimeout)) (int (include "calibrator.milliseconds" .interval)) }}
+{{- fail (printf "serviceMonitor.scrapeTimeout: %s is longer than the interval of %s, and the Prometheus operator refuses that. Shorten it." .scrapeTimeout .interval) }}
+{{- end }}
+{{- end }}
 {{- with .Values.podDisruptionBudget }}
 {{- if and .enabled (eq (kindIs "invalid" .minAvailable) (kindIs "invalid" .maxUnavailable)) }}
 {{- fail "podDisruptionBudget: give one of minAvailable and maxUnavailable." }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Likewise, for what is added to the pod: the API server would refuse it later and in its own words, or nobody would. */}}
+{{- define "calibrator.validatePod" -}}
+{{- if regexMatch "^(127\\..*|localhost|::1)$" .Values.listenHost }}
+{{- fail (printf "listenHost: %s is the pod's own loopback: neither the Service nor the probes could reach it. Give 0.0.0.0 or \"::\"." .Values.listenHost) }}
+{{- end }}
+{{- range $key, $_ := merge (dict) .Values.commonLabels .Values.podLabels }}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|version|managed-by)|helm\\.sh/chart)$" $key }}
+{{- fail (printf "The label %s is the chart's own: selectors rely on it. Take it out of commonLabels and podLabels; nameOverride changes the name." $key) }}
+{{- end }}
+{{- end }}
+{{- $volumes := list "config" "state" "tmp" "secrets" }}
+{{- range .Values.extraVolumes }}
+{{- if has .name $volumes }}
+{{- fail (printf "extraVolumes has a second volume \"%s\" of the chart's names (config, state, tmp, secrets) or of its own. Give it another name." .name) }}
+{{- end }}
+{{- $volumes = append $volumes .name }}
+{{- end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if not (has .name $volumes) }}
+{{- fail (printf "extraVolumeMounts mounts \"%s\", which is no volume. Give it in extraVolumes." .name) }}
+{{- end }}
+{{- end }}
+{{- range .Values.extraContainers }}
+{{- if eq .name "calibrator" }}
+{{- fail "extraContainers has a container \"calibrator\", the name of the chart's own. Give it another." }}
 {{- end }}
 {{- end }}
 {{- end }}
