@@ -14,7 +14,9 @@ user, whichever side notices first.
 |---|---|
 | live_latency | S >= live_exceedances, with S = max(0, S + beyond - p1 * answered) at each scrape |
 | overload | scrapes in which S grew fill the overload budget, in seconds |
-| live_refusals, probe_failures, preemptions | as many, while live requests are in flight |
+| live_refusals | the same S of refusals reaches live_refusals |
+| preemptions | as many, while live requests are in flight |
+| probe_failures | likewise; refusals are not among them where the engine's counter shows those of users |
 | kv_usage | the gauge passes its bound while live requests are in flight |
 | prefix_hits | live hit ratio over `PREFIX_WINDOW_S` falls by that share below the engine's own before the sweep |
 | restart | the engine's start time changes or, where it tells none, a counter falls |
@@ -24,6 +26,7 @@ S is Page's CUSUM with the upper end p1 of the indifference zone (`core.verdict.
 the SLA never moves it for long, and its bound is the number of users that one sweep may hurt. "Beyond" counts from the
 engine's first bucket bound at or above the limit; TTFT and e2e objectives without a prompt length are watched.
 
+What users meet before the first probe, or between two levels without any, is none of our doing and does not count.
 An idle engine has nobody to hurt: only `restart` ends a sweep there, and the search may touch the boundary as it likes.
 Beside live traffic it touches it too; the default limits leave room for what that costs
 (`tests/simulation/test_abort_costs.py`).
@@ -134,10 +137,13 @@ class AbortWatch:
         self._live_until_s = -1.0
         self._most_organic = 0
         self._own_failures = 0
+        self._own_refusals = 0  # of them
         self._failures_met = 0  # ours, while live requests were in flight
         self._failures_seen = 0
+        self._allowed = min((zone(objective).p1 for objective in objectives), default=0.0)
         self._refusals = _Envelope()
         self._refused = 0.0
+        self._refused_excess = 0.0  # S of refusals
         self._preempted = 0.0
         self._prefix = _PrefixWatch()
         self.overload: list[tuple[float, float]] = []  # spells in which live requests exceeded a limit too often
@@ -156,6 +162,7 @@ class AbortWatch:
         for line in self._lines:
             line.ended(sample)
         self._own_failures += sample.failure is not None
+        self._own_refusals += sample.failure is not None and sample.failure.is_refusal
         self._prefix.ended(sample)
 
     # ------------------------------------------------------------------------------------------------ scrapes
@@ -167,11 +174,12 @@ class AbortWatch:
         self._first, self._last, self._last_s = self._first or load, load, now_s
         if before is not None and _restarted(load, before):
             return Abort(AbortReason.RESTART, "the engine restarted, or another one answers at its address")
-        is_live = self._sees_live(now_s, load, probes)
+        is_live = self._sees_live(now_s, load, probes) and any(count for _, count in self._probes)
+        counted = self._answered
         hurts = [self._look_at(line, now_s, load, is_live=is_live) for line in self._lines]
         if any(hurts) and before is not None:
             self.overload.append((since_s, now_s))
-        self._count(load, before, is_live=is_live)
+        self._count(load, before, self._answered - counted, is_live=is_live)
         self._prefix.look(now_s, load, probes)
         return self._judge(load) if is_live else None
 
@@ -191,12 +199,20 @@ class AbortWatch:
         histogram: Histogram | None = getattr(load, _WATCHED[line.objective.metric])
         return histogram is not None and line.look(now_s, histogram, is_live=is_live)
 
-    def _count(self, load: ServerLoad, before: ServerLoad | None, *, is_live: bool) -> None:
+    @property
+    def _answered(self) -> float:
+        """Live requests, as the histogram with most of them says."""
+        return max((line.counted for line in self._lines), default=0.0)
+
+    def _count(self, load: ServerLoad, before: ServerLoad | None, answered: float, *, is_live: bool) -> None:
         refused = 0.0 if load.refused_total is None else self._refusals.rise(load.refused_total, self._own_failures)
-        failed, self._failures_seen = self._own_failures - self._failures_seen, self._own_failures
+        # Where the engine counts whom it turns away, users' refusals are known, and ours hurt nobody.
+        ours = self._own_failures - (0 if load.refused_total is None else self._own_refusals)
+        failed, self._failures_seen = max(0, ours - self._failures_seen), ours
         if not is_live or before is None:
             return
         self._refused += refused
+        self._refused_excess = max(0.0, self._refused_excess + refused - self._allowed * (answered + refused))
         self._failures_met += failed
         if load.preemptions_total is not None and before.preemptions_total is not None:
             self._preempted += max(0.0, load.preemptions_total - before.preemptions_total)
@@ -220,13 +236,28 @@ class AbortWatch:
         if spent_s >= self._overload_budget_s:
             return Abort(AbortReason.OVERLOAD, f"live requests were above the SLA for {spent_s:.0f} s")
         counted = (
-            (AbortReason.LIVE_REFUSALS, self._refused, limits.live_refusals, "live requests were refused"),
-            (AbortReason.PROBE_FAILURES, self._failures_met, limits.probe_failures, "probes failed beside live ones"),
-            (AbortReason.PREEMPTIONS, self._preempted, limits.preemptions, "requests were preempted beside live ones"),
+            (
+                AbortReason.LIVE_REFUSALS,
+                self._refused_excess,
+                limits.live_refusals,
+                f"{self._refused:.0f} live requests were refused",
+            ),
+            (
+                AbortReason.PROBE_FAILURES,
+                self._failures_met,
+                limits.probe_failures,
+                "{} probes failed beside live ones",
+            ),
+            (
+                AbortReason.PREEMPTIONS,
+                self._preempted,
+                limits.preemptions,
+                "{} requests were preempted beside live ones",
+            ),
         )
         for reason, count, limit, words in counted:
             if _reaches(count, limit):
-                return Abort(reason, f"{count:.0f} {words}")
+                return Abort(reason, words.format(round(count)))
         if limits.kv_usage_ratio is not None and (load.kv_usage_ratio or 0.0) >= limits.kv_usage_ratio:
             return Abort(AbortReason.KV_USAGE, f"KV memory is {load.kv_usage_ratio:.0%} full beside live requests")
         return self._prefix.judge(limits.prefix_hit_fall_ratio)

@@ -1,7 +1,9 @@
-"""What a sweep did to live users, and why one was ended for it: values only; `core.abort` computes them."""
+"""What a sweep did to live users, and why one was ended for it: values, and what
+they mean for the next try. `core.abort` computes them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +22,19 @@ class AbortReason(StrEnum):
     BLIND = "blind"  # the engine's metrics stopped answering while live requests were in flight
 
 
+OF_THE_LEVEL = frozenset(  # reasons that a lower level takes away
+    {
+        AbortReason.LIVE_LATENCY,
+        AbortReason.OVERLOAD,
+        AbortReason.LIVE_REFUSALS,
+        AbortReason.PROBE_FAILURES,
+        AbortReason.PREEMPTIONS,
+        AbortReason.KV_USAGE,
+    }
+)
+GENTLER_RATIO = 0.8
+
+
 @dataclass(frozen=True, slots=True)
 class Abort:
     """Why a sweep must end at once."""
@@ -33,7 +48,7 @@ class AbortLimits:
     """What live users may suffer from one sweep. None: not limited."""
 
     live_exceedances: int | None = 60  # beyond the share that the objectives' zone allows
-    live_refusals: int | None = 10
+    live_refusals: int | None = 30  # likewise
     probe_failures: int | None = 60
     preemptions: int | None = 500
     kv_usage_ratio: float | None = 1.0
@@ -62,3 +77,13 @@ class Harm:
     most_organic: int = 0  # live requests in flight
     prefix_hit_ratio_before: float | None = None  # of live prompts, since the engine started
     prefix_hit_ratio: float | None = None  # at its last reading
+
+
+def ceiling(abort: Abort, level: int, most_organic: int) -> int | None:
+    """The highest level of the next try, after one that users suffered from at `level`.
+
+    None: the level was not the matter. Live traffic that alone reached it has made another level of it.
+    """
+    if abort.reason not in OF_THE_LEVEL or most_organic >= level:
+        return None
+    return max(1, math.floor(GENTLER_RATIO * level))

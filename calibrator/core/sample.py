@@ -53,6 +53,11 @@ class Failure:
     status: int | None = None
 
     @property
+    def is_refusal(self) -> bool:
+        """Turned away because of load, as engines say it: by a status, or by an error in place of an answer."""
+        return self.kind is FailureKind.ERROR_EVENT or self.status in (429, 503)
+
+    @property
     def is_our_mistake(self) -> bool:
         """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep."""
         if self.kind is not FailureKind.STATUS or self.status is None:

@@ -8,6 +8,8 @@ follow each other without draining: `aim` changes the number of users, and the l
 - Violation bits are decided while requests are in flight (`core.objective.decide_live`), at each `poll`, and when they
   end. A violation decided by the clock is reported again once its first token shows when the stall behind it ended: the
   time, not the bit, changes (clumps are made of first-token times).
+- A user whose request failed waits before the next: `PAUSE_S`, doubled with each failure in a row. A backend that
+  refuses is not hammered; the places that come free in its queue are users' as much as ours.
 - The loop watches itself (`lateness`): violations that its own lateness may have made are marked as doubtful.
 
 Caller: `service.sweep`, or a worker of a multi-process generator.
@@ -27,6 +29,7 @@ from calibrator.errors import GeneratorError
 from calibrator.load.lateness import PROBE_S, Lateness
 from calibrator.ports import Backend, Batch, Clock, Connection, Decided, PromptSource, Started
 
+PAUSE_S = (0.05, 1.0)  # after a request that failed: first, and at most
 STOP_GRACE_S = 0.8  # aborted requests end within a loop turn; the rest of the promised second is for cancellation
 
 
@@ -35,6 +38,7 @@ class _User:
     connection: Connection
     joined_running: bool
     turned_over: bool = False
+    pause_s: float = PAUSE_S[0]
     task: asyncio.Task[None] | None = None
 
 
@@ -159,8 +163,11 @@ class ClosedLoop:
                 sample = await user.connection.send(request, self._started)
                 self._ended(sample)
                 user.turned_over = True
-                if sample.failure is not None:  # a refusing backend must not be hammered in a tight loop
-                    await self._clock.sleep(min(1.0, max(0.0, 0.05 - sample.duration_s)))
+                if sample.failure is None:
+                    user.pause_s = PAUSE_S[0]
+                    continue
+                await self._clock.sleep(max(0.0, user.pause_s - sample.duration_s))
+                user.pause_s = min(2.0 * user.pause_s, PAUSE_S[1])
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - a bug in a client must end the sweep, not hang it

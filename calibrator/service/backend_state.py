@@ -104,7 +104,7 @@ class BackendState:
     def __post_init__(self) -> None:
         self.leader = self
         self.guard = GuardWatch(self.plan.guard, self.plan.objectives)
-        self.door = Door(self.plan)
+        self.door = Door(self.plan, self.fleet.clock)
         mirror, policy = self.plan.mirror, self.plan.triggers
         self.traffic = TrafficLog(max(policy.drift_over_s, 0.0 if mirror is None else mirror.over_s))
         self.triggers = TriggerWatch(

@@ -44,6 +44,7 @@ from calibrator.ports import (
     Wish,
 )
 from calibrator.service.backend_state import BackendState, Wanted
+from calibrator.service.clock_watch import ClockWatch
 from calibrator.service.fleet import Fleet, Surroundings
 from calibrator.service.memories import Memories
 from calibrator.service.overrides import OverrideKeeper
@@ -117,6 +118,7 @@ class Supervisor:
             self._health,
             self._change,
         )
+        self._clock_watch = ClockWatch(clock)
         self._log = structlog.get_logger()
         self._started_at = clock.wall()
         self._picture: tuple[tuple[int, int, int], Snapshot] | None = None
@@ -180,6 +182,7 @@ class Supervisor:
     def tick(self) -> None:
         """One round; never raises, whatever a backend, the store or an engine does."""
         self._change()
+        self._follow_clock()
         self._peers.tick()
         for state in self._states.values():
             self._guard(self._attend, state)
@@ -191,6 +194,13 @@ class Supervisor:
         self._memories.tick(state for state in self._states.values() if self._leads(state))
         if not self._shares.is_idle:
             self._shares.tick(self.snapshot().backends.values())
+
+    def _follow_clock(self) -> None:
+        step_s = self._clock_watch.stepped_s()
+        if step_s:
+            self._log.warning("the wall clock was set", by_s=round(step_s))
+            for state in self._states.values():
+                state.due_at += step_s
 
     def _guard(self, step: Callable[[BackendState], None], state: BackendState) -> None:
         try:

@@ -18,9 +18,16 @@ class AbortSettings(Frozen):
         description="live requests that one sweep may push over a TTFT or e2e objective, beyond the share it allows; "
         "touching the boundary beside busy users costs up to some 40",
     )
-    live_refusals: int = Field(default=10, ge=1, description="live requests that the engine refuses meanwhile")
+    live_refusals: int = Field(
+        default=30,
+        ge=1,
+        description="live requests that the engine refuses, beyond the share that an objective allows; where the queue "
+        "is the limit, touching the boundary costs up to some 25",
+    )
     probe_failures: int = Field(
-        default=60, ge=1, description="probes that fail; the search itself meets some where an engine refuses"
+        default=60,
+        ge=1,
+        description="probes that fail; refusals count only where the engine does not show how many users it refuses",
     )
     preemptions: int = Field(
         default=500, ge=1, description="requests that the engine preempts; the search meets some where memory limits"

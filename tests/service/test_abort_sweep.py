@@ -56,7 +56,7 @@ def test_live_traffic_that_jumps_far_above_capacity_ends_the_sweep() -> None:
 CHANGES = {
     AbortReason.PREEMPTIONS: {"preemptions_total": 500.0},
     AbortReason.KV_USAGE: {"kv_usage_ratio": 1.0},
-    AbortReason.LIVE_REFUSALS: {"refused_total": 10.0},
+    AbortReason.LIVE_REFUSALS: {"refused_total": 60.0},
     AbortReason.RESTART: {"process_start": "another"},
 }
 

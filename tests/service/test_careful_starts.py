@@ -32,10 +32,11 @@ class CostlyRunner(FakeRunner):
 
     requests: int = 1000
     aborted: Abort | None = None
+    most_organic: int = 0
 
     async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         record = await super().run(order, listener, permit)
-        harm = Harm(live_requests=900, live_exceedances=12, live_overload_s=3.0)
+        harm = Harm(live_requests=900, live_exceedances=12, live_overload_s=3.0, most_organic=self.most_organic)
         return replace(record, requests=self.requests, prompt_tokens=5000, aborted=self.aborted, harm=harm)
 
 
@@ -228,5 +229,30 @@ def test_an_aborted_first_sweep_does_not_raise_the_fallback() -> None:
         async with serving(careful(), runner=runner) as running:
             await asyncio.sleep(90.0)
             assert (running.view.recommendation.cap, running.view.recommendation.state) == (8, State.FALLBACK)
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize(
+    ("reason", "most_organic", "highest"),
+    [
+        (AbortReason.LIVE_LATENCY, 4, 25),  # four fifths of level 32
+        (AbortReason.LIVE_LATENCY, 40, 512),  # users alone were above the level
+        (AbortReason.RESTART, 4, 512),
+    ],
+)
+def test_after_a_level_that_hurt_users_the_next_tries_stay_below_it(
+    reason: AbortReason, most_organic: int, highest: int
+) -> None:
+    async def scenario() -> None:
+        runner = CostlyRunner(LoopClock().wall, aborted=Abort(reason, "users"), most_organic=most_organic)
+        async with serving(careful(), runner=runner) as running:
+            await asyncio.sleep(150.0)
+            runner.aborted = None
+            await asyncio.sleep(60.0)
+            await running.supervisor.request_sweep("chat", "test")
+            await asyncio.sleep(90.0)
+            levels = [order.bounds.max_level for order in runner.orders]
+            assert levels == [512, highest, 512], "and the one after a sweep that said something is free again"
 
     run_virtual(scenario())

@@ -191,6 +191,7 @@ class SimulatedTelemetry:
             kv_usage_ratio=engine.kv_usage_ratio,
             preemptions_total=float(engine.counters.preemptions),
             process_start=str(id(engine)),
+            refused_total=float(engine.counters.refused),
             ttft_s=self.backend.ttft_s,
         )
 
