@@ -52,6 +52,7 @@ def _configurations(page: Path) -> list[dict[str, object]]:
 def test_every_verb_is_named_and_every_named_verb_exists() -> None:
     shown = CliRunner().invoke(app, ["--help"]).output
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs |= {group.name for group in app.registered_groups if group.name}
     named = set(re.findall(r"`calibrator (\w+)", TEXT))
     assert verbs == named
     assert all(verb in shown for verb in verbs)

@@ -29,6 +29,8 @@ app = typer.Typer(
     "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorised, 4 inconclusive, 5 infeasible, "
     "130 interrupted.",
 )
+db = typer.Typer(no_args_is_help=True, help="Look after the store's schema.")
+app.add_typer(db, name="db", rich_help_panel="Serve")
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # typer exports its subclass alone
 
 MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
@@ -363,6 +365,26 @@ def report(
         verb.write_report(sweep, kind, compare, to, token_env)
     except CalibratorError as error:
         fail(error)
+
+
+@db.command("upgrade")
+def db_upgrade(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
+) -> None:
+    """Bring the store's schema up to this release's, as each start does by itself. There is no way back."""
+    from calibrator.cli import database as verb
+
+    _guarded(lambda: verb.upgrade(config))
+
+
+@db.command("current")
+def db_current(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
+) -> None:
+    """Show the store's schema, and this release's; change nothing."""
+    from calibrator.cli import database as verb
+
+    _guarded(lambda: verb.current(config))
 
 
 def _guarded(make: Callable[[], Coroutine[Any, Any, int]]) -> None:

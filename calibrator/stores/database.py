@@ -20,6 +20,11 @@ class Database(Protocol):
     """One database and the way to it. Every method raises StoreError when it fails, never the driver's exception."""
 
     @property
+    def name(self) -> str:
+        """For messages: the file, or database and host; never a password. Raises ConfigurationError."""
+        ...
+
+    @property
     def now_s(self) -> ColumnElement[float]:
         """The database's own clock, Unix seconds; read when the row is at hand, not when the transaction began."""
         ...
@@ -27,6 +32,10 @@ class Database(Protocol):
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def revision(self) -> str | None:
+        """Of the schema; None: nothing was ever stored. Needs no `open`, and changes nothing."""
+        ...
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
 

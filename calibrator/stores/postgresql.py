@@ -18,7 +18,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import asyncpg
@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from calibrator.errors import StoreError
 from calibrator.stores.database import Insert
 from calibrator.stores.listening import CHANNEL, Listener
-from calibrator.stores.migrate import MIGRATION_LIMIT_S, is_current, migrate
+from calibrator.stores.migrate import MIGRATION_LIMIT_S, is_current, migrate, revision
 from calibrator.stores.postgresql_errors import READ_ONLY, sqlstate, translated
 from calibrator.stores.postgresql_url import Address, parse_url
 
@@ -54,15 +54,26 @@ class PostgresDatabase:
         self._url = url
         self._ca_file = ca_file
         self._own = secrets.token_hex(8)
-        self._name = "the database"
         self._engines: tuple[AsyncEngine, AsyncEngine] | None = None  # for all, and for what may not wait
         self._listener = Listener(partial(self._connect, STEP_LIMIT_S), self._own)
+
+    @cached_property
+    def name(self) -> str:
+        return self._address().name
+
+    async def revision(self) -> str | None:
+        engine = self._engine(1, STEP_LIMIT_S)
+        try:
+            with translated(self.name):
+                async with asyncio.timeout(STEP_LIMIT_S), engine.connect() as connection:
+                    return await connection.run_sync(revision)
+        finally:
+            await engine.dispose()
 
     async def open(self) -> None:
         """Migrate if need be. Raises ConfigurationError for a bad URL, else StoreError."""
         if self._engines is not None:
             return
-        self._name = self._address().name
         engines = self._engine(POOL, STEP_LIMIT_S), self._engine(1, URGENT_LIMIT_S)
         try:
             await self._prepare(engines[0])
@@ -99,8 +110,8 @@ class PostgresDatabase:
     @asynccontextmanager
     async def _step(self, *, is_urgent: bool = False) -> AsyncIterator[AsyncConnection]:
         if self._engines is None:
-            raise StoreError(f"{self._name.capitalize()} is not open.", "It opens when the service starts.")
-        with translated(self._name):
+            raise StoreError("The database is not open.", "It opens when the service starts.")
+        with translated(self.name):
             limit_s = URGENT_LIMIT_S if is_urgent else STEP_LIMIT_S
             async with asyncio.timeout(limit_s), self._engines[is_urgent].begin() as connection:
                 yield connection
@@ -138,9 +149,9 @@ class PostgresDatabase:
         return engine
 
     async def _prepare(self, engine: AsyncEngine) -> None:
-        with translated(self._name):
+        with translated(self.name):
             async with asyncio.timeout(STEP_LIMIT_S), engine.begin() as connection:
-                if await connection.run_sync(is_current, self._name, ELSEWHERE):
+                if await connection.run_sync(is_current, self.name, ELSEWHERE):
                     return
             async with asyncio.timeout(MIGRATION_LIMIT_S), engine.begin() as connection:
                 await connection.run_sync(self._migrate)
@@ -149,7 +160,7 @@ class PostgresDatabase:
         for setting in ("statement_timeout", "lock_timeout"):
             connection.execute(select(func.set_config(setting, f"{int(MIGRATION_LIMIT_S)}s", True)))
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_KEY)))
-        migrate(connection, self._name, ELSEWHERE)
+        migrate(connection, self.name, ELSEWHERE)
 
     async def _dispose(self, engines: tuple[AsyncEngine, AsyncEngine]) -> None:
         for engine in engines:

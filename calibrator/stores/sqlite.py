@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from calibrator.errors import StoreError
 from calibrator.stores.database import Insert
 from calibrator.stores.lock import InstanceLock
-from calibrator.stores.migrate import migrate
+from calibrator.stores.migrate import migrate, revision
 from calibrator.stores.schema import leases
 
 BUSY_TIMEOUT_MS = 10_000  # longer than any transaction of ours; a foreign reader's checkpoint may hold the file
@@ -51,6 +51,13 @@ class SqliteDatabase:
         self._busy_timeout_ms = busy_timeout_ms
         self._lock = InstanceLock(self._path.resolve())  # two names of one file are one store
         self._engine: AsyncEngine | None = None
+
+    @property
+    def name(self) -> str:
+        return f"the store {self._path}"
+
+    async def revision(self) -> str | None:
+        return await asyncio.to_thread(self._revision) if self._path.exists() else None
 
     async def open(self) -> None:
         """Migrate, take the instance lock, free the leases of the dead. Raises StoreError."""
@@ -111,8 +118,16 @@ class SqliteDatabase:
                 if (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
                     what = str(found).splitlines()[-1]
                     raise _DamagedError(f"The store {self._path} is damaged ({what}).", _DAMAGED_REMEDY)
-                migrate(connection, f"the store {self._path}", ELSEWHERE)
+                migrate(connection, self.name, ELSEWHERE)
                 connection.execute(leases.update().values(holder=""))
+        finally:
+            engine.dispose()
+
+    def _revision(self) -> str | None:
+        engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True))
+        try:
+            with _translated(self._path), engine.connect() as connection:
+                return revision(connection)
         finally:
             engine.dispose()
 

@@ -8,10 +8,13 @@ from functools import partial
 from calibrator.core.tenancy import SOLE, LeasePolicy
 from calibrator.settings import Settings, database_url
 from calibrator.stores.database import Database
+from calibrator.stores.migrate import head as newest_schema
 from calibrator.stores.postgresql import PostgresDatabase
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
+
+__all__ = ["make_database", "make_store", "newest_schema"]
 
 
 def make_store(settings: Settings, environ: Mapping[str, str]) -> SqlStore:
