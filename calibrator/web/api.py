@@ -90,6 +90,7 @@ class Api:
         return response
 
     def _read_operations(self) -> tuple[Operation, ...]:
+        html, *others = REPORT_TYPES.values()
         # The cap stands first: the router tries paths in this order, and gateways ask for nothing else.
         return (
             Operation(
@@ -154,7 +155,7 @@ class Api:
                 "getReport",
                 "One sweep as a self-contained file for people",
                 self.get_report,
-                (Answer(200, "The report", media_type="text/html"),),
+                (Answer(200, "The report", media_type=html, other_types=tuple(others)),),
                 access=Access.READ,
                 query=ReportQuery,
                 problems=(400, 404, 503),

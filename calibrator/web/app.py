@@ -35,7 +35,7 @@ from calibrator.web.headers import SafeHeaders
 from calibrator.web.history import History
 from calibrator.web.metrics import MetricsPage
 from calibrator.web.openapi import Json, openapi_document
-from calibrator.web.operation import Answer, Operation, guarded, routes
+from calibrator.web.operation import PROGRAM_PATHS, Answer, Operation, guarded, routes
 from calibrator.web.overriding import Overriding
 from calibrator.web.page import Pages
 from calibrator.web.page_forms import Forms
@@ -43,8 +43,6 @@ from calibrator.web.poll_lane import PollLane
 from calibrator.web.polling import CapPolls
 from calibrator.web.sessions import Sessions
 from calibrator.web.signing_in import SigningIn
-
-PROGRAM_PATHS = ("/v1/", "/v3/", "/metrics", "/livez", "/readyz", "/openapi.json", "/static/")
 
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]

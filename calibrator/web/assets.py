@@ -57,7 +57,13 @@ class Assets:
 
     def operation(self) -> Operation:
         answers = (
-            Answer(200, "The file", media_type="text/css", headers=("ETag", "Cache-Control")),
+            Answer(
+                200,
+                "The file",
+                media_type=_CSS,
+                other_types=(_SCRIPT, "image/svg+xml"),
+                headers=("ETag", "Cache-Control"),
+            ),
             Answer(304, "Unchanged", media_type=None, headers=("ETag",)),
         )
         return Operation(

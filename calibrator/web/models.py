@@ -192,7 +192,7 @@ class OverrideDocument(Wire):
 class OverrideAccepted(Wire):
     backend: str
     cap: int = Field(ge=1, description="published from now on")
-    override: OverrideDocument
+    override: OverrideDocument | None = Field(description="null: it was so short that it is over already")
     stored: bool = Field(description="false: in force, but a restart would not remember it yet; it is tried again")
 
 

@@ -67,10 +67,14 @@ def _operation(operation: Operation) -> Json:
         "summary": operation.summary,
         "security": _SECURITY[operation.access],
         "parameters": _parameters(operation),
-        "responses": {**answers, **{str(status): _problem(status) for status in problems}},
+        "responses": {**answers, **{str(status): _problem(status, operation) for status in problems}},
     }
     if operation.body is not None:
-        document["requestBody"] = {"required": False, "content": {"application/json": {"schema": _ref(operation.body)}}}
+        is_needed = any(field.is_required() for field in operation.body.model_fields.values())
+        document["requestBody"] = {
+            "required": is_needed,
+            "content": {"application/json": {"schema": _ref(operation.body)}},
+        }
     return document
 
 
@@ -104,14 +108,22 @@ def _answer(answer: Answer) -> Json:
     if answer.headers:
         document["headers"] = {name: {"schema": {"type": "string"}} for name in answer.headers}
     if answer.media_type is not None:
-        plain = {"type": "object" if answer.media_type == "application/json" else "string"}
-        schema: Json = {**plain} if answer.model is None else _ref(answer.model)
-        document["content"] = {answer.media_type: {"schema": schema}}
+        types = (answer.media_type, *answer.other_types)
+        document["content"] = {media_type: {"schema": _body(answer, media_type)} for media_type in types}
     return document
 
 
-def _problem(status: int) -> Json:
-    return {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _ref(ProblemDocument)}}}
+def _body(answer: Answer, media_type: str) -> Json:
+    if answer.model is not None:
+        return _ref(answer.model)
+    return {"type": "object" if media_type == "application/json" else "string"}
+
+
+def _problem(status: int, operation: Operation) -> Json:
+    content: Json = {MEDIA_TYPE: {"schema": _ref(ProblemDocument)}}
+    if operation.is_for_people:
+        content["text/html"] = {"schema": {"type": "string"}}
+    return {"description": HTTPStatus(status).phrase, "content": content}
 
 
 def _ref(model: type[BaseModel]) -> Json:

@@ -19,6 +19,8 @@ from calibrator.web.audit import Trail
 from calibrator.web.auth import SAFE_METHODS, Access, Gatekeeper
 from calibrator.web.problems import Problem
 
+PROGRAM_PATHS = ("/v1/", "/v3/", "/metrics", "/livez", "/readyz", "/openapi.json", "/static/")
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -30,6 +32,7 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     media_type: str | None = "application/json"
+    other_types: tuple[str, ...] = ()  # that the same answer may have instead
     headers: tuple[str, ...] = ()
 
 
@@ -48,6 +51,11 @@ class Operation:
     body: type[BaseModel] | None = None
     request_headers: tuple[tuple[str, str], ...] = ()  # (name, what it does)
     problems: tuple[int, ...] = ()
+
+    @property
+    def is_for_people(self) -> bool:
+        """A browser is then answered with a page, errors included."""
+        return not self.path.startswith(PROGRAM_PATHS)
 
 
 def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: Trail) -> list[Route]:

@@ -23,7 +23,7 @@ from calibrator.errors import ConfigurationError
 from calibrator.web.audit import Trail, said
 from calibrator.web.auth import Access
 from calibrator.web.exchange import body_of
-from calibrator.web.models import OverrideRequest, SweepRequest
+from calibrator.web.models import ClearQuery, OverrideRequest, SweepRequest
 from calibrator.web.operation import Answer, Operation
 from calibrator.web.page import Pages
 from calibrator.web.page_render import HEADERS, html
@@ -113,7 +113,9 @@ class Forms:
 
     async def clear_override(self, request: Request) -> Response:
         async def act(name: str, fields: Fields) -> str:
-            if not await self.pages.operator.clear_override(name, fields.get("author", "").strip() or "unnamed"):
+            wanted = ClearQuery.model_validate({"author": fields.get("author", "").strip() or "unnamed"})
+            said(request, wanted)
+            if not await self.pages.operator.clear_override(name, wanted.author):
                 raise ConfigurationError("The cap is not pinned any more.", "Nothing is left to do.")
             return "clear"
 
@@ -143,7 +145,7 @@ class Forms:
                 "POST", "/sign-in", "signIn", "Sign in with a token: a session cookie", self.sign_in, (back,),
                 problems=(401, 403, 413),
             ),
-            Operation("POST", "/sign-out", "signOut", "End the session", self.sign_out, (back,)),
+            Operation("POST", "/sign-out", "signOut", "End the session", self.sign_out, (back,), problems=(403,)),
         )  # fmt: skip
         return (*signing, *self._acting(back)) if writable else signing
 
