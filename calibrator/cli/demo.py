@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import tempfile
 from dataclasses import replace
@@ -28,6 +29,7 @@ from calibrator.wiring.service import RunningService, running_service, until_tol
 BACKEND = "demo"
 LOOK_S = 0.25
 FALLBACK_CAP = 4
+TOKEN_FILE = "operator-token"  # noqa: S105 - the name of a file
 
 
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
@@ -40,9 +42,12 @@ async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrator-demo-")))
         engine_url = await stack.enter_async_context(EmbeddedEngine(parameters))
         console.print(f"Simulated engine '{parameters}' at {engine_url}")
+        token = secrets.token_urlsafe(9)
+        (state / TOKEN_FILE).write_text(token)
         settings = _settings(state, engine_url, parameters, port, objective)
         service = await stack.enter_async_context(running_service(settings, os.environ))
-        console.print(f"Service and page at {service.url}/; SLA: {objective}\n")
+        console.print(f"Service and page at {service.url}/; SLA: {objective}")
+        console.print(f"To pin the cap or start a sweep there, sign in with {token}\n", markup=False)
         record = await _watched(console, service, objective, told)
         _explain(console, service, record)
         if record.outcome is SweepOutcome.INTERRUPTED or once:
@@ -58,6 +63,7 @@ def _settings(state: Path, engine_url: str, parameters: str, port: int, objectiv
         {
             "listen": {"host": "127.0.0.1", "port": port},
             "store": {"path": str(state / "calibrator.db")},
+            "auth": {"operator_tokens": [{"file": str(state / TOKEN_FILE)}]},
             "load": {"selftest": False},
             "backends": {
                 BACKEND: {

@@ -40,7 +40,7 @@ function draw(figure) {
   const plot = new uPlot(options({ metric, limit: Number(limit) }, data, width, figure), data, picture);
   picture.querySelector(".uplot").setAttribute("aria-hidden", "true"); // the table says it to those who cannot see it
   figure.plot = plot;
-  for (const item of figure.querySelectorAll(".scripted")) item.hidden = false;
+  figure.querySelector(".legend").hidden = false; // the server's picture has one of its own
   new ResizeObserver(() => {
     const now = picture.clientWidth;
     if (now && now !== plot.width) plot.setSize({ width: now, height: HEIGHT });

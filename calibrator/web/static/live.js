@@ -136,7 +136,8 @@ function showNumbers(place, now) {
   if (meter && organic !== null) {
     meter.value = organic;
     put(place, "organic", plain(organic));
-    put(place, "headroom", plain(now.headroom));
+    put(place, "headroom", plain(Math.abs(now.headroom)));
+    put(place, "free", now.headroom >= 0 ? "free" : "too many");
     put(place, "ratio", `${Math.round(100 * now.headroom_ratio)}%`);
   }
   const running = now.progress;
