@@ -5,11 +5,14 @@ A part is named by a pair of comments in a Markdown file; what stands between th
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
@@ -18,6 +21,7 @@ from support import measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+DESIGN = ROOT / "calibrator" / "DESIGN.md"
 DOCS = ROOT / "deploy" / "docs"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 
@@ -35,10 +39,40 @@ def alerts_markdown() -> str:
     return "\n".join(["| alert | severity | after | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
+def routes_markdown() -> str:
+    """A row per path of the OpenAPI document, with who may ask; protocols of gateways have routes beside it."""
+    from support.web_fakes import FakeOperator, app_of, snapshot
+
+    app = app_of(FakeOperator(snapshot()), operator_tokens=("t" * 40,))
+    document = json.loads(asyncio.run(_asked(app, "/openapi.json")))
+    rows = [
+        f"| `{method.upper()} {path}` | {_ACCESS[len(operation['security'])]} | {operation['summary']} |"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return "\n".join(["| route | who | what |", "|---|---|---|", *rows]) + "\n"
+
+
+_ACCESS = {0: "all", 1: "operators", 2: "readers", 3: "readers, in a browser too"}
+
+
+async def _asked(app: Any, path: str) -> str:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        return (await client.get(path)).text
+
+
+def layers_markdown() -> str:
+    from support.import_matrix import matrix
+
+    return matrix()
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings_markdown,
     "metrics": metrics_markdown,
     "alerts": alerts_markdown,
+    "routes": routes_markdown,
+    "layers": layers_markdown,
     "curve": measurements.curve,
     "long_prompts": measurements.long_prompts,
     "single_points": measurements.single_points,
@@ -48,7 +82,7 @@ OPENING = re.compile(r"<!-- generated: (\w+) -->")
 
 def pages() -> list[Path]:
     """Files with generated parts."""
-    return [page for page in (README, *sorted(DOCS.glob("*.md"))) if OPENING.search(page.read_text())]
+    return [page for page in (README, DESIGN, *sorted(DOCS.glob("*.md"))) if OPENING.search(page.read_text())]
 
 
 def generated(text: str) -> str:
