@@ -82,10 +82,14 @@ def test_the_chart_installs_this_version() -> None:
 
 
 def test_the_readme_shows_values_that_install(tmp_path: Path) -> None:
-    least, secrets = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "least.yaml").write_text(least)
-    (tmp_path / "secrets.yaml").write_text(secrets)
-    answer = helm("template", "r", CHART, "-f", tmp_path / "least.yaml", "-f", tmp_path / "secrets.yaml")
+    shown = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    assert len(shown) == 3
+    files: list[Path | str] = []
+    for number, text in enumerate(shown):  # the least, several replicas, secrets: each on top of the last
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        files += ["-f", path]
+    answer = helm("template", "r", CHART, *files)
     assert answer.returncode == 0, answer.stderr
     assert "registry.example.com/calibrator:" in answer.stdout
     assert "file: /run/secrets/calibrator/engine-key" in answer.stdout
