@@ -116,6 +116,16 @@ PANELS = (
         is_timeline=True,
     ),
     Shown(
+        "Who measures",
+        "1 for the instance that holds the lease of the backend, and whether its database works (1).",
+        "short",
+        (
+            (greatest("lease_held", "instance"), "{{backend}} {{instance}}"),
+            (f"min by (instance) (calibrator_store_up{{{OURS}}})", "{{instance}} database"),
+        ),
+        is_timeline=True,
+    ),
+    Shown(
         "Verdicts of sweeps",
         "Sweeps ended, by outcome. Several in a row without a result mean that the cap grows old.",
         "short",

@@ -66,9 +66,10 @@ def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_query_keeps_to_the_choice_and_to_metrics_that_exist(expression: str) -> None:
     kinds = {PREFIX + metric.name: metric.kind for metric in METRICS}
+    of_process = {PREFIX + metric.name for metric in METRICS if "backend" not in metric.labels}
     for name, matchers, window in re.findall(r"(calibrator_\w+)\{([^}]*)\}(\[[^\]]*\])?", expression):
         assert 'job=~"$job", instance=~"$instance"' in matchers
-        assert 'backend=~"$backend"' in matchers or "generator" in name
+        assert 'backend=~"$backend"' in matchers or name in of_process
         assert (kinds[name] == "counter") == (window == "[$__rate_interval]"), "counters inside rate, nothing else"
     assert "vector(0)" not in expression
 
@@ -87,6 +88,7 @@ def test_what_matters_is_on_the_board() -> None:
         "recommended_concurrency", "in_flight_requests", "headroom_ratio", "curve_latency_seconds",
         "objective_limit_seconds", "sweeps_total", "guard_trips_total", "probe_requests_total", "probe_tokens_total",
         "probe_overload_seconds_total", "generator_lag_seconds", "generator_unfit_levels", "gateway_clients",
+        "lease_held", "store_up",
     ):  # fmt: skip
         assert PREFIX + name + "{" in shown, name
 

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 UNIT_TESTS = sorted(HERE.glob("*_test.yaml"))
 GROUPS = yaml.safe_load(RULES.read_text())["groups"]
 EVERY_RULE: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
+TESTS: list[dict[str, Any]] = [test for path in UNIT_TESTS for test in yaml.safe_load(path.read_text())["tests"]]
 ALERTS = {rule["alert"]: rule for rule in EVERY_RULE if "alert" in rule}
 
 
@@ -53,12 +54,25 @@ def test_the_unit_tests_can_fail(tmp_path: Path) -> None:
 def test_every_alert_has_a_test_that_fires_and_one_with_two_instances() -> None:
     fired: set[str] = set()
     doubled: set[str] = set()
-    for group in (group for path in UNIT_TESTS for group in yaml.safe_load(path.read_text())["tests"]):
+    for group in TESTS:
         named = {test["alertname"] for test in group.get("alert_rule_test", []) if test["exp_alerts"]}
         instances = {re.search(r'instance="(\w)"', one["series"])[1] for one in group["input_series"]}  # type: ignore[index]  # every series has one
         fired |= named
         doubled |= named if len(instances) > 1 else set()
     assert fired == doubled == set(ALERTS)
+
+
+def test_every_alert_has_a_test_in_which_it_stays_silent_beside_series_that_look_like_it() -> None:
+    """Promtool compares all alerts of a name, so whatever is not expected must not fire."""
+    silent = set()
+    for group in TESTS:
+        series = " ".join(one["series"] for one in group["input_series"])
+        told = set(re.findall(r'(?:backend|job)="(\w+)"', series))
+        for test in group.get("alert_rule_test", []):
+            named = {value for alert in test["exp_alerts"] for value in alert["exp_labels"].values()}
+            if told - named - {"calibrator"} or not test["exp_alerts"]:
+                silent.add(test["alertname"])
+    assert silent == set(ALERTS)
 
 
 @pytest.mark.parametrize("name", ALERTS)

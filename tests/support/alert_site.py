@@ -157,11 +157,11 @@ def _config(folder: Path, engine: Engine) -> Path:
     backend = {
         "url": engine.api_url,
         "model": "simulated",
-        "objectives": ["ttft p90 <= 80ms"],
+        "objectives": ["ttft p90 <= 80ms", "e2e p98 <= 10s"],  # the second holds, and asks for a hundred requests
         "fallback_cap": 2,
         "every": "1h",
         "bounds": {"max": 16},
-        "budget": {"requests": 500, "requests_per_level": 0},
+        "budget": {"requests": 900, "requests_per_level": 0},
         "workload": {"classes": [{"prompt_tokens": 64, "output_tokens": 10, "spread_ratio": 0.3}]},
     }
     return write_config(folder, {"backends": {BACKEND: backend}})
