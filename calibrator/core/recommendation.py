@@ -224,8 +224,8 @@ def _infeasible(
 ) -> Recommendation | None:
     resting = fallback(previous.backend, policy, now, previous.version + 1)
     cap = policy.clamp(min(resting.cap, previous.cap))
-    if previous.grade is Grade.INFEASIBLE and previous.cap == cap:
-        return None
+    if previous.grade is Grade.INFEASIBLE and previous.cap == cap and previous.uncut is None:
+        return None  # with a guard's cut it is said again, or the guard would step up to what was not safe
     return replace(
         resting,
         cap=cap,
