@@ -495,6 +495,10 @@ class Operator(Protocol):
         """What was published, newest first. Raises StoreError."""
         ...
 
+    async def pins(self, backend: str) -> Sequence[Override]:
+        """Past overrides and the one in force, newest first; a removed one expired then. Raises StoreError."""
+        ...
+
     def pollers(self, backend: str) -> Sequence[Poller]:
         """By name, those that count now."""
         ...

@@ -6,15 +6,21 @@ it is asked for, and the answer says whether a restart would remember it yet. Wh
 Pins are set and removed at any instance; the last word stands in the database, and the others follow it. One that has
 ended is removed from there by a sole instance only: among several, whose clocks differ, the one that thinks it ended
 first would remove the pin that a person has just put in its place.
+
+The last `KEPT` pins of each backend are remembered beside it, as they were in force, for whoever asks why the cap was
+what it was. That history is for people alone: what cannot be written of it is not tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import structlog
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from calibrator.core.snapshot import Override
 from calibrator.errors import StoreError
@@ -23,6 +29,9 @@ from calibrator.service.store_health import StoreHealth
 
 RETRY_S = 5.0
 CLOSE_LIMIT_S = 1.5
+KEPT = 20
+PINS = "pins"  # kind of memory
+_PINS = TypeAdapter(tuple[Override, ...])
 
 
 class OverrideKeeper:
@@ -105,6 +114,28 @@ class OverrideKeeper:
         await self._flush()
         return backend not in self._unwritten
 
+    async def past(self, backend: str) -> Sequence[Override]:
+        """Newest first, the one in force included; one that was removed expired then. Raises StoreError."""
+        text = (await self._store.memories(backend)).get(PINS, "[]")
+        try:
+            return _PINS.validate_json(text)
+        except ValidationError:  # damaged, or of another release
+            return ()
+
+    async def _remember(self, backend: str, pin: Override | None) -> None:
+        now = self._clock.wall()
+        try:
+            known = await self.past(backend)
+            past = list(known)
+            if past and past[0].expires_at > now and past[0] != pin:
+                past[0] = replace(past[0], expires_at=now)
+            if pin is not None and (not past or past[0] != pin):
+                past.insert(0, pin)
+            if past != list(known):
+                await self._store.save_memory(backend, PINS, to_json(past[:KEPT]).decode())
+        except StoreError as error:
+            self._log.warning("override not remembered", backend=backend, error=str(error))
+
     async def _flush(self) -> None:
         async with self._one_writer:
             for backend in sorted(self._unwritten):
@@ -117,5 +148,6 @@ class OverrideKeeper:
                     self._log.warning("override not stored yet", backend=backend, error=str(error))
                     return
                 self._health.works("overrides")
+                await self._remember(backend, pin)
                 if self._pins.get(backend) is pin:
                     self._unwritten.discard(backend)

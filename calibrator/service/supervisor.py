@@ -367,6 +367,9 @@ class Supervisor:
     async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
         return await self._publisher.recommendations(backend, limit)
 
+    async def pins(self, backend: str) -> Sequence[Override]:
+        return await self._overrides.past(backend)
+
     def pollers(self, backend: str) -> Sequence[Poller]:
         return self._shares.pollers(backend)
 

@@ -57,6 +57,20 @@ class RecommendationList(Wire):
     recommendations: list[RecommendationDocument]
 
 
+class PinDocument(Wire):
+    """A cap that a person pinned, now or before."""
+
+    cap: int = Field(ge=1, description="as asked for")
+    reason: str
+    author: str
+    set_at: Time
+    ends_at: Time = Field(description="by itself, or when somebody ended it")
+
+
+class PinList(Wire):
+    overrides: list[PinDocument]
+
+
 class ClientDocument(Wire):
     """One poller of a cap, and its part of it."""
 

@@ -1,4 +1,4 @@
-"""Under `/v1/backends/{name}`: `recommendations`, what was published; `clients`, who polls; ending `sweeps/current`."""
+"""Under `/v1/backends/{name}`: what was published, who pinned the cap, who polls it; and ending a sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.render import capacity_document, number, timestamp
-from calibrator.core.snapshot import Recommendation
+from calibrator.core.snapshot import Override, Recommendation
 from calibrator.errors import ConfigurationError
 from calibrator.ports import Operator, Poller
 from calibrator.web.audit import said
@@ -18,6 +18,8 @@ from calibrator.web.event_models import (
     ClientDocument,
     ClientList,
     HistoryQuery,
+    PinDocument,
+    PinList,
     RecommendationDocument,
     RecommendationList,
     SweepCancelled,
@@ -59,6 +61,18 @@ def client_document(poller: Poller) -> ClientDocument:
     )
 
 
+def pin_document(pin: Override) -> PinDocument:
+    return PinDocument.model_validate(
+        {
+            "cap": pin.cap,
+            "reason": pin.reason,
+            "author": pin.author,
+            "set_at": timestamp(pin.set_at),
+            "ends_at": timestamp(pin.expires_at),
+        }
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     operator: Operator
@@ -68,6 +82,10 @@ class History:
         name = self.views.one(request.path_params["name"]).name
         found = await self.operator.recommendations(name, parsed_query(HistoryQuery, request).limit)
         return json_answer(RecommendationList(recommendations=[recommendation_document(one) for one in found]))
+
+    async def list_overrides(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        return json_answer(PinList(overrides=[pin_document(one) for one in await self.operator.pins(name)]))
 
     async def list_clients(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
@@ -98,6 +116,16 @@ class History:
                 access=Access.READ,
                 query=HistoryQuery,
                 problems=(400, 404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/overrides",
+                "listOverrides",
+                "The last overrides of a backend and the one in force, newest first",
+                self.list_overrides,
+                (Answer(200, "The overrides", PinList),),
+                access=Access.READ,
+                problems=(404, 503),
             ),
             Operation(
                 "GET",

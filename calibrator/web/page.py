@@ -26,9 +26,9 @@ from calibrator.ports import Clock, Operator
 from calibrator.web.auth import Access, Gatekeeper
 from calibrator.web.chart import svg
 from calibrator.web.documents import backend_document
-from calibrator.web.event_models import RecommendationDocument
+from calibrator.web.event_models import PinDocument, RecommendationDocument
 from calibrator.web.exchange import Views, parsed_query
-from calibrator.web.history import client_document, recommendation_document
+from calibrator.web.history import client_document, pin_document, recommendation_document
 from calibrator.web.models import BackendDocument
 from calibrator.web.operation import Answer, Operation
 from calibrator.web.page_history import changes, history_svg, sparkline
@@ -101,6 +101,7 @@ class Pages:
             looks=sum(needs_a_look(one) for one in every),
             sweeping=sum(one.progress is not None for one in every),
             summary=summary(every),
+            store_problem=self.operator.snapshot().store_problem,
         )
 
     # ---------------------------------------------------------------------------------------------------- backend
@@ -116,7 +117,7 @@ class Pages:
         now, view = self.clock.wall(), self.views.one(name)
         backend = backend_document(view, now)
         history = await self._history(view)
-        rows = changes(history.published, history.sweeps, backend)
+        rows = changes(history.published, history.sweeps, history.pins, timestamp(now) or "")
         answer = {"form": "", "problem": "", "notice": "", "values": {}, **form}
         return html(
             "page_backend.html.jinja",
@@ -125,7 +126,7 @@ class Pages:
             **_card(backend, now),
             **answer,
             has_writes=self.has_writes,
-            store_problem=history.problem,
+            history_problem=history.problem,
             sweep=history.shown,
             charts=[] if history.shown is None else _drawn(history.shown),
             levels=[] if history.shown is None else sorted(history.shown.levels, key=lambda one: one.concurrency),
@@ -141,13 +142,15 @@ class Pages:
             async with asyncio.timeout(STORE_LIMIT_S):
                 published = await self.operator.recommendations(view.name, RECOMMENDATIONS_SHOWN)
                 ended = await self.operator.sweeps(view.name, SWEEPS_SHOWN)
+                pins = await self.operator.pins(view.name)
                 shown = None if wanted is None else await self.operator.sweep(wanted)
         except (StoreError, TimeoutError) as error:
             words = str(error) if isinstance(error, StoreError) else "The store does not answer."
-            return _Kept([recommendation_document(view.recommendation)], [], None, words)
+            return _Kept([recommendation_document(view.recommendation)], [], [], None, words)
         return _Kept(
             [recommendation_document(one) for one in published],
             [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
+            [pin_document(one) for one in pins],
             None if shown is None else _document(view, shown),
             "",
         )
@@ -172,6 +175,7 @@ class _Kept:
 
     published: Sequence[RecommendationDocument]
     sweeps: Sequence[SweepSummaryDocument]
+    pins: Sequence[PinDocument]
     shown: SweepDocument | None
     problem: str
 

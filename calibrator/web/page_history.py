@@ -6,13 +6,13 @@ the picture repeats a table: a number beside a mark is that of the table's row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
 
 from calibrator.core.snapshot import State
-from calibrator.web.event_models import RecommendationDocument
+from calibrator.web.event_models import PinDocument, RecommendationDocument
 from calibrator.web.models import BackendDocument
 from calibrator.web.sweep_models import SweepSummaryDocument
 
@@ -31,49 +31,64 @@ Scale = Callable[[float], float]
 class Change:
     """One row of the history: what was published or measured at a time, and what that was about."""
 
-    number: int  # 1 is the oldest
     at: str
-    kind: str  # cap | guard | replicas | fallback | sweep | pin
+    kind: str  # sweep | drift | guard | replicas | fallback | pin
     words: str
     cap: int | None = None
     was: int | None = None
-    state: State | None = None
     sweep_id: str | None = None
+    number: int = 0  # 1 is the oldest
 
 
 def changes(
-    published: Sequence[RecommendationDocument], sweeps: Sequence[SweepSummaryDocument], backend: BackendDocument
+    published: Sequence[RecommendationDocument],
+    sweeps: Sequence[SweepSummaryDocument],
+    pins: Sequence[PinDocument],
+    now: str,
 ) -> list[Change]:
-    """Newest first; `published` and `sweeps` are, too. Sweeps that changed the cap are told by what they published."""
-    rows: list[tuple[str, str, str, int | None, int | None, State | None, str | None]] = []
-    for now, before in zip(published, [*published[1:], None], strict=False):
-        kind, words = _what(now, before)
-        was = None if before is None else before.cap
-        rows.append((now.published_at, kind, words, now.cap, was, now.state, now.sweep_id))
+    """Newest first, as the arguments are. Sweeps that changed the cap are told by what they published."""
+    rows = [*_published(published, {one.sweep_id: one.trigger for one in sweeps}), *_pinned(pins, now)]
     told = {one.sweep_id for one in published}
     for sweep in sweeps:
         if sweep.ended_at is not None and sweep.sweep_id not in told:
-            words = f"{sweep.outcome}, the cap stayed: {sweep.reason}"
-            rows.append((sweep.ended_at, "sweep", words, None, None, None, sweep.sweep_id))
-    pin = backend.override
-    if pin is not None:
-        rows.append((pin.set_at, "pin", f"pinned by {pin.author}: {pin.reason}", pin.cap, None, State.OVERRIDDEN, None))
-    rows.sort(key=lambda row: row[0])
-    numbered = [
-        Change(number, at, kind, words, cap, was, state, sweep_id)
-        for number, (at, kind, words, cap, was, state, sweep_id) in enumerate(rows, start=1)
-    ]
-    return numbered[::-1]
+            words = f"{sweep.outcome}, the cap stayed: {sweep.reason}{_because(sweep.trigger)}"
+            rows.append(Change(sweep.ended_at, _sweep_kind(sweep.trigger), words, sweep_id=sweep.sweep_id))
+    rows.sort(key=lambda row: row.at)
+    return [replace(row, number=number) for number, row in enumerate(rows, start=1)][::-1]
 
 
-def _what(now: RecommendationDocument, before: RecommendationDocument | None) -> tuple[str, str]:
+def _published(published: Sequence[RecommendationDocument], triggers: Mapping[str, str]) -> Iterator[Change]:
+    for now, before in zip(published, [*published[1:], None], strict=False):
+        is_new = before is None or now.sweep_id != before.sweep_id
+        trigger = triggers.get(now.sweep_id or "", "") if is_new else ""
+        kind, words = _what(now, before, trigger)
+        was = None if before is None else before.cap
+        yield Change(now.published_at, kind, words, now.cap, was, sweep_id=now.sweep_id if is_new else None)
+
+
+def _what(now: RecommendationDocument, before: RecommendationDocument | None, trigger: str) -> tuple[str, str]:
     if before is not None and now.replicas != before.replicas:
         return "replicas", f"{before.replicas} to {now.replicas} replicas counted"
-    if now.state is State.GUARDED or (before is not None and before.state is State.GUARDED and now.grade is None):
+    if now.state is State.GUARDED or (before is not None and before.state is State.GUARDED and not trigger):
         return "guard", now.reason
     if now.state is State.FALLBACK:
         return "fallback", now.reason
-    return "cap", now.reason
+    return _sweep_kind(trigger), f"{now.reason}{_because(trigger)}"
+
+
+def _pinned(pins: Sequence[PinDocument], now: str) -> Iterator[Change]:
+    for pin in pins:
+        yield Change(pin.set_at, "pin", f"pinned by {pin.author}: {pin.reason}", pin.cap)
+        if pin.ends_at <= now:
+            yield Change(pin.ends_at, "pin", f"the pin of {pin.author} ended")
+
+
+def _sweep_kind(trigger: str) -> str:
+    return "drift" if "drift" in trigger.partition(":")[0] else "sweep"
+
+
+def _because(trigger: str) -> str:
+    return "" if trigger in {"", "schedule"} else f" (swept because of {trigger})"
 
 
 def sparkline(backend: BackendDocument, now: float) -> str:

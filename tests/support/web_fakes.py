@@ -72,6 +72,7 @@ class FakeOperator:
     pinned: dict[str, Override] = field(default_factory=dict)
     published: tuple[Recommendation, ...] = ()  # newest first
     polling: tuple[Poller, ...] = ()
+    past_pins: tuple[Override, ...] = ()  # newest first
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def snapshot(self) -> Snapshot:
@@ -98,6 +99,9 @@ class FakeOperator:
         if self.failure is not None:
             raise self.failure
         return [one for one in self.published if one.backend == backend][:limit]
+
+    async def pins(self, backend: str) -> Sequence[Override]:
+        return self.past_pins
 
     def pollers(self, backend: str) -> Sequence[Poller]:
         return self.polling

@@ -255,11 +255,19 @@ def test_the_history_tells_guard_replicas_and_sweeps_that_changed_nothing() -> N
         replace(base, version=12, cap=24, state=State.GUARDED, reason="ttft", published_at=EPOCH_S - 300.0),
         replace(base, version=11, cap=30, published_at=EPOCH_S - 400.0),
     )
-    other = record("sweep-5", capacity=Capacity(40, 38, 44), ended_at=EPOCH_S - 150.0, reason="nothing new")
-    operator = FakeOperator(snapshot(), records=(record(), other), published=published)
+    other = record(
+        "sweep-5",
+        capacity=Capacity(40, 38, 44),
+        ended_at=EPOCH_S - 150.0,
+        reason="nothing new",
+        trigger="drift: longer prompts",
+    )
+    pins = (Override(5, "incident 7", "Ann", EPOCH_S - 60.0, EPOCH_S - 30.0),)
+    operator = FakeOperator(snapshot(), records=(record(), other), published=published, past_pins=pins)
     text = of_backend(calibrated(), operator).text
-    unchanged = "calibrated, the cap stayed: nothing new"
-    for words in ("30 → 60 replicas 1 to 2 replicas counted", "30 → 24 guard ttft", unchanged):
+    unchanged = "calibrated, the cap stayed: nothing new (swept because of drift: longer prompts) report"
+    pinned, ended = "5 pin pinned by Ann: incident 7", "pin the pin of Ann ended"
+    for words in ("30 → 60 replicas 1 to 2 replicas counted", "30 → 24 guard ttft", unchanged, pinned, ended):
         assert words in text, words
 
 
