@@ -10,6 +10,7 @@
 #   make test-ray   the load generator on a real local Ray, in an environment with the extra; two minutes
 #   make setup   .venv for development: calibrator in editable form and all tools
 #   make docs    write the generated parts of the documentation
+#   make pictures   draw its curve and photograph its page, with Chromium; a minute
 #   make chart   write the generated parts of the Helm chart: copies of alerts and dashboards, table, schema of `config`
 #   make lock    resolve requirements/ anew
 #
@@ -18,7 +19,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-long image-test lint bench bench-generator test-ray docs chart lock clean
+.PHONY: help demo setup test test-long image-test lint bench bench-generator test-ray docs pictures chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -77,6 +78,9 @@ test-ray: .venv-ray/.ray
 
 docs: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python -m support.readme
+
+pictures: .venv/.runtime .venv/.dev
+	PYTHONPATH=tests .venv/bin/python -m support.pictures
 
 chart: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python -m support.chart

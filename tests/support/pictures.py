@@ -1,0 +1,74 @@
+"""The pictures of the documentation: `python -m support.pictures` makes them (`make pictures`).
+
+The curve is drawn by the report's own renderer from sweeps on virtual time, so it is the same on every machine. The
+page is a photograph of the running demo.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import httpx
+from playwright.sync_api import ViewportSize
+
+from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
+from calibrator.core.measurement import Bounds
+from calibrator.core.render import sweep_document
+from calibrator.web.chart import standalone
+from calibrator.web.report import STYLE, charts
+from calibrator.web.sweep_models import SweepDocument
+from support.browser import chromium
+from support.organic import steady
+from support.organic_sweep import Engine, sweep_beside
+from support.readme import DOCS
+from support.service_process import CALIBRATOR, wait_for
+
+PICTURES = DOCS / "pictures"
+ENGINE = Engine("seed", PARAMETER_SETS["seed"], SEED_WORKLOAD, "ttft p99 <= 300ms", max_level=128)
+NOBODY = steady(0)
+LEVELS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
+REQUESTS_PER_LEVEL = 1500
+SEED = 2
+BUDGET = Bounds(max_level=128, requests=4000)
+SIZE = ViewportSize(width=1100, height=900)
+
+
+def curve() -> str:
+    """The levels of one sweep, and the capacity that a search finds."""
+    measured = sweep_beside(ENGINE, NOBODY, SEED, levels=LEVELS, requests_per_level=REQUESTS_PER_LEVEL).record
+    found = sweep_beside(ENGINE, NOBODY, SEED, bounds=BUDGET).record
+    document = sweep_document(replace(measured, capacity=found.capacity), cap=None)
+    latency, *_ = charts(SweepDocument.model_validate(document))
+    return standalone(latency, STYLE)
+
+
+def photograph() -> bytes:
+    """The page of the demo's backend, when its sweep has ended."""
+    command = [*CALIBRATOR, "demo", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, chromium() as browser:
+        try:
+            assert process.stdout is not None
+            line = next(line for line in process.stdout if "http://" in line and "page" in line)
+            url = re.findall(r"http://[\d.:]+", line)[0]
+            wait_for(lambda: _has_swept(url), "the demo's sweep ends", 150.0)
+            page = browser.new_page(viewport=SIZE, color_scheme="light")
+            page.goto(f"{url}/backends/demo")
+            page.locator("#live.on").wait_for()
+            return page.screenshot(animations="disabled")
+        finally:
+            process.terminate()
+
+
+def _has_swept(url: str) -> bool:
+    backend = httpx.get(f"{url}/v1/backends/demo", timeout=30.0, trust_env=False).json()
+    return backend["last_sweep"] is not None
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    (PICTURES / "curve.svg").write_text(curve())
+    if "--curve" not in sys.argv:
+        (PICTURES / "page.png").write_bytes(photograph())
