@@ -24,6 +24,7 @@ from calibrator.core.recommendation import PublishPolicy
 from calibrator.core.sample import Flight, Label, ProbeRequest, Sample
 from calibrator.core.schedule import Schedule
 from calibrator.core.server_load import ServerLoad
+from calibrator.core.share_desk import InstanceReport, ShareTable
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Progress, Recommendation, Snapshot
 from calibrator.core.sweep_record import SweepRecord
@@ -342,6 +343,23 @@ class Store(Protocol):
 
     async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
         """By client name."""
+        ...
+
+    async def save_share_report(self, instance: str, report: InstanceReport | None) -> None:
+        """Replace this instance's of a lower number; None forgets it."""
+        ...
+
+    async def share_reports(self) -> Mapping[str, tuple[float, InstanceReport]]:
+        """By instance: for how long it has stood there by the database's clock, and what it says."""
+        ...
+
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+        """Replace the one before, in one transaction with the look at the lease. Raises StaleTenureError if that was
+        taken over, StoreError if what stands there is not the version before: nothing is written then."""
+        ...
+
+    async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
+        """By backend and whether the replica's cap is divided."""
         ...
 
     async def save_override(self, backend: str, override: Override | None) -> None:

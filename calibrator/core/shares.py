@@ -109,13 +109,16 @@ class HeldShare:
     client: str
     requests: int
     gap_s: float
+    told: int | None = None  # None: as much; 0: it is gone, and was last told so many
 
 
 class ShareBook:
     """The division of one cap. Mutable; moments must not go backwards."""
 
-    def __init__(self, cap: int, max_clients: int = MAX_CLIENTS) -> None:
+    def __init__(self, cap: int, max_clients: int = MAX_CLIENTS, *, is_deferred: bool = False) -> None:
+        """`is_deferred`: what is told here arrives later and elsewhere; `held` falls by `release` alone."""
         self._cap = cap
+        self._is_deferred = is_deferred
         self._max_clients = max_clients
         self._clients: dict[str, Client] = {}  # longest silent first
         self._live = 0
@@ -154,7 +157,8 @@ class ShareBook:
         self._expire(now_s)
         client = self._seen(name, now_s)
         client.reports = in_flight is not None
-        self._settle(client, now_s, in_flight or 0)
+        if not self._is_deferred:
+            self._settle(client, now_s, in_flight or 0)
         if client.told and not (in_flight is None and rejected is None):
             self._note_need(client, now_s, in_flight or 0, rejected or 0)
         return self._answer(client, now_s)
@@ -171,7 +175,7 @@ class ShareBook:
                 client.over_since_s = now_s
             client.told = max(1, client.target)
             self.revision += 1
-            if not client.reports:
+            if not (client.reports or self._is_deferred):
                 self._hold(client, client.told)
         elif client.target > client.told:
             holders = self._holders + (client.held == 0)
@@ -204,10 +208,27 @@ class ShareBook:
         for share in held:
             if share.client not in self._clients and len(self._clients) < self._max_clients and share.requests > 0:
                 client = self._clients[share.client] = Client(now_s, min(share.gap_s, LONGEST_GAP_S))
-                self._live += 1
-                client.told = share.requests
+                client.told = share.requests if share.told is None else share.told
+                client.is_live = client.told > 0
+                self._live += client.is_live
                 self._hold(client, share.requests)
         self._plan(now_s)
+
+    # ------------------------------------------------------------------------- where several calibrators share the cap
+    def all(self) -> Iterable[tuple[str, Client]]:
+        """Who holds something, live or not."""
+        return ((name, client) for name, client in self._clients.items() if client.held > 0)
+
+    def tell_all(self, now_s: float) -> None:
+        """As if everybody who is live had asked."""
+        for client in self._clients.values():
+            if client.is_live:
+                self._answer(client, now_s)
+
+    def release(self, name: str, most: int) -> None:
+        """It has heard what it was told, and has no more than this beyond it."""
+        client = self._clients[name]
+        self._hold(client, max(client.told, min(client.held, most)))
 
     # ------------------------------------------------------------------------------------------------- clients
     def _seen(self, name: str, now_s: float) -> Client:
@@ -227,7 +248,9 @@ class ShareBook:
                 self._join(client)
         self._clients[name] = client  # at the end: longest silent first
         if len(self._clients) > self._max_clients:
-            self._leave(self._clients.pop(next(iter(self._clients))))
+            forgotten = self._clients.pop(next(iter(self._clients)))
+            self._leave(forgotten)
+            self._hold(forgotten, 0)
         return client
 
     def _expire(self, now_s: float) -> None:
@@ -241,7 +264,7 @@ class ShareBook:
                 break  # and all after it
             if client.is_live and now_s >= client.expires_s:
                 self._leave(client)
-            if not client.is_live and silent_s > LONGEST_GAP_S:
+            if not client.is_live and not client.held and silent_s > LONGEST_GAP_S:
                 forgotten.append(name)
         for name in forgotten:
             del self._clients[name]
@@ -257,7 +280,9 @@ class ShareBook:
             self._live -= 1
             self._is_changed = True
             client.told = 0
-            self._hold(client, 0)
+            self.revision += 1
+            if not self._is_deferred:
+                self._hold(client, 0)
 
     def _settle(self, client: Client, now_s: float, in_flight: int) -> None:
         """It has heard what it was told before, and has no more than this beyond it."""

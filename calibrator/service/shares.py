@@ -5,23 +5,22 @@ one keeps the shares served. What is written is always the whole newest state of
 database fails. After a kill the store may lack what was told in the last moments before it: until such clients have
 polled again, the sum may exceed the cap by so much, as it may while a response that lowers a share is lost on its way.
 
-Long polls wait for a bell. It is rung at most once a tick, whatever happened in between, and whoever wakes looks for
-himself whether he is concerned.
+Where several instances share a database, `service.joint_shares` stands in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from calibrator.core.shares import ShareBook
-from calibrator.core.snapshot import BackendView, State
+from calibrator.core.snapshot import BackendView
 from calibrator.errors import StoreError
 from calibrator.ports import Clock, Poll, Poller, Share, Store
+from calibrator.service.bells import Bells
 
 WRITE_EVERY_S = 1.0
 RETRY_S = 5.0
@@ -32,12 +31,22 @@ VERSION_STEP = 2**20  # above any cap
 Key = tuple[str, bool]  # backend, per replica
 
 
-@dataclass(slots=True)
-class _Bell:
-    """Rung once, then replaced. `heard` is what polls were answered from when it was hung up."""
+class Shares(Protocol):
+    """What the supervisor knows of them, however many instances there are."""
 
-    event: asyncio.Event
-    heard: tuple[object, ...] = ()
+    @property
+    def is_idle(self) -> bool:
+        """A tick has nothing to do."""
+        ...
+
+    async def restore(self, views: Iterable[BackendView]) -> None: ...
+    def poll(self, view: BackendView, poll: Poll) -> Share: ...
+    def clients(self, backend: str) -> tuple[int, int]: ...
+    def pollers(self, backend: str) -> list[Poller]: ...
+    async def changed(self, backend: str, limit_s: float) -> None: ...
+    def tick(self, views: Iterable[BackendView]) -> None: ...
+    def ring_all(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class ShareKeeper:
@@ -48,11 +57,10 @@ class ShareKeeper:
         self._clock = clock
         self._books: dict[Key, ShareBook] = {}
         self._written: dict[Key, int] = {}  # revision of the book that the store has
-        self._bells: dict[str, _Bell] = {}
+        self._bells = Bells()
         self._warned: set[Key] = set()
         self._writing: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
-        self._is_closed = False
         self._log = structlog.get_logger()
 
     async def restore(self, views: Iterable[BackendView]) -> None:
@@ -62,13 +70,13 @@ class ShareKeeper:
                 held = await self._store.shares(view.name, per_replica=per_replica)
                 if held:
                     key = (view.name, per_replica)
-                    self._books[key] = ShareBook(_cap(view, per_replica=per_replica))
+                    self._books[key] = ShareBook(cap_of(view, per_replica=per_replica))
                     self._books[key].restore(held, self._clock.monotonic())
                     self._written[key] = self._books[key].revision
 
     def poll(self, view: BackendView, poll: Poll) -> Share:
         key = (view.name, poll.per_replica)
-        cap, version = _cap(view, per_replica=poll.per_replica), view.told.version
+        cap, version = cap_of(view, per_replica=poll.per_replica), view.told.version
         book = self._books.get(key)
         if not poll.client:
             return Share(cap, 0 if book is None else book.clients, version * VERSION_STEP + cap)
@@ -100,11 +108,7 @@ class ShareKeeper:
         return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
-        bell = self._bells.setdefault(backend, _Bell(asyncio.Event()))
-        if not self._is_closed:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limit_s):
-                    await bell.event.wait()
+        await self._bells.wait(backend, limit_s)
 
     # ----------------------------------------------------------------------------------------------------- tick
     @property
@@ -119,19 +123,16 @@ class ShareKeeper:
             for per_replica in (False, True):
                 book = self._books.get((view.name, per_replica))
                 if book is not None:
-                    book.set_cap(_cap(view, per_replica=per_replica), now_s)
+                    book.set_cap(cap_of(view, per_replica=per_replica), now_s)
                     book.tend(now_s)
                     self._warn(view.name, book, per_replica=per_replica)
-            self._ring(view, view.told_state_at(now))
+            self._bells.ring(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
         is_writing = self._writing is not None and not self._writing.done()
         if not is_writing and now_s >= self._not_before_s and self._unwritten():
             self._writing = asyncio.create_task(self._write())
 
     def ring_all(self) -> None:
-        """The service stops: nobody waits any longer."""
-        self._is_closed = True
-        for bell in self._bells.values():
-            bell.event.set()
+        self._bells.ring_all()
 
     async def close(self) -> None:
         """Write what the store lacks, as far as the database lets us."""
@@ -142,17 +143,6 @@ class ShareKeeper:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _ring(self, view: BackendView, state: State) -> None:
-        bell = self._bells.get(view.name)
-        if bell is None:
-            return
-        published = view.told
-        told = (published.version, published.valid_until, view.served_cap, view.served_replica_cap, state)
-        news = (*told, *(book.revision for book in self._both(view.name)))
-        if news != bell.heard:
-            self._bells[view.name] = _Bell(asyncio.Event(), news)
-            bell.event.set()
 
     def _warn(self, backend: str, book: ShareBook, *, per_replica: bool) -> None:
         key = (backend, per_replica)
@@ -187,5 +177,13 @@ class ShareKeeper:
             self._written[key] = revision
 
 
-def _cap(view: BackendView, *, per_replica: bool) -> int:
+def told_of(view: BackendView, now: float) -> tuple[object, ...]:
+    """What long polls are answered from, besides the shares."""
+    published = view.told
+    return (
+        published.version, published.valid_until, view.served_cap, view.served_replica_cap, view.told_state_at(now)
+    )  # fmt: skip
+
+
+def cap_of(view: BackendView, *, per_replica: bool) -> int:
     return view.served_replica_cap if per_replica else view.served_cap

@@ -46,11 +46,12 @@ from calibrator.ports import (
 from calibrator.service.backend_state import BackendState, Wanted
 from calibrator.service.clock_watch import ClockWatch
 from calibrator.service.fleet import Fleet, Surroundings
+from calibrator.service.joint_shares import JointShares
 from calibrator.service.memories import Memories
 from calibrator.service.overrides import OverrideKeeper
 from calibrator.service.peers import Peers
 from calibrator.service.publisher import Publisher
-from calibrator.service.shares import ShareKeeper
+from calibrator.service.shares import ShareKeeper, Shares
 from calibrator.service.store_health import StoreHealth
 from calibrator.service.sweep_end import STOPPED
 from calibrator.service.tenancy import Tenancy
@@ -103,7 +104,11 @@ class Supervisor:
             draws=draws,
             new_id=new_id,
         )
-        self._shares = ShareKeeper(store, clock)
+        self._shares: Shares = (
+            ShareKeeper(store, clock)
+            if lease.is_sole
+            else JointShares(store, clock, holder, self._tenure_of, self._health)
+        )
         self._overrides = OverrideKeeper(store, clock, self._health, is_sole=lease.is_sole)
         self._memories = Memories(store, clock)
         self._peers = Peers(

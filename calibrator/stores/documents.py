@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from calibrator.core.share_desk import InstanceReport, ShareTable
 from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError, StoreError
@@ -45,3 +46,5 @@ SWEEP = Codec(SweepRecord)
 OVERRIDE = Codec(Override)
 ACTIVITY = Codec(Activity)
 WISH = Codec(Wish)
+SHARE_REPORT = Codec(InstanceReport)
+SHARE_TABLE = Codec(ShareTable)

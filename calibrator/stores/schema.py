@@ -54,6 +54,24 @@ shares = Table(  # who was told how much of which cap, as far as it counts still
     Column("gap_s", Float, nullable=False),
 )
 
+share_reports = Table(  # where several instances share a cap: who polls each of them
+    "share_reports",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("number", Integer, nullable=False),  # grows: one that arrives late replaces nothing
+    Column("saved_at", Float, nullable=False),  # by the database's clock
+    Column("document", Text, nullable=False),
+)
+
+share_tables = Table(  # and who may have how much of which cap, as the lease's holder divides it
+    "share_tables",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("per_replica", Boolean, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("document", Text, nullable=False),
+)
+
 overrides = Table(
     "overrides",
     metadata,

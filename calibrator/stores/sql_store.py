@@ -7,15 +7,35 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import delete, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from calibrator.core.share_desk import InstanceReport, ShareTable
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
 from calibrator.errors import StaleTenureError, StoreError
 from calibrator.ports import Activity, Leases, Tenure, Wish
 from calibrator.stores.database import Database
-from calibrator.stores.documents import ACTIVITY, OVERRIDE, RECOMMENDATION, SWEEP, WISH
+from calibrator.stores.documents import (
+    ACTIVITY,
+    OVERRIDE,
+    RECOMMENDATION,
+    SHARE_REPORT,
+    SHARE_TABLE,
+    SWEEP,
+    WISH,
+)
 from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
-from calibrator.stores.schema import activities, leases, memories, overrides, recommendations, shares, sweeps, wishes
+from calibrator.stores.schema import (
+    activities,
+    leases,
+    memories,
+    overrides,
+    recommendations,
+    share_reports,
+    share_tables,
+    shares,
+    sweeps,
+    wishes,
+)
 from calibrator.stores.sql_leases import SqlLeases, in_force
 
 
@@ -168,6 +188,57 @@ class SqlStore:
         async with self._database.reading() as connection:
             held = (HeldShare(*row) for row in await connection.execute(statement))
             return sorted(held, key=lambda share: share.client)  # a database's order is its locale's
+
+    async def save_share_report(self, instance: str, report: InstanceReport | None) -> None:
+        async with self._database.writing(is_news=False) as connection:
+            if report is None:
+                await connection.execute(delete(share_reports).where(share_reports.c.instance == instance))
+                return
+            row = {"number": report.number, "saved_at": self._database.now_s, "document": SHARE_REPORT.write(report)}
+            insert = self._database.insert(share_reports).values(instance=instance, **row)
+            is_newer = share_reports.c.number < report.number
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["instance"], set_=row, where=is_newer)
+            )
+
+    async def share_reports(self) -> Mapping[str, tuple[float, InstanceReport]]:
+        age_s = self._database.now_s - share_reports.c.saved_at
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(share_reports.c.instance, age_s, share_reports.c.document))).all()
+        return {instance: (max(0.0, age_s), SHARE_REPORT.read(document)) for instance, age_s, document in rows}
+
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+        """One statement, as for a recommendation: the row comes from the lease."""
+        row = {
+            "backend": backend,
+            "per_replica": per_replica,
+            "version": table.version,
+            "document": SHARE_TABLE.write(table),
+        }
+        columns = [literal(value, share_tables.c[name].type) for name, value in row.items()]
+        ours = select(*columns).where(in_force(tenure)).with_for_update(read=True, of=leases)
+        statement = (
+            self._database.insert(share_tables)
+            .from_select(list(row), ours)
+            .on_conflict_do_update(
+                index_elements=["backend", "per_replica"],
+                set_={"version": table.version, "document": row["document"]},
+                where=share_tables.c.version == table.version - 1,
+            )
+        )
+        async with self._database.writing(is_news=False) as connection:
+            if (await connection.execute(statement)).rowcount == 1:
+                return
+            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(tenure))) is not None
+        if is_ours:
+            raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow on what is stored.")
+        raise StaleTenureError(f"The lease of '{tenure.group}' was taken over; its holder divides '{backend}'.")
+
+    async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
+        columns = (share_tables.c.backend, share_tables.c.per_replica, share_tables.c.document)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(*columns))).all()
+        return {(backend, per_replica): SHARE_TABLE.read(document) for backend, per_replica, document in rows}
 
     async def save_override(self, backend: str, override: Override | None) -> None:
         async with self._database.writing() as connection:

@@ -13,6 +13,7 @@ from support.memory_store import MemoryStore
 from support.postgres_process import PostgresProcess
 from support.records import recommendation, running, sweep
 
+from calibrator.core.share_desk import DeskOf, DeskReport, Grant, Heard, InstanceReport, ShareTable
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Progress
 from calibrator.core.sweep_record import SweepOutcome
@@ -218,6 +219,54 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
         assert await store.sweep("other") is not None
 
     _use(reopen, work)
+
+
+def test_a_share_report_is_replaced_by_a_later_one_alone_and_knows_its_age(reopen: Reopen) -> None:
+    heard = Heard("envoy-1", 16, 3, 20, has_polled=True, in_flight=12, rejected=None)
+    desks = (DeskOf("chat", per_replica=False, report=DeskReport(3, (heard,), is_last=True)),)
+
+    async def scenario() -> None:
+        store = reopen()
+        await store.open()
+        await store.save_share_report("x", InstanceReport(2, desks, is_troubled=True))
+        await store.save_share_report("x", InstanceReport(1, ()))  # it was on its way for long
+        await store.save_share_report("y", InstanceReport(1, ()))
+        await asyncio.sleep(0.05)
+        found = await store.share_reports()
+        assert {name: report for name, (_, report) in found.items()} == {
+            "x": InstanceReport(2, desks, is_troubled=True), "y": InstanceReport(1, ()),
+        }  # fmt: skip
+        assert 0.04 <= found["x"][0] < 5.0
+        await store.save_share_report("x", None)
+        assert list(await store.share_reports()) == ["y"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_share_table_is_written_under_the_lease_and_on_top_of_the_one_before(reopen: Reopen) -> None:
+    def table(version: int, share: int) -> ShareTable:
+        return ShareTable(version, 1, 0, (Grant("envoy-1", share, share, version, 2),))
+
+    async def scenario() -> None:
+        store = reopen()
+        await store.open()
+        tenure = await hold(store)
+        assert await store.share_tables() == {}
+        await store.save_share_table("chat", table(1, 31), tenure, per_replica=False)
+        await store.save_share_table("chat", table(1, 9), tenure, per_replica=True)
+        await store.save_share_table("chat", table(2, 30), tenure, per_replica=False)
+        for late in (table(2, 99), table(1, 99), table(4, 99)):
+            with pytest.raises(StoreError, match="does not follow"):
+                await store.save_share_table("chat", late, tenure, per_replica=False)
+        later = await hold(store)  # the same holder, another epoch
+        with pytest.raises(StaleTenureError):
+            await store.save_share_table("chat", table(3, 99), tenure, per_replica=False)
+        await store.save_share_table("chat", table(3, 12), later, per_replica=False)
+        assert await store.share_tables() == {("chat", False): table(3, 12), ("chat", True): table(1, 9)}
+        await store.close()
+
+    asyncio.run(scenario())
 
 
 def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reopen) -> None:

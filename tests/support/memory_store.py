@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from calibrator.core.share_desk import InstanceReport, ShareTable
 from calibrator.core.shares import HeldShare
 from calibrator.core.snapshot import Override, Recommendation
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
@@ -42,6 +43,8 @@ class MemoryDatabase:
     epochs: dict[tuple[str, int], int] = field(default_factory=dict)  # behind each recommendation
     sweeps: dict[str, SweepRecord] = field(default_factory=dict)
     shares: dict[tuple[str, bool], tuple[HeldShare, ...]] = field(default_factory=dict)
+    share_reports: dict[str, tuple[float, InstanceReport]] = field(default_factory=dict)
+    share_tables: dict[tuple[str, bool], ShareTable] = field(default_factory=dict)
     overrides: dict[str, Override] = field(default_factory=dict)
     activities: dict[str, Activity] = field(default_factory=dict)
     wishes: list[Wish] = field(default_factory=list)
@@ -139,6 +142,32 @@ class MemoryStore:
     async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
         self.check()
         return self.database.shares.get((backend, per_replica), ())
+
+    async def save_share_report(self, instance: str, report: InstanceReport | None) -> None:
+        self.check()
+        known = self.database.share_reports.get(instance)
+        if report is None:
+            self.database.share_reports.pop(instance, None)
+        elif known is None or known[1].number < report.number:
+            self.database.share_reports[instance] = (self.database.clock(), report)
+
+    async def share_reports(self) -> Mapping[str, tuple[float, InstanceReport]]:
+        self.check()
+        now = self.database.clock()
+        return {name: (now - saved_at, report) for name, (saved_at, report) in self.database.share_reports.items()}
+
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+        self.check()
+        if not self.database.is_in_force(tenure):
+            raise StaleTenureError(f"The lease of '{tenure.group}' was taken over.")
+        known = self.database.share_tables.get((backend, per_replica))
+        if known is not None and known.version != table.version - 1:
+            raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow.")
+        self.database.share_tables[backend, per_replica] = table
+
+    async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
+        self.check()
+        return dict(self.database.share_tables)
 
     async def save_override(self, backend: str, override: Override | None) -> None:
         self.check()
