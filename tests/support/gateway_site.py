@@ -283,7 +283,9 @@ def bench(*ports: int, latency_s: float) -> Iterator[Bench]:
 
 
 # ------------------------------------------------------------------------------------------------------- calibrator
-def calibrator_config(folder: Path, **gateways: Any) -> Path:
+def calibrator_config(
+    folder: Path, *, port: int = CALIBRATOR, store: Mapping[str, Any] | None = None, **gateways: Any
+) -> Path:
     """A service that measures nothing: its only window opens in three days."""
     later = datetime.now(UTC) + timedelta(days=3)
     closed = {"days": [later.strftime("%a").lower()], "from": "00:00", "to": "00:01"}
@@ -295,13 +297,13 @@ def calibrator_config(folder: Path, **gateways: Any) -> Path:
         "windows": [closed],
     }
     tree = {
-        "listen": {"port": CALIBRATOR},
+        "listen": {"port": port},
         "load": {"selftest": False},
         "auth": {"operator_tokens": [{"env": "OPERATOR"}], "read_tokens": [{"env": "READER"}]},
         "gateways": gateways,
         "backends": {"llm": llm},
     }
-    return write_config(folder, tree)
+    return write_config(folder, tree if store is None else {**tree, "store": store})
 
 
 TOKENS = {"OPERATOR": TOKEN, "READER": READ_TOKEN}
