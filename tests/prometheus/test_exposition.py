@@ -23,7 +23,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from support.full_views import fleet, full
-from support.prometheus_process import accepted
+from support.prometheus_process import REPOSITORY, accepted
 from support.virtual_time import run_virtual
 from support.web_fakes import level, snapshot
 
@@ -95,6 +95,22 @@ def test_cardinality_is_what_the_bound_says(backends: int) -> None:
     )
     assert series(page(current)) == PROCESS_SERIES + backends * bound(1, 20)
     assert bound(1, 20) < 400
+
+
+def test_the_documentation_states_the_bound() -> None:
+    page = (REPOSITORY / "deploy" / "docs" / "metrics.md").read_text()
+    assert f"{bound(1, 0)} series a backend" in page
+    assert f"{len(LATENCIES) * len(QUANTILES)} for each level" in page
+    assert f"{PROCESS_SERIES} of the process" in page
+
+
+def test_a_scrape_changes_nothing_and_none_is_needed() -> None:
+    """However often, however long not: a Prometheus that was away for a day finds the page that it would have found."""
+    current = fleet(2, 3)
+    watched, unwatched = fresh(current), fresh(current)
+    pages = {watched.text() for _ in range(5)}
+    assert pages == {unwatched.text()}
+    assert current == fleet(2, 3)
 
 
 def test_the_curve_of_the_last_sweep_is_gone_with_the_next() -> None:
