@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 from support.browser import watched
-from support.service_process import CALIBRATOR, wait_for
+from support.demo_process import Demo, running_demo
+from support.service_process import wait_for
 
-COMMAND = (*CALIBRATOR, "demo", "--port", "0", "--parameters", "small", "--objective", "ttft p99 <= 100ms")
 SWEEP_LIMIT_MS = 90_000.0
-
-
-@dataclass
-class Demo:
-    port: int
-    token: str
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def document(self, path: str = "") -> dict[str, object]:
-        answer = httpx.get(f"{self.url}/v1/backends/demo{path}", timeout=30.0, trust_env=False)
-        assert answer.status_code == 200
-        document: dict[str, object] = answer.json()
-        return document
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
-    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True, env=environ) as process:
-        try:
-            assert process.stdout is not None
-            said = ""
-            while "sign in with" not in said:
-                line = process.stdout.readline()
-                assert line, said
-                said += line
-            port, token = re.search(r"page at http://127.0.0.1:(\d+)/", said), re.search(r"sign in with (\S+)", said)
-            assert port is not None
-            assert token is not None
-            yield Demo(int(port[1]), token[1])
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with running_demo("--parameters", "small", "--objective", "ttft p99 <= 100ms") as running:
+        yield running
 
 
 def test_a_sweep_is_watched_to_its_end_and_its_curve_is_the_apis(browser: Browser, demo: Demo) -> None:
@@ -69,8 +31,8 @@ def test_a_sweep_is_watched_to_its_end_and_its_curve_is_the_apis(browser: Browse
         expect(at.page.locator("#now .pill")).to_have_text("calibrated", timeout=SWEEP_LIMIT_MS)
         backend = demo.document()
         expect(at.page.locator("#now .big")).to_have_text(str(backend["cap"]))
-        sweep = demo.document(f"/sweeps/{backend['last_sweep']['sweep_id']}")  # type: ignore[index] # it has ended
-        levels: list[dict[str, object]] = sweep["levels"]  # type: ignore[assignment] # JSON
+        sweep = demo.document(f"/sweeps/{backend['last_sweep']['sweep_id']}")
+        levels: list[dict[str, Any]] = sweep["levels"]
         expect(at.page.locator("#curve tbody tr")).to_have_count(len(levels))
 
         def drawn() -> list[list[float | None]] | None:
@@ -81,7 +43,7 @@ def test_a_sweep_is_watched_to_its_end_and_its_curve_is_the_apis(browser: Browse
         by_level = sorted(levels, key=lambda one: float(str(one["concurrency"])))
         assert data[0] == [one["concurrency"] for one in by_level]
         for row, name in ((1, "p50"), (4, "p90"), (7, "p99")):
-            assert data[row] == [one["ttft_s"][name] for one in by_level]  # type: ignore[index] # JSON
+            assert data[row] == [one["ttft_s"][name] for one in by_level]
         expect(at.page.locator("#history")).to_contain_text(f"report of sweep {sweep['sweep_id']}")
         assert at.page.evaluate("window.isTheSamePage")
         assert at.layout_faults() == []
