@@ -128,7 +128,7 @@ class OpenAIInspector:
                 response = await client.get(
                     url, headers={"Host": server.authority}, extensions={"sni_hostname": server.tls_name}
                 )
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except (httpx.HTTPError, httpx.InvalidURL, OSError):  # a late refusal of TLS is none of httpx's errors
             return _Listing()  # whatever it is, the probe meets it too, and our own client tells it better
         if response.status_code in (401, 403):
             raise _failure_error(Failure(FailureKind.STATUS, "", response.status_code), self._target, _Listing())
@@ -287,7 +287,10 @@ def _failure_error(failure: Failure, target: Target, listing: _Listing) -> Calib
         return ConfigurationError(f"What answers at {url} is not an OpenAI-compatible server: {detail}.", _NEED_LLM)
     if failure.kind is FailureKind.STATUS:
         return _status_error(failure, target, listing)
-    return UnreachableError(f"A single request to {url} failed: {detail}.", "Look at the server's log.")
+    remedy = "Look at the server's log."
+    if failure.kind is FailureKind.RESET and url.startswith("https:"):  # so some servers refuse a client certificate
+        remedy = "Look at the server's log, and whether it wants another client certificate, or any."
+    return UnreachableError(f"A single request to {url} failed: {detail}.", remedy)
 
 
 def _status_error(failure: Failure, target: Target, listing: _Listing) -> CalibratorError:

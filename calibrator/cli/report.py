@@ -56,7 +56,7 @@ def _fetched(url: str, token: str | None) -> str:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         answer = httpx.get(url, headers=headers, timeout=READ_LIMIT_S, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise UnreachableError(
             f"{url} cannot be read: {error}.", "Check the address and that the service runs."
         ) from None

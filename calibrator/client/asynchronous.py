@@ -163,7 +163,7 @@ class AsyncCap:
         query = follower.query(self._in_flight, rejected)
         try:
             answer = await http.get(self._path, params=query, headers=follower.headers())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:  # OSError: a late refusal of TLS
             return follower.failed(f"the calibrator does not answer ({type(error).__name__})")
         self._rejected -= rejected
         now_s = asyncio.get_running_loop().time()

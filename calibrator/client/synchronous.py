@@ -131,7 +131,7 @@ class SyncCap:
             query, headers = self._follower.query(self._in_flight, rejected), self._follower.headers()
         try:
             answer = http.get(self._path, params=query, headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:  # OSError: a late refusal of TLS
             with self._free:
                 return self._follower.failed(f"the calibrator does not answer ({type(error).__name__})")
         with self._free:

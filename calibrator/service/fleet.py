@@ -32,7 +32,7 @@ from calibrator.core.fleet import (
 from calibrator.core.page_trust import PageTrust
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import ReplicaView, Standing
-from calibrator.errors import CalibratorError
+from calibrator.errors import CalibratorError, ConfigurationError
 from calibrator.ports import BackendPlan, Clock, Discovery, Target, Telemetry
 
 LOOK_S = 1.0  # between two looks
@@ -40,6 +40,19 @@ LOOK_LIMIT_S = 2.0  # a scrape that takes longer counts as no answer
 FIND_LIMIT_S = 5.0
 FIND_AGAIN_S = 5.0  # after discovery failed
 PEAK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Port `Telemetry` where there can be none."""
+
+    problem: str
+
+    async def scrape(self) -> ServerLoad | None:
+        return None
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +147,17 @@ class Fleet:
         gone = [self._readers.pop(url) for url in self.members if url not in wanted]
         self.members = {url: member for url, member in self.members.items() if url in wanted}
         self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
-        self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
         for url, (address, in_rotation) in wanted.items():
             if url not in self.members:
                 self.members[url] = Member(address, now_s, is_founder=is_first, in_rotation=in_rotation)
-                self._readers[url] = self.telemetry(self.target(address))
+                self._readers[url] = self._reader(address)
         await asyncio.gather(*(reader.close() for reader in gone), return_exceptions=True)
+
+    def _reader(self, address: ReplicaAddress) -> Telemetry:
+        try:
+            return self.telemetry(self.target(address))
+        except ConfigurationError as error:  # its certificate files; the sweep meets them, too, and tells the health
+            return _Unreadable(str(error))
 
     def target(self, address: ReplicaAddress) -> Target:
         """How to reach this replica: the plan's target at another address."""

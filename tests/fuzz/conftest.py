@@ -1,4 +1,5 @@
-"""How long to fuzz: fixed seeds and a short run in CI; `FUZZ_EXAMPLES=2000 pytest tests/fuzz` for a night's run."""
+"""How long to fuzz: fixed seeds and a short run in CI; `FUZZ_EXAMPLES=2000 pytest tests/fuzz --timeout 0` for
+a night's run."""
 
 from __future__ import annotations
 
