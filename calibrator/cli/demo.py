@@ -127,5 +127,6 @@ def _explain(console: Console, service: RunningService, record: SweepRecord) -> 
     base = f"{service.url}/v1/backends/{BACKEND}"
     console.print(f"\nPublished cap: [bold]{published.cap}[/bold] ({published.state.value}). Gateways poll it:")
     console.print(f"  curl {base}/cap", markup=False)
-    console.print(f"The page: {service.url}/   report: {base}/sweeps/{record.sweep_id}/report", markup=False)
-    console.print(f"More: {base}/sweeps   {service.url}/metrics", markup=False)
+    console.print("The report of this sweep:")
+    console.print(f"  {base}/sweeps/{record.sweep_id}/report", markup=False)
+    console.print(f"The page: {service.url}/   metrics: {service.url}/metrics", markup=False)

@@ -21,6 +21,7 @@ from calibrator.core.measurement import Capacity
 from calibrator.core.objective import format_duration, parse_objective
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import (
+    BurstReport,
     Grade,
     LatencySummary,
     LevelReport,
@@ -47,7 +48,7 @@ _PHASE_WORDS = {
 }
 _GRADE_WORDS = {
     Grade.CERTIFIED: "certified: the published level itself passed its test",
-    Grade.PROVISIONAL: "provisional: a budget ended before the test was over",
+    Grade.PROVISIONAL: "provisional: the sweep ended before its test did",
     Grade.INFEASIBLE: "infeasible: even the lowest level breaks the SLA",
     Grade.AT_MAX: "at max: the SLA holds at the highest level allowed",
 }
@@ -187,22 +188,25 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
     for warning in record.warnings:
         _say(console, f"Warning: {warning}", style="yellow")
     for level in record.levels:
-        for reason in level.audit.reasons:
+        for reason in (one for one in level.audit.reasons if one not in record.reason):  # those are said at the end
             _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
     _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
     insight = read_curve(record.levels, record.history.objectives, record.capacity)
     for words in () if insight is None else insight.words:
         _say(console, words)
     if record.burst is not None:
-        burst, steady = record.burst, record.burst.steady
-        beside = "" if steady is None else f"; steady p50 {estimate(steady.p50)}, p99 {estimate(steady.p99)}"
-        _say(
-            console,
-            f"A burst of {burst.concurrency} after idle: {burst.metric} p50 {estimate(burst.burst.p50)}, "
-            f"p99 {estimate(burst.burst.p99)}, {burst.exceedances} of {burst.n} over the limit{beside}.",
-        )
+        _say(console, _burst(record.burst))
     if record.mode == "search":
         _conclusion(console, record, cap)
+
+
+def _burst(seen: BurstReport) -> str:
+    burst, steady = seen.burst, seen.steady
+    beside = "" if steady is None else f"; steady p50 {estimate(steady.p50)}, p99 {estimate(steady.p99)}"
+    return (
+        f"A burst of {seen.concurrency} after idle: {seen.metric} p50 {estimate(burst.p50)}, "
+        f"p99 {estimate(burst.p99)}, {seen.exceedances} of {seen.n} over the limit{beside}."
+    )
 
 
 def _conclusion(console: Console, record: SweepRecord, cap: int | None) -> None:
@@ -222,5 +226,5 @@ def _conclusion(console: Console, record: SweepRecord, cap: int | None) -> None:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    """A sentence; the terminal wraps it, not we."""
-    console.print(text, style=style, soft_wrap=True)
+    """A sentence, broken between words on a terminal and not at all in a file."""
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
