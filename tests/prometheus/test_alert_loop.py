@@ -1,17 +1,21 @@
 """Rising live traffic wakes somebody, falling traffic lets them sleep: with the real Prometheus and Alertmanager.
 
-The same site answers every query of the dashboard.
+The same site answers every query of the dashboard, and its sweep is seen as a trace.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
 
 import pytest
 from support.alert_site import BACKEND, AlertSite, alert_site, shortened
+from support.otlp_receiver import attributes
 from support.prometheus_process import REPOSITORY, RULES, accepted, as_query
+
+from calibrator.core.spans import ProbeTrace
 
 ALERT = "CalibratorHeadroomCritical"
 DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboard.json"
@@ -79,3 +83,21 @@ def test_the_annotations_find_the_sweep(site: AlertSite) -> None:
     assert annotations
     for annotation in annotations:
         assert site.query(f"max_over_time(({as_query(annotation['expr'])})[5m:1s])"), annotation["name"]
+
+
+def test_the_sweep_became_a_trace_whose_levels_are_what_its_probes_named(site: AlertSite) -> None:
+    spans = site.collector.wait_for_spans({"sweep", "preflight", "level"})
+    (root,), levels = spans["sweep"], spans["level"]
+    told = attributes(root)
+    assert told["calibrator.backend"] == BACKEND
+    assert told["calibrator.outcome"] == "calibrated"
+    sweep = site.service.document(f"/v1/backends/{BACKEND}/sweeps/{told['calibrator.sweep_id']}")
+    measured = [visit["level"] for visit in sweep["history"]["visits"]]
+    concurrencies = [attributes(level)["calibrator.concurrency"] for level in levels]
+    assert concurrencies == [level for level, _ in itertools.groupby(measured)]
+    for visit, level in enumerate(levels, start=1):
+        sent = ProbeTrace(sweep["sweep_id"]).traceparent(0, visit)
+        assert sent == f"00-{level.trace_id.hex()}-{level.span_id.hex()}-00"
+    moments = [root.start_time_unix_nano]
+    moments += [at for level in levels for at in (level.start_time_unix_nano, level.end_time_unix_nano)]
+    assert [*moments, root.end_time_unix_nano] == sorted([*moments, root.end_time_unix_nano])

@@ -74,6 +74,17 @@ def test_a_query_keeps_to_the_choice_and_to_metrics_that_exist(expression: str) 
     assert "vector(0)" not in expression
 
 
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_several_instances_of_one_backend_are_one_line(expression: str) -> None:
+    """Every selector stands in an aggregation that leaves the instance out, or is about instances."""
+    for selector in re.finditer(r"calibrator_\w+\{", expression):
+        before = expression[: selector.start()]
+        kept = re.search(r"(?:max|min|sum)(?: by \(([\w, ]+)\))? \(?(?:rate\(|increase\(|scalar\()?$|min\($", before)
+        assert kept, expression
+        if "instance" in (kept[1] or ""):
+            assert re.search(r"lease_held|store_up|generator", expression), "only what an instance says of itself"
+
+
 def test_every_expression_is_valid(tmp_path: Path) -> None:
     asked = [*EXPRESSIONS, *(annotation["expr"] for annotation in BOARD["annotations"]["list"])]
     records = [{"record": f"panel:{number}", "expr": as_query(text)} for number, text in enumerate(asked)]

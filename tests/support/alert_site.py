@@ -1,4 +1,5 @@
-"""The whole loop on one machine: simulated engine, live users, calibrator, Prometheus, Alertmanager, a webhook."""
+"""The whole loop on one machine: simulated engine, live users, calibrator, Prometheus, Alertmanager, a webhook, and a
+collector of traces."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from support.independent_load import chat, make_prompt
+from support.otlp_receiver import Receiver, otlp_receiver
 from support.prometheus_process import RULES, alertmanager, prometheus
 from support.service_process import Engine, Service, serving, simulated_engine, wait_for, write_config
 
@@ -117,6 +119,7 @@ class AlertSite:
     service: Service
     traffic: Traffic
     webhook: Webhook
+    collector: Receiver
     prometheus: httpx.Client
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -141,16 +144,17 @@ def alert_site(folder: Path) -> Iterator[AlertSite]:
     webhook = Webhook()
     with (
         simulated_engine() as engine,
+        otlp_receiver() as collector,
         webhook.listening() as hook_url,
         alertmanager(folder, hook_url) as manager,
-        serving(_config(folder, engine)) as service,
+        serving(_config(folder, engine), environ={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}) as service,
         prometheus(folder, _scraping(folder, service, manager)) as http,  # in time to see the sweep
     ):
         traffic = Traffic(urlsplit(engine.root_url).port or 0)
         service.wait_for_backend(BACKEND, lambda seen: seen["state"] == "calibrated", "is calibrated")
         service.document(f"/v1/backends/{BACKEND}/cap?client=gateway-1")
         with traffic.flowing():
-            yield AlertSite(engine, service, traffic, webhook, http)
+            yield AlertSite(engine, service, traffic, webhook, collector, http)
 
 
 def _config(folder: Path, engine: Engine) -> Path:

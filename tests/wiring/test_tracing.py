@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import structlog
+from support.otlp_receiver import otlp_receiver
+from support.scripted_server import scripted
 from support.sweep_entries import order, progress_of, record_of
 from support.virtual_time import run_virtual
+from support.wire import GOOD_BODY, ROLE, chunked
 
 from calibrator.clock import LoopClock
+from calibrator.core.sample import Label, Phase
 from calibrator.core.snapshot import Progress
+from calibrator.core.spans import ProbeTrace
 from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.workload import TokenScale
 from calibrator.errors import UnreachableError
-from calibrator.ports import Permit, SweepListener, SweepOrder, forever
+from calibrator.ports import BackendFacts, Permit, SweepListener, SweepOrder, Target, forever
 from calibrator.settings.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
-from calibrator.wiring.tracing import TracedRunner, sweep_tracer
+from calibrator.wiring.generator import closed_loop
+from calibrator.wiring.tracing import TracedRunner, sweep_tracer, traced
 
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
@@ -109,7 +119,34 @@ def test_probes_are_sampled_as_configured_with_and_without_a_tracer(tracer: Told
     assert sweeps.orders[0].sampled_probes_ratio == 0.25
 
 
+def test_probes_carry_the_trace_of_their_sweep_and_level() -> None:
+    """From the order to the wire."""
+
+    async def heads() -> list[bytes]:
+        async with scripted([chunked(ROLE, GOOD_BODY)]) as server:
+            target = Target(f"http://127.0.0.1:{server.port}/v1", "m")
+            sampled = replace(order(), target=target, sampled_probes_ratio=1.0)
+            load = closed_loop(sampled, BackendFacts("m", TokenScale(), forces_length=True), 0, 1)
+            await load.start()
+            load.aim(1, Label(3, Phase.COUNTED), 0.0)
+            await server.asked.wait()
+            await load.stop()
+            return server.requests
+
+    (sent,) = set(re.findall(rb"(?im)^traceparent: (\S+)", b"".join(asyncio.run(heads()))))
+    assert sent.decode() == ProbeTrace("s1", 1.0).traceparent(0, 3)
+    assert sent.endswith(b"-01")
+
+
 # ------------------------------------------------------------------------------------------------------ who gets them
+def test_a_program_of_one_sweep_sends_its_trace_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with otlp_receiver() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        with traced(Sweeps(calibrated), TracingSettings(), os.environ) as runner:
+            run_virtual(runner.run(order(), Heard()))
+        assert {span.name for span in collector.spans()} == {"sweep", "preflight"}
+
+
 @pytest.mark.parametrize(
     ("environ", "is_wanted"),
     [
@@ -151,8 +188,10 @@ class Missing(MetaPathFinder):
         if name.partition(".")[0] == "opentelemetry":
             raise ModuleNotFoundError(name)
 
-sys.meta_path.insert(0, Missing())
 import calibrator.wiring.service
+
+print("loaded" if "opentelemetry" in sys.modules else "not loaded")
+sys.meta_path.insert(0, Missing())
 from calibrator.clock import SystemClock
 from calibrator.errors import ConfigurationError
 from calibrator.settings.tracing import TracingSettings
@@ -167,20 +206,14 @@ except ConfigurationError as error:
 
 
 def test_without_the_extra_the_variables_are_passed_over_and_the_setting_is_refused() -> None:
-    """In an interpreter that cannot find it."""
+    """In an interpreter that cannot find it; one that could has not loaded it before somebody wants traces."""
     answer = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=60, check=False
     )
     assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[0] == "not loaded", "a third of a second, in each process"
     assert "the OpenTelemetry SDK is not installed" in answer.stdout
     assert "pip install 'calibrator[otel]'" in answer.stdout.splitlines()[-1]
-
-
-def test_the_sdk_is_not_loaded_where_nobody_wants_traces() -> None:
-    """It costs a third of a second and some megabytes, in each process."""
-    text = "import sys, calibrator.wiring.service, calibrator.wiring.sweeps; print('opentelemetry' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=True)
-    assert answer.stdout == "False\n"
 
 
 def test_an_address_that_is_none_is_refused() -> None:
