@@ -233,6 +233,36 @@ def test_a_stream_that_is_cut_is_said_and_mended(browser: Browser) -> None:
         expect(at.page.locator(".big")).to_have_text("9")
 
 
+def test_a_tab_that_nobody_sees_keeps_no_stream_and_catches_up(browser: Browser) -> None:
+    turn = """(isHidden) => {
+      Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page_site(FakeOperator(snapshot(calibrated()))) as site, watched(browser, site.url) as at:
+        at.open("/")
+        at.wait_until_live()
+        at.page.evaluate(turn, True)
+        site.do(lambda: site.operator.put(calibrated(up=False, organic_in_flight=20.0)))
+        at.page.wait_for_timeout(2500)
+        expect(at.page.get_by_text("12 in flight")).to_be_visible()
+        at.page.evaluate(turn, False)
+        expect(at.page.get_by_text("20 in flight")).to_be_visible()
+        expect(at.page.get_by_text("Not answering")).to_be_visible()
+        expect(at.page.locator("#live")).to_have_text("live")
+
+
+def test_a_session_that_ends_leads_to_the_sign_in_form(browser: Browser) -> None:
+    operator = FakeOperator(snapshot(calibrated()))
+    with page_site(operator, read_tokens=("reader",)) as site, watched(browser, site.url, expected="401") as at:
+        at.open("/sign-in")
+        at.page.get_by_label("Token").fill("reader")
+        at.page.get_by_role("button", name="Sign in").click()
+        at.wait_until_live()
+        site.read_tokens = ("rotated",)
+        at.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # connects anew
+        expect(at.page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=20_000)
+
+
 def test_what_somebody_types_is_not_taken_away(browser: Browser) -> None:
     with page_site(FakeOperator(snapshot(calibrated()))) as site, watched(browser, site.url) as at:
         sign_in(at, site, "/backends/chat")

@@ -26,8 +26,9 @@ export function follow(then) {
   for (const part of document.querySelectorAll("[data-live]")) made.set(part, essence(part));
   connect();
   setInterval(everySecond, 1000);
-  addEventListener("pagehide", () => stream.source?.close());
+  addEventListener("pagehide", rest);
   addEventListener("pageshow", (event) => event.persisted && connect());
+  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : connect()));
 }
 
 // ------------------------------------------------------------------------------------------------------------- time
@@ -59,7 +60,7 @@ function everySecond() {
   showAges();
   const silent = (performance.now() - stream.heardAt) / 1000;
   if (silent > SILENT_S && stream.source?.readyState !== EventSource.CLOSED) reconnect();
-  if (stream.isLive === false) showLive(false);
+  if (stream.isLive === false && !document.hidden) showLive(false);
 }
 
 // ----------------------------------------------------------------------------------------------------------- stream
@@ -73,8 +74,16 @@ function connect() {
   source.addEventListener("error", () => {
     showLive(false);
     // A refusal ends an EventSource for good; a lost connection it mends by itself.
-    if (source.readyState === EventSource.CLOSED && source === stream.source) setTimeout(connect, RETRY_S * 1000);
+    if (source.readyState !== EventSource.CLOSED || source !== stream.source) return;
+    refetch(RETRY_S);
+    setTimeout(() => document.hidden || connect(), RETRY_S * 1000);
   });
+}
+
+// Browsers allow six connections to a server over all their tabs, so tabs that nobody sees keep none.
+function rest() {
+  stream.source?.close();
+  stream.isLive = false;
 }
 
 function reconnect() {
@@ -181,13 +190,17 @@ function refetch(afterS) {
 }
 
 async function fetchPage() {
-  if (fetching.isUnderWay) return;
-  fetching.isUnderWay = true;
   fetching.dueAt = Infinity;
+  if (fetching.isUnderWay) {
+    refetch(SOON_S); // what changed meanwhile may have come too late for it
+    return;
+  }
+  fetching.isUnderWay = true;
   fetching.lastAt = performance.now();
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
     if (answer.ok) take(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    else if (answer.status === 401) location.reload(); // the session has ended: here is where to sign in
   } catch {
     // The stream says that the service is away, and what was missed is fetched when it is back.
   } finally {
@@ -209,10 +222,10 @@ function take(fresh) {
 
 function swap(old, part) {
   if (made.get(old) === essence(part) || isInUse(old)) return;
-  const focused = old.contains(document.activeElement) ? pathOf(document.activeElement, old) : null;
+  const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   const imported = adopt(part);
   old.replaceWith(imported);
-  if (focused) imported.querySelector(focused)?.focus();
+  if (focused !== null) imported.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function adopt(part) {
@@ -226,16 +239,10 @@ function essence(part) {
   return part.outerHTML.replace(/(<time [^>]*data-age[^>]*>)[^<]*/g, "$1");
 }
 
-// Somebody types there, or has opened it to read or to confirm.
+// Somebody types there, or has opened it to read or to confirm, or moves through it by keyboard: a link gets the focus
+// back from `swap`, whatever else has it keeps its part of the page.
 function isInUse(part) {
-  return part.matches(":has(input:focus)") || part.querySelector("details[open]") !== null;
-}
-
-function pathOf(element, root) {
-  if (element.id) return `#${CSS.escape(element.id)}`;
-  const kind = element.tagName.toLowerCase();
-  const index = [...root.querySelectorAll(kind)].indexOf(element);
-  return kind === "a" ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : index === 0 ? kind : ":not(*)";
+  return part.querySelector("details[open], :focus:not(a)") !== null;
 }
 
 function arrange(cards, fresh) {
