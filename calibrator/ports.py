@@ -328,10 +328,14 @@ class Store(Protocol):
         ...
 
     async def save_sweep(self, record: SweepRecord) -> None:
-        """Insert, or replace the same sweep_id."""
+        """Insert, or replace the same sweep_id; what ended is not replaced by what runs. Samples are kept apart."""
         ...
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        """The single requests of a sweep, packed (core.sample_log); None: not kept, or not any more."""
+        ...
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         """Newest first."""
@@ -508,6 +512,10 @@ class Operator(Protocol):
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]: ...
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        """As `Store.samples`."""
+        ...
 
     async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
         """What was published, newest first. Raises StoreError."""

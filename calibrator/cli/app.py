@@ -367,6 +367,29 @@ def report(
         fail(error)
 
 
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog="[bold]Examples[/bold]\n\nFrom a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n"
+    "  calibrator export http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to samples.jsonl\n\n"
+    "From the store of a service that does not run:\n\n  calibrator export ID --config calibrator.yaml --format csv",
+)
+def export(
+    sweep: Annotated[str, typer.Argument(help="A sweep's address in a service, or with --config its id.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="jsonl or csv.", autocompletion=_one_of("jsonl", "csv"))
+    ] = "jsonl",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The YAML configuration that names the store.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+) -> None:
+    """Write the single requests of a sweep, a line each, with the field names of AIPerf."""
+    from calibrator.cli import export as verb
+
+    _guarded(lambda: verb.export(sweep, kind, config, to, token_env))
+
+
 @db.command("upgrade")
 def db_upgrade(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],

@@ -21,11 +21,21 @@ def write_report(source: str, kind: str, compare: str | None, to: Path | None, t
     """Raises ConfigurationError, UnreachableError."""
     if kind not in FORMATS:
         raise ConfigurationError(f"'{kind}' is not a format of reports.", f"Use one of {', '.join(FORMATS)}.")
-    token = None if token_env is None else os.environ.get(token_env)
-    if token_env is not None and not token:
-        raise ConfigurationError(f"The variable {token_env} is not set.", "Set it, or change --token-env.")
+    token = token_in(token_env)
     other = None if compare is None else _read(compare, token)
-    text = report(_read(source, token), kind, other)
+    write_text(report(_read(source, token), kind, other), to)
+
+
+def token_in(variable: str | None) -> str | None:
+    """Raises ConfigurationError if it is not set."""
+    token = None if variable is None else os.environ.get(variable)
+    if variable is not None and not token:
+        raise ConfigurationError(f"The variable {variable} is not set.", "Set it, or change --token-env.")
+    return token
+
+
+def write_text(text: str, to: Path | None) -> None:
+    """To a file, or to stdout. Raises ConfigurationError."""
     if to is None:
         sys.stdout.write(text)
         return
@@ -36,7 +46,7 @@ def write_report(source: str, kind: str, compare: str | None, to: Path | None, t
 
 
 def _read(source: str, token: str | None) -> SweepDocument:
-    text = _fetched(source, token) if source.startswith(("http://", "https://")) else _file(Path(source))
+    text = fetched(source, token) if source.startswith(("http://", "https://")) else _file(Path(source))
     try:
         return SweepDocument.model_validate_json(text)
     except ValidationError as error:
@@ -52,7 +62,8 @@ def _file(path: Path) -> str:
         raise ConfigurationError(f"{path} cannot be read: {error}.", LEAST_READABLE) from None
 
 
-def _fetched(url: str, token: str | None) -> str:
+def fetched(url: str, token: str | None, remedy: str = LEAST_READABLE) -> str:
+    """`remedy`: if there is something else, or nothing. Raises UnreachableError."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         answer = httpx.get(url, headers=headers, timeout=READ_LIMIT_S, trust_env=False)
@@ -63,5 +74,5 @@ def _fetched(url: str, token: str | None) -> str:
     if answer.status_code in (401, 403):
         raise UnreachableError(f"{url} wants a token.", "Name the variable that holds it with --token-env.")
     if answer.status_code != 200:
-        raise UnreachableError(f"{url} answers {answer.status_code}.", LEAST_READABLE)
+        raise UnreachableError(f"{url} answers {answer.status_code}.", remedy)
     return answer.text

@@ -176,4 +176,5 @@ class SweepRecord:
     burst: BurstReport | None = None  # None: not asked for, or not one burst came to its end
     aborted: Abort | None = None  # ended to spare live users: it may lower a cap, never raise one
     harm: Harm = field(default_factory=Harm)
+    samples: bytes = field(default=b"", repr=False)  # core.sample_log, on its way to the store; empty everywhere else
     trigger: str = ""  # why it ran, in words; empty: written by a release that did not keep it

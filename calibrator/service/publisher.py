@@ -189,6 +189,11 @@ class Publisher:
         """Raises StoreError if the database must be asked and fails."""
         return self._records.get(sweep_id) or await self._store.sweep(sweep_id)
 
+    async def samples(self, sweep_id: str) -> bytes | None:
+        """Raises StoreError if the database must be asked and fails."""
+        waiting = self._records.get(sweep_id)
+        return waiting.samples if waiting is not None and waiting.samples else await self._store.samples(sweep_id)
+
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         """Newest first. Raises StoreError."""
         known = {record.sweep_id: record for record in await self._store.sweeps(backend, limit)}

@@ -388,6 +388,9 @@ class Supervisor:
                 return state.partial
         return await self._publisher.sweep(sweep_id)
 
+    async def samples(self, sweep_id: str) -> bytes | None:
+        return await self._publisher.samples(sweep_id)
+
     async def override(self, backend: str, override: Override) -> bool:
         if backend not in self._states:
             raise self._unknown(backend)

@@ -46,6 +46,7 @@ from calibrator.ports import (
 from calibrator.service.burst import Burster
 from calibrator.service.cross_watch import CrossWatch
 from calibrator.service.organic import LiveTraffic
+from calibrator.service.sample_keeper import SampleKeeper
 from calibrator.service.sparing import SETTLE_S, AbortedError, Sparing
 from calibrator.service.visit import Holder, ServerWatch
 
@@ -105,6 +106,7 @@ class _Sweep:
         self._live = LiveTraffic(parts.clock)
         self._sparing = Sparing(order, parts.clock)
         self._cross = CrossWatch()
+        self._samples = SampleKeeper(parts.clock)
         self._load: LoadGenerator | None = None
         self._holder: Holder | None = None
         self._burster: Burster | None = None
@@ -210,6 +212,7 @@ class _Sweep:
         if self._load is not None:
             self._load.allow(self._parts.permit())
         self._cross.ended(batch.ended)
+        self._samples.add(batch.ended)
         self._sparing.book(batch)
         tally = self._tally
         for sample in batch.ended:
@@ -325,6 +328,7 @@ class _Sweep:
             aborted=self._sparing.abort,
             harm=self._sparing.harm,
             trigger=order.trigger,
+            samples=b"" if conclusion is None else self._samples.packed(self._history, order.objectives),
             outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
         )
 

@@ -6,7 +6,7 @@ A change here needs a migration: a test compares this metadata with the migrated
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, Table, Text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text
 
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}  # names are stable
@@ -87,6 +87,13 @@ recommendations = Table(  # append-only: what was published, when, and under whi
     Column("published_at", Float, nullable=False),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("document", Text, nullable=False),
+)
+
+samples = Table(  # the single requests of the newest sweeps, packed (core.sample_log)
+    "samples",
+    metadata,
+    Column("sweep_id", Text, primary_key=True),
+    Column("packed", LargeBinary, nullable=False),
 )
 
 sweeps = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy import delete, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +31,7 @@ from calibrator.stores.schema import (
     memories,
     overrides,
     recommendations,
+    samples,
     share_reports,
     share_tables,
     shares,
@@ -120,7 +122,11 @@ class SqlStore:
     # ---------------------------------------------------------------------------------------------------- sweeps
     async def save_sweep(self, record: SweepRecord) -> None:
         async with self._database.writing() as connection:
-            await self._put(connection, record)
+            await self._put(connection, replace(record, samples=b""))
+            if record.samples and self._keep.samples:
+                packed = {"packed": record.samples}
+                insert = self._database.insert(samples).values(sweep_id=record.sweep_id, **packed)
+                await connection.execute(insert.on_conflict_do_update(index_elements=["sweep_id"], set_=packed))
             if record.outcome is not None:
                 await self._forget(connection, record.backend)
 
@@ -128,6 +134,13 @@ class SqlStore:
         async with self._database.reading() as connection:
             document = await connection.scalar(select(sweeps.c.document).where(sweeps.c.sweep_id == sweep_id))
         return None if document is None else SWEEP.read(document)
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        async with self._database.reading() as connection:
+            found: bytes | None = await connection.scalar(
+                select(samples.c.packed).where(samples.c.sweep_id == sweep_id)
+            )
+        return found
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         statement = (
@@ -170,7 +183,17 @@ class SqlStore:
                 .order_by(sweeps.c.started_at.desc(), sweeps.c.sweep_id.desc())
                 .offset(keep)
             )
+            await connection.execute(delete(samples).where(samples.c.sweep_id.in_(old)))
             await connection.execute(delete(sweeps).where(sweeps.c.sweep_id.in_(old)))
+
+        older = (
+            select(samples.c.sweep_id)
+            .join(sweeps, sweeps.c.sweep_id == samples.c.sweep_id)
+            .where(sweeps.c.backend == backend)
+            .order_by(sweeps.c.started_at.desc(), sweeps.c.sweep_id.desc())
+            .offset(self._keep.samples)
+        )
+        await connection.execute(delete(samples).where(samples.c.sweep_id.in_(older)))
 
     # ------------------------------------------------------------------------------------------ shares and pins
     async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:

@@ -41,6 +41,7 @@ from calibrator.web.page import Pages
 from calibrator.web.page_forms import Forms
 from calibrator.web.poll_lane import PollLane
 from calibrator.web.polling import CapPolls
+from calibrator.web.samples import Samples
 from calibrator.web.sessions import Sessions
 from calibrator.web.signing_in import SigningIn
 
@@ -71,6 +72,7 @@ def create_app(
     operations = [
         *api.operations(writable=writable),
         *History(operator, views).operations(writable=writable),
+        Samples(operator, views).operation(),
         Events(clock, views, is_stopping).operation(),
         *SigningIn(gatekeeper, trail).operations(writable=writable),
         *site.operations(),

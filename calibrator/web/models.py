@@ -70,6 +70,12 @@ class ReportQuery(BaseModel):
     compare: str | None = Field(default=None, max_length=64, description="id of an earlier sweep to stand beside it")
 
 
+class SamplesQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["jsonl", "csv"] = Field(default="jsonl", alias="format", description="of the lines")
+
+
 Words = Annotated[str, Field(min_length=1, max_length=200)]
 
 

@@ -269,6 +269,26 @@ def test_a_share_table_is_written_under_the_lease_and_on_top_of_the_one_before(r
     asyncio.run(scenario())
 
 
+def test_samples_are_kept_apart_and_of_the_newest_sweeps_only(reopen: Reopen) -> None:
+    """Keep 2: sweeps without samples count for nothing, other backends have their own."""
+
+    async def work(store: Keeper) -> None:
+        for number in (1, 3, 2):
+            await store.save_sweep(
+                replace(sweep(f"s{number}", started_at=float(number)), samples=bytes([number, 0, 255]))
+            )
+        await store.save_sweep(replace(sweep("other", "embed", 0.0), samples=b"other"))
+        await store.save_sweep(sweep("s4", started_at=4.0, outcome=SweepOutcome.ERROR))
+        assert [await store.samples(f"s{number}") for number in range(1, 5)] == [None, b"\2\0\xff", b"\3\0\xff", None]
+        assert await store.samples("other") == b"other"
+        assert await store.sweep("s3") == sweep("s3", started_at=3.0)
+        for number in range(5, 8):  # three newer ones: keep 3
+            await store.save_sweep(sweep(f"s{number}", started_at=float(number)))
+        assert await store.samples("s3") is None, "samples go with their sweep"
+
+    _use(reopen, work)
+
+
 def test_shares_are_replaced_as_a_whole_per_backend_and_kind_of_cap(reopen: Reopen) -> None:
     first = (HeldShare("envoy-1", 16, 2.5), HeldShare("envoy-2", 15, 0.0))
 

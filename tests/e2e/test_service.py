@@ -5,6 +5,7 @@ Two backends are healthy, one has nobody listening and one is asked for a model 
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.service_process import Service, serving, simulated_engine, wait_for, write_config
+from support.service_process import Service, run_calibrator, serving, simulated_engine, wait_for, write_config
 
 OPERATOR, READER = "operator-token", "reader-token"
 FALLBACK_CAPS = {"chat": 2, "code": 2, "dead": 7, "misnamed": 5}
@@ -178,6 +179,13 @@ def test_sweeps_are_listed_and_each_explains_its_number(site: Site) -> None:
         assert level["verdict"] in {"within", "exceeded", "inconclusive"}
         assert level["errors"] == {}
     assert site.service.http.get("/v1/backends/chat/sweeps/none").status_code == 404
+    address = site.service.http.base_url.join(f"/v1/backends/chat/sweeps/{detail['sweep_id']}")
+    exported = run_calibrator("export", str(address), "--token-env", "READER", environ={"READER": READER})
+    assert exported.returncode == 0, exported.stderr
+    rows = [json.loads(line) for line in exported.stdout.splitlines()]
+    assert len(rows) >= sum(level["n"] for level in levels.values())
+    assert {row["calibrator"]["level"] for row in rows} >= set(levels)
+    assert all(row["metrics"]["time_to_first_token"]["value"] > 0.0 for row in rows if row["error"] is None)
     assert site.service.http.get(f"/v1/backends/code/sweeps/{first['sweep_id']}").status_code == 404
 
 

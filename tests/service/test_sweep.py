@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.measurement import Bounds
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import FailureKind, ProbeRequest
+from calibrator.core.sample_log import unpack
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import Progress
 from calibrator.core.sweep_record import Grade, SweepOutcome, SweepRecord, VerdictKind
@@ -105,6 +107,18 @@ def test_every_request_is_in_the_books() -> None:
     ended = dict(record.outcomes)
     assert ended["ok"] + ended["violation"] == pytest.approx(len(backend.requests), abs=2 * backend.peak_in_flight)
     assert ended["failed"] == 0
+
+
+def test_every_ended_request_can_be_exported_with_its_level() -> None:
+    record, _, listener = sweep(knee(8))
+    rows = unpack(record.samples).rows
+    assert Counter(row.outcome for row in rows) == {name: n for name, n in record.outcomes if n}
+    assert sum(row.completion_tokens or 0 for row in rows) == record.output_tokens
+    assert {row.level for row in rows} == {level.concurrency for level in record.levels}
+    counted = Counter(row.level for row in rows if row.phase == "counted")
+    assert counted[8] >= max(level.n for level in record.levels) - 8, "all but those in flight at the end"
+    assert all(record.started_at <= row.started_at <= (record.ended_at or 0.0) for row in rows)
+    assert all(not partial.samples for partial in listener.records), "only the ended record carries them"
 
 
 def test_the_record_states_the_conditions() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from calibrator.core.share_desk import InstanceReport, ShareTable
 from calibrator.core.shares import HeldShare
@@ -42,6 +42,7 @@ class MemoryDatabase:
     recommendations: dict[tuple[str, int], Recommendation] = field(default_factory=dict)
     epochs: dict[tuple[str, int], int] = field(default_factory=dict)  # behind each recommendation
     sweeps: dict[str, SweepRecord] = field(default_factory=dict)
+    samples: dict[str, bytes] = field(default_factory=dict)
     shares: dict[tuple[str, bool], tuple[HeldShare, ...]] = field(default_factory=dict)
     share_reports: dict[str, tuple[float, InstanceReport]] = field(default_factory=dict)
     share_tables: dict[tuple[str, bool], ShareTable] = field(default_factory=dict)
@@ -112,7 +113,9 @@ class MemoryStore:
         known = self.database.sweeps.get(record.sweep_id)
         if record.outcome is None and known is not None and known.outcome is not None:
             return
-        self.database.sweeps[record.sweep_id] = record
+        self.database.sweeps[record.sweep_id] = replace(record, samples=b"")
+        if record.samples and self._keep.samples:
+            self.database.samples[record.sweep_id] = record.samples
         if record.outcome is not None:
             self._forget(record.backend)
         self.tell()
@@ -120,6 +123,10 @@ class MemoryStore:
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         self.check()
         return self.database.sweeps.get(sweep_id)
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        self.check()
+        return self.database.samples.get(sweep_id)
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         self.check()
@@ -244,6 +251,10 @@ class MemoryStore:
         failed = [record for record in ended if record.outcome is not SweepOutcome.CALIBRATED]
         for record in good[self._keep.sweeps :] + failed[FAILED_FACTOR * self._keep.sweeps :]:
             del self.database.sweeps[record.sweep_id]
+            self.database.samples.pop(record.sweep_id, None)
+        kept = [record.sweep_id for record in self._newest_first(backend) if record.sweep_id in self.database.samples]
+        for sweep_id in kept[self._keep.samples :]:
+            del self.database.samples[sweep_id]
 
 
 class MemoryLeases:

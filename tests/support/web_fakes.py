@@ -73,10 +73,16 @@ class FakeOperator:
     published: tuple[Recommendation, ...] = ()  # newest first
     polling: tuple[Poller, ...] = ()
     past_pins: tuple[Override, ...] = ()  # newest first
+    packed: dict[str, bytes] = field(default_factory=dict)  # samples by sweep
     bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     def snapshot(self) -> Snapshot:
         return self.current
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        if self.failure is not None:
+            raise self.failure
+        return self.packed.get(sweep_id)
 
     async def request_sweep(self, backend: str, reason: str) -> str:
         if self.busy:

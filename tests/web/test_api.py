@@ -17,6 +17,7 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, calibrated, client_of, fallback, record, running, snapshot
 
 from calibrator.core.render import sweep_document
+from calibrator.core.sample_log import pack
 from calibrator.errors import StoreError
 from calibrator.web.exchange import MAX_BODY_BYTES
 from calibrator.web.poll_lane import PollLane
@@ -291,7 +292,7 @@ def test_real_answers_fit_their_documented_schemas(method: str, path: str, docum
 
 
 def test_head_works_wherever_get_does() -> None:
-    operator = FakeOperator(snapshot(), records=(record(),))
+    operator = FakeOperator(snapshot(), records=(record(),), packed={"sweep-6": pack([], {}, (), 0.0)})
     paths = ask(operator, "/openapi.json").json()["paths"]
     for path in [path for path, methods in paths.items() if "get" in methods]:
         url = path.replace("{name}", "chat").replace("{sweep_id}", "sweep-6").replace("{asset}", "page.js")
