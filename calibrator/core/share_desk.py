@@ -62,7 +62,6 @@ class Heard:
 
     client: str
     told: int  # when it last polled; 0: it waits
-    version: int  # of the table that was answered from
     held: int  # what it may have, by what it says and was told here
     has_polled: bool  # since the last report
     in_flight: int | None = None
@@ -110,7 +109,6 @@ class _Caller:
     gap_s: float = 0.0
     told: int = 0
     held: int = 0
-    version: int = 0
     over_since_s: float = 0.0
     has_polled: bool = True
     in_flight: int | None = None
@@ -162,7 +160,6 @@ class Desk:
         silent_s = now_s - self._exchanged_s
         if silent_s >= FRESH_S:
             share = min(share, caller.told) if silent_s < KNOWN_S and client in self._reported else 0
-        caller.version = self.table.version
         if not share:
             return None
         falls_at_once = caller.in_flight is None
@@ -192,7 +189,7 @@ class Desk:
                 del self._callers[client]
         heard = (
             Heard(
-                client, caller.told, caller.version, caller.held, caller.has_polled, caller.in_flight,
+                client, caller.told, caller.held, caller.has_polled, caller.in_flight,
                 caller.rejected or None,
             )
             for client, caller in self._callers.items()

@@ -8,12 +8,14 @@ which they write when they can. So two things take longer here than with one ins
 | a larger share | as held, before the table that tells it is written | |
 | a smaller share, or none | the larger one is held on | when nobody tells or has it any longer, see below |
 
-**Nobody any longer** means, for a share that the table has since version v:
+**Nobody any longer** means, for a share that the table has since version v, that every instance
 
-    every listing    of the client in a report was answered from v or later; then what it still runs is what it says
-    every instance   has read v; or can tell nobody, or not this client, anything any more (it said good-bye, or is out
-                     of sight for `KNOWN_S`, or for `FRESH_S` and has not listed the client), and what it told last is
-                     past: the client has asked elsewhere since, or would have expired
+    has read v;
+    or can tell nobody, or not this client, anything any more (it said good-bye, or is out of sight for `KNOWN_S`, or
+    for `FRESH_S` and did not list the client), and what it told last is past: the client has asked elsewhere since, or
+    would have expired.
+
+Then the client holds the most that any report says of it, and at least its share.
 
 Out of sight is counted from when its last report was stored, by the database's clock, which is later than the instance
 itself counts from. `ROOM_S` is for clocks that run at different speeds. Clients that an instance out of sight listed
@@ -149,11 +151,8 @@ class Division:
             granted = self._grants.get(name)
             if client.held == client.told or granted is None or granted.share != client.told:
                 continue  # nothing to release, or the smaller share is not written yet
-            listed = listings.get(name, ())
-            if any(heard.version < granted.since for heard in listed):
-                continue
             if all(self._is_past(one, name, client, granted.since, now_s) for one in self._instances.values()):
-                self._book.release(name, max((heard.held for heard in listed), default=0))
+                self._book.release(name, max((heard.held for heard in listings.get(name, ())), default=0))
 
     def _is_past(self, instance: _Instance, name: str, client: Client, since: int, now_s: float) -> bool:
         """Whether no older share that this instance told the client can be in force."""

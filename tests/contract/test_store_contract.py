@@ -222,7 +222,7 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
 
 
 def test_a_share_report_is_replaced_by_a_later_one_alone_and_knows_its_age(reopen: Reopen) -> None:
-    heard = Heard("envoy-1", 16, 3, 20, has_polled=True, in_flight=12, rejected=None)
+    heard = Heard("envoy-1", 16, 20, has_polled=True, in_flight=12, rejected=None)
     desks = (DeskOf("chat", per_replica=False, report=DeskReport(3, (heard,), is_last=True)),)
 
     async def scenario() -> None:

@@ -217,10 +217,11 @@ def test_a_write_that_was_thought_lost_may_still_arrive() -> None:
     site.exchange("y")
     site.exchange("x", is_written=False)  # it gives more
     site.cap = 12
-    site.now_s += 1.0
-    site.poll("a", "x"), site.poll("b", "y")
-    site.exchange("y")
-    site.exchange("x", is_written=False)
+    for _ in range(3):
+        site.now_s += 1.0
+        assert (site.poll("a", "x"), site.poll("b", "y")) == (6, 6)
+        site.exchange("y")
+        site.exchange("x", is_written=False)
     division = site.instances["x"].division
     assert division is not None
     assert division.in_use == 20, "the first may arrive"
@@ -262,12 +263,14 @@ class Play:
     site: Site = field(init=False)
     fleet: dict[str, Gateway] = field(init=False)
     is_away: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(NAMES, False))
+    faults: float = 0.0
     roams: float = 0.0  # how often a gateway asks elsewhere than at home
 
     def __post_init__(self) -> None:
         self.site = led(cap=self.draws.choice((5, 12, 30)))
         self.fleet = {name: Gateway(reports=name < "e") for name in NAMES}
-        self.roams = self.draws.choice((0.0, 0.05, 1.0))
+        self.roams = self.draws.choice((0.0, 0.05, 0.3, 1.0))
+        self.faults = self.draws.choice((0.01, 0.03, 0.1))
 
     def second(self) -> None:
         draws = self.draws
@@ -305,9 +308,9 @@ class Play:
     def exchange(self, name: str) -> None:
         draws, site = self.draws, self.site
         instance = site.instances[name]
-        if draws.random() < 0.02:
+        if draws.random() < self.faults:
             instance.is_cut = not instance.is_cut
-        if draws.random() < 0.01:
+        if draws.random() < self.faults / 2:
             site.lead(name)
         if site.late and draws.random() < 0.3:
             site.write(*site.late.pop(draws.randrange(len(site.late))))

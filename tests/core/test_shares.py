@@ -14,6 +14,7 @@ from calibrator.core.shares import (
     GATHER_S,
     LEAST_EXPIRY_S,
     LONGEST_GAP_S,
+    MAX_CLIENTS,
     REBALANCE_S,
     RESERVE_RATIO,
     RUN_OUT_S,
@@ -171,6 +172,14 @@ def test_ten_thousand_names_are_remembered_and_the_longest_silent_is_forgotten()
         book.poll(f"c{number:03}", 0.01 * number)
     assert book.clients == 100
     assert {share.client for share in book.held()} <= {f"c{number:03}" for number in range(50, 150)}
+    assert book.in_use == sum(share.requests for share in book.held())
+
+
+def test_more_names_than_are_remembered_leave_the_sum_at_what_the_remembered_hold() -> None:
+    book = ShareBook(20)
+    for number in range(MAX_CLIENTS + 500):
+        book.poll(f"c{number:05}", 1e-4 * number)
+    assert book.clients == MAX_CLIENTS
     assert book.in_use == sum(share.requests for share in book.held())
 
 
