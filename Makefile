@@ -5,6 +5,7 @@
 #   make test-long   the long forms of some of them
 #   make image-test   build deploy/Dockerfile and run it, as root, with buildah and debootstrap; minutes
 #   make lint    the static half of `make test`
+#   make audit   known vulnerabilities and licences of the run-time packages; part of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
 #   make bench-generator   the load generator beside its peers, which it installs; half an hour
 #   make test-ray   the load generator on a real local Ray, in an environment with the extra; two minutes
@@ -19,7 +20,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-long image-test lint bench bench-generator test-ray docs pictures chart lock clean
+.PHONY: audit help demo setup test test-long image-test lint bench bench-generator test-ray docs pictures chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -44,7 +45,7 @@ setup: .venv/.runtime .venv/.dev
 TOGETHER := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
 PYTEST := TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest
 
-test: lint .venv-test/.wheel .venv-litellm/.wheel
+test: lint audit .venv-test/.wheel .venv-litellm/.wheel
 ifeq ($(ARGS),)
 	failed=0; \
 	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(TOGETHER) || failed=$$?; \
@@ -66,6 +67,9 @@ lint: .venv-test/.dev
 	.venv-test/bin/ruff format --check .
 	MYPYPATH=tests .venv-test/bin/mypy -p calibrator -p support
 	.venv-test/bin/lint-imports
+
+audit: .venv-test/.dev
+	@PYTHONPATH=tests .venv-test/bin/python -m support.audit
 
 bench: .venv-test/.wheel
 	PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest tests/benchmarks -o python_files='bench_*.py' -s $(ARGS)
