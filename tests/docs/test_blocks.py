@@ -36,6 +36,7 @@ FREE = {"text"}  # words, pictures: nothing to run
 UNRUN = {
     "README.md": 3,
     "CONTRIBUTING.md": 2,
+    "deploy/docs/http.md": 1,
     "deploy/docs/measurements.md": 1,
     "deploy/gateways/nginx.md": 2,
     "helm/calibrator/README.md": 1,
@@ -162,7 +163,7 @@ def test_what_is_not_run_has_a_reason_and_does_not_grow_unnoticed() -> None:
     left = [block for block in EVERY_BLOCK if block.reason is not None]
     assert [str(block) for block in left if len(block.reason or "") < 15] == []
     found = Counter(str(block.page.relative_to(ROOT)) for block in left)
-    assert dict(found) == UNRUN
+    assert dict(found) == UNRUN, "a block less is run than before: run it, or count it in UNRUN"
     unread = [block for block in EVERY_BLOCK if block.language == "nginx" and block.reason is None]
     assert unread == []
 

@@ -6,12 +6,9 @@ page is a photograph of the running demo.
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 from dataclasses import replace
 
-import httpx
 from playwright.sync_api import ViewportSize
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
@@ -21,10 +18,11 @@ from calibrator.web.chart import standalone
 from calibrator.web.report import STYLE, charts
 from calibrator.web.sweep_models import SweepDocument
 from support.browser import chromium
+from support.demo_process import running_demo
 from support.organic import steady
 from support.organic_sweep import Engine, sweep_beside
 from support.readme import DOCS
-from support.service_process import CALIBRATOR, wait_for
+from support.service_process import wait_for
 
 PICTURES = DOCS / "pictures"
 ENGINE = Engine("seed", PARAMETER_SETS["seed"], SEED_WORKLOAD, "ttft p99 <= 300ms", max_level=128)
@@ -47,24 +45,12 @@ def curve() -> str:
 
 def photograph() -> bytes:
     """The page of the demo's backend, when its sweep has ended."""
-    command = [*CALIBRATOR, "demo", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, chromium() as browser:
-        try:
-            assert process.stdout is not None
-            line = next(line for line in process.stdout if "http://" in line and "page" in line)
-            url = re.findall(r"http://[\d.:]+", line)[0]
-            wait_for(lambda: _has_swept(url), "the demo's sweep ends", 150.0)
-            page = browser.new_page(viewport=SIZE, color_scheme="light")
-            page.goto(f"{url}/backends/demo")
-            page.locator("#live.on").wait_for()
-            return page.screenshot(animations="disabled")
-        finally:
-            process.terminate()
-
-
-def _has_swept(url: str) -> bool:
-    backend = httpx.get(f"{url}/v1/backends/demo", timeout=30.0, trust_env=False).json()
-    return backend["last_sweep"] is not None
+    with running_demo() as demo, chromium() as browser:
+        wait_for(lambda: demo.document()["last_sweep"] is not None, "the demo's sweep ends", 150.0)
+        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page.goto(f"{demo.url}/backends/demo")
+        page.locator("#live.on").wait_for()
+        return page.screenshot(animations="disabled")
 
 
 if __name__ == "__main__":
