@@ -117,7 +117,9 @@ class Peers:
             return
         self._notice()
         is_telling = self._telling is not None and not self._telling.done()
-        if not is_telling and self._news():
+        if not self._news():
+            self.health.works("activities")  # there is nothing left to fail
+        elif not is_telling:
             self._telling = asyncio.create_task(self._tell())
 
     def _notice(self) -> None:

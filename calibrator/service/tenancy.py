@@ -183,6 +183,8 @@ class Tenancy:
 
     def _note(self, group: str, standing: Standing) -> None:
         before, self._standings[group] = self._standings[group].epoch, standing
+        if not standing.epoch:
+            self._health.works("take-over")  # it is another's matter now
         if standing.epoch != before and not self.is_sole:
             words = "lease taken" if standing.epoch else "lease lost: another instance holds it"
             self._log.info(words, group=group, epoch=standing.epoch or before)

@@ -26,6 +26,7 @@ import asyncpg
 
 from support.certificates import Certificates
 from support.require import require
+from support.service_process import family
 
 START_LIMIT_S = 60.0
 
@@ -76,6 +77,15 @@ class PostgresProcess:
                 os.kill(self._process.pid, how)
             self._process.wait(START_LIMIT_S)
             self._process = None
+
+    def pause(self) -> None:
+        """It hangs: every one of its processes, for each connection has one of its own."""
+        for pid, _ in family(self.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for pid, _ in family(self.pid):
+            os.kill(pid, signal.SIGCONT)
 
     def allow(self, line: str) -> None:
         """For the next start: who may connect how, before everybody may."""

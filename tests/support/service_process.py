@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,9 @@ class Engine:
 
 
 @contextmanager
-def simulated_engine(parameters: str = "small") -> Iterator[Engine]:
-    command = [sys.executable, "-m", "calibrator.backends.simulated", "--port", "0", "--parameters", parameters]
+def simulated_engine(parameters: str = "small", arrivals: Path | None = None, port: int = 0) -> Iterator[Engine]:
+    command = [sys.executable, "-m", "calibrator.backends.simulated", "--port", str(port), "--parameters", parameters]
+    command += [] if arrivals is None else ["--arrivals", str(arrivals)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -160,15 +161,21 @@ class Service:
 
 
 @contextmanager
-def serving(config: Path, *, token: str | None = None, environ: Mapping[str, str] | None = None) -> Iterator[Service]:
+def serving(
+    config: Path,
+    *,
+    token: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    program: Sequence[str] = CALIBRATOR,
+) -> Iterator[Service]:
     """Start the service and wait until it answers; on exit it is stopped, unless the test did so, and seen to be gone.
 
-    `token` is sent with every request of `http`.
+    `token` is sent with every request of `http`. `program`: another one with the same command line.
     """
     log = config.with_suffix(f".{time.monotonic_ns()}.log")
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*CALIBRATOR, "serve", "--config", str(config)],
+            [*program, "serve", "--config", str(config)],
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             env={**os.environ, **(environ or {})},

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS
 from calibrator.backends.simulated.truth import TruthQuestion
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any free one")
     parser.add_argument("--parameters", choices=sorted(PARAMETER_SETS), default="seed")
     parser.add_argument("--api-key", default=None)
+    parser.add_argument("--arrivals", type=Path, default=None, help="write down here when each request came and went")
     parser.add_argument("--truth", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.truth:
@@ -39,7 +41,12 @@ def main() -> None:
         sys.stdout.flush()
 
     run_server(
-        PARAMETER_SETS[options.parameters], host=options.host, port=options.port, api_key=options.api_key, ready=ready
+        PARAMETER_SETS[options.parameters],
+        host=options.host,
+        port=options.port,
+        api_key=options.api_key,
+        arrivals=options.arrivals,
+        ready=ready,
     )
 
 

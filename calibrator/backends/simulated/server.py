@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 import uvloop
 
+from calibrator.backends.simulated.arrival_log import ArrivalLog
 from calibrator.backends.simulated.parameters import EngineParameters, workload_for
 from calibrator.backends.simulated.routes import Api
 from calibrator.core.workload import Workload
@@ -59,13 +61,15 @@ async def serving(
     port: int = 0,
     api_key: str | None = None,
     workload: Workload | None = None,
+    arrivals: Path | None = None,
 ) -> AsyncIterator[ServedEngine]:
-    """Serve for as long as the block lasts; the port is open when it begins."""
+    """Serve for as long as the block lasts; the port is open when it begins. `arrivals`: see `arrival_log`."""
     listener = _listen(host, port)
     api = Api(parameters, workload or workload_for(parameters), _ServerClock(), api_key)
+    log = None if arrivals is None else ArrivalLog(api.app(), arrivals)
     server = _Server(
         uvicorn.Config(
-            api.app(),
+            log or api.app(),
             log_config=None,
             log_level="critical",  # an answer left unfinished on purpose is no error worth a line
             access_log=False,
@@ -86,6 +90,8 @@ async def serving(
         await api.close()
         await running
         listener.close()
+        if log is not None:
+            log.close()
 
 
 def run_server(
@@ -94,6 +100,7 @@ def run_server(
     host: str,
     port: int,
     api_key: str | None = None,
+    arrivals: Path | None = None,
     ready: Callable[[int], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; `ready` hears the port. An ignored SIGINT stays ignored."""
@@ -104,7 +111,7 @@ def run_server(
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, told.set)
-        async with serving(parameters, host=host, port=port, api_key=api_key) as engine:
+        async with serving(parameters, host=host, port=port, api_key=api_key, arrivals=arrivals) as engine:
             ready(engine.port)
             await told.wait()
 

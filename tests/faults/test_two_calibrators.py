@@ -1,0 +1,191 @@
+"""What befalls two calibrators on one PostgreSQL in mid-sweep: never two that probe, no cap lost or made up.
+
+`pytest tests/faults -s` prints the table of what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.fault_site import LEASE_S, TOKEN, FaultSite, Instance, fault_site, sweep_of
+from support.service_process import STOP_LIMIT_S, wait_for
+
+TWO_LEASES_S = 2 * LEASE_S  # contract: another one has taken over by then
+VALID_S = LEASE_S * 2 / 3
+SLOTS_FREE_S = 1.0  # contract: so long after the order to stop, the engine has no probe of ours
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSite]:
+    with fault_site(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+        print(f"\n{made.table()}")
+
+
+def taken_over(other: Instance, began_s: float) -> float:
+    """Seconds until the other one leads."""
+    wait_for(other.leads, "the other one takes over", TWO_LEASES_S + 1.0)
+    return time.monotonic() - began_s
+
+
+# ---------------------------------------------------------------------------------------------- the holder is struck
+def killed(holder: Instance) -> None:
+    holder.kill()
+
+
+def paused(holder: Instance) -> None:
+    holder.signal(signal.SIGSTOP)
+
+
+def paused_with_its_sweep(holder: Instance) -> None:
+    holder.signal(signal.SIGSTOP, whole_family=True)
+
+
+def cut(kind: str, **how: Any) -> Callable[[Instance], None]:
+    def strike(holder: Instance) -> None:
+        holder.proxy.poison(kind, **how)
+
+    strike.__name__ = f"its way to the database: {kind}"
+    return strike
+
+
+long = pytest.mark.long
+STRIKES = [
+    killed,
+    paused,
+    paused_with_its_sweep,
+    cut("timeout"),
+    pytest.param(cut("down"), marks=long),
+    pytest.param(cut("reset_peer"), marks=long),
+    pytest.param(cut("limit_data", size=2000), marks=long),
+    pytest.param(cut("latency", seconds=5.0), marks=long),
+    pytest.param(cut("bandwidth", rate=20), marks=long),
+]
+
+
+@pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.__name__.replace("_", " "))
+def test_a_holder_that_is_struck_in_mid_sweep_is_followed_in_time(
+    site: FaultSite, strike: Callable[[Instance], None]
+) -> None:
+    holder, other = site.in_mid_sweep()
+    cap = other.backend()["cap"]
+    with site.judged(strike.__name__.replace("_", " ")) as finding:
+        began_s = time.monotonic()
+        strike(holder)
+        finding.recovery_s = taken_over(other, began_s)
+        assert finding.recovery_s < TWO_LEASES_S
+        assert other.backend()["cap"] == cap
+        site.sweep_again(other)
+        if holder.is_up:
+            holder.signal(signal.SIGCONT, whole_family=True)
+            holder.proxy.heal()
+            wait_for(lambda: not holder.backend()["lease_held"], "it knows that it leads no more", 5.0)
+            wait_for(lambda: holder.backend()["store_problem"] is None, "it has the database back", 10.0)
+            assert other.leads()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "how"), [("latency", {"seconds": 0.2}), ("slicer", {"size": 200}), ("slow_close", {"seconds": 2.0})]
+)
+def test_a_slow_way_to_the_database_costs_nobody_the_lead(site: FaultSite, kind: str, how: dict[str, Any]) -> None:
+    holder, _ = site.in_mid_sweep()
+    with site.judged(f"a slow way: {kind}"):
+        holder.proxy.poison(kind, **how)
+        for _ in range(20):
+            assert holder.backend()["lease_held"]
+            time.sleep(0.3)
+
+
+@pytest.mark.long
+def test_a_follower_that_is_cut_off_serves_on_and_disturbs_nobody(site: FaultSite) -> None:
+    holder, other = site.in_mid_sweep()
+    with site.judged("the other one: timeout"):
+        other.proxy.poison("timeout")
+        wait_for(lambda: other.backend()["store_problem"], "it says that its database is lost", 15.0)
+        assert holder.leads()
+        assert not other.leads()
+
+
+# ------------------------------------------------------------------------------------------- the database is struck
+def test_with_the_database_hung_nobody_probes_and_all_serve(site: FaultSite) -> None:
+    holder, other = site.in_mid_sweep()
+    cap = other.backend()["cap"]
+    with site.judged("PostgreSQL hung") as finding:
+        site.server.pause()
+        time.sleep(VALID_S + SLOTS_FREE_S)
+        assert site.engine.is_idle, "the sweep ended with the validity of its lease"
+        for one in (holder, other):
+            seen = one.backend()
+            assert (seen["cap"], seen["lease_held"]) == (cap, False)
+            assert seen["store_problem"]
+        began_s = time.monotonic()
+        site.server.resume()
+        wait_for(lambda: sum(one.leads() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
+        finding.recovery_s = time.monotonic() - began_s
+        for one in (holder, other):
+            wait_for(lambda one=one: one.backend()["store_problem"] is None, "all is well", 15.0)  # type: ignore[misc] # bound per turn
+
+
+def test_a_database_that_crashes_and_comes_back_costs_nothing(site: FaultSite) -> None:
+    site.in_mid_sweep()
+    with site.judged("PostgreSQL crashed and restarted") as finding:
+        began_s = time.monotonic()
+        site.server.stop()
+        site.server.start()
+        wait_for(lambda: sum(one.leads() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
+        finding.recovery_s = time.monotonic() - began_s
+        for one in site.instances:
+            wait_for(lambda one=one: one.backend()["store_problem"] is None, "all is well", 15.0)  # type: ignore[misc] # bound per turn
+
+
+# -------------------------------------------------------------------------------------------------- a clean stop
+def test_sigterm_in_mid_sweep_frees_the_engine_answers_polls_and_hands_over_at_once(site: FaultSite) -> None:
+    holder, other = site.in_mid_sweep()
+    answered: list[tuple[int, float]] = []
+    etag = holder.service.http.get("/v1/backends/chat/cap").headers["ETag"]
+
+    def poll_long() -> None:
+        headers = {"If-None-Match": etag, "Authorization": f"Bearer {TOKEN}"}
+        url = f"{holder.service.http.base_url}/v1/backends/chat/cap?wait=50"
+        status = httpx.get(url, headers=headers, timeout=60.0, trust_env=False).status_code
+        answered.append((status, time.monotonic()))
+
+    waiting = threading.Thread(target=poll_long)
+    waiting.start()
+    time.sleep(0.3)
+    with site.judged("SIGTERM") as finding:
+        holder.poller.excused = True
+        began_s = time.monotonic()
+        code, took_s = holder.service.terminate()
+        finding.recovery_s = taken_over(other, began_s)
+        waiting.join()
+        assert (code, took_s < STOP_LIMIT_S) == (0, True)
+        assert finding.recovery_s < LEASE_S, "it need not wait for the lease to expire"
+        (status, at_s), *_ = answered
+        assert status in (200, 304)
+        assert at_s - began_s < STOP_LIMIT_S
+        assert last_probe_s(site.arrivals) - began_s < SLOTS_FREE_S
+
+
+def last_probe_s(arrivals: Path) -> float:
+    """When the last request of a sweep had left the engine, by its own log; those that are there still count as now."""
+    begun: dict[int, str] = {}
+    last_s = 0.0
+    for text in arrivals.read_text().splitlines():
+        line = json.loads(text)
+        if line["event"] == "begin":
+            begun[line["number"]] = sweep_of(line["request_id"])
+        elif begun.pop(line["number"], ""):
+            last_s = line["at_s"]
+    return time.monotonic() if any(begun.values()) else last_s
