@@ -213,6 +213,7 @@ class BackendView:
     headroom_min_ratio: float | None = None  # of the last 60 s
     guard: GuardView | None = None
     held_back: HeldBack | None = None  # why a sweep that was due has not started
+    queued: str = ""  # why a sweep waits for its turn, in words; empty: none does
     trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
     lease_held: bool = True  # by this instance: it measures and publishes
     store_problem: str = ""  # the database fails: what is served may be out of date

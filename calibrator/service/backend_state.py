@@ -271,6 +271,7 @@ class BackendState:
             in_flight_peak=fleet.in_flight_peak,
             headroom_min_ratio=fleet.headroom_min_ratio,
             guard=self.guard.view(),
+            queued="" if self.leader.wanted is None else self.leader.wanted.reason,
             held_back=None if self.leader.running is not None else self.leader.door.held,
             trend=trend,
             shadow=self._shadow(published) if care.shadow else None,

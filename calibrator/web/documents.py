@@ -57,6 +57,7 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "metrics_problem": view.metrics_problem or None,
             "lease_held": view.lease_held,
             "store_problem": view.store_problem or None,
+            "queued": view.queued or None,
             "held_back": None if held is None else _held_back(held),
             "trend": [{"at": timestamp(one.at), "cap": one.cap, "state": one.state} for one in view.trend],
             "shadow": view.shadow is not None,

@@ -284,6 +284,7 @@ class BackendDocument(Wire):
     lease_held: bool = Field(description="this instance measures the backend and publishes its cap")
     store_problem: str | None = Field(description="why the database fails; what is served may be out of date")
     held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
+    queued: str | None = Field(description="why a sweep waits for its turn; null: none does")
     trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
     shadow: bool = Field(description="publish: shadow; gateways get the fallback")
     gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")

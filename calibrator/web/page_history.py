@@ -160,12 +160,15 @@ def _grid(highest: float, span_s: float, y_of: Scale) -> Iterator[str]:
 
 
 def _marks(rows: Sequence[Change], x_of: Scale, y_of: Scale) -> Iterator[str]:
+    """What published nothing stands at the cap that was in force."""
+    caps, cap = [], 0
+    for row in reversed(rows):
+        cap = cap if row.cap is None else row.cap
+        caps.append(cap)
     taken: list[float] = []
-    cap = next((row.cap for row in rows if row.cap is not None), 0) or 0
-    for row in rows[:MOST_MARKS]:  # newest first: where they crowd, the newest are numbered
-        x = x_of(seconds(row.at))
-        cap = row.cap if row.cap is not None else cap
-        y = y_of(cap)
+    newest = list(zip(rows, reversed(caps), strict=True))[:MOST_MARKS]
+    for row, cap in newest:  # where marks crowd, the newest have numbers
+        x, y = x_of(seconds(row.at)), y_of(cap)
         yield f'<circle class="dot {row.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
         yield f"<title>{escape(row.words)}</title></circle>"
         if all(abs(x - other) >= MARK_GAP for other in taken):

@@ -66,6 +66,8 @@ def coming(backend: BackendDocument) -> list[Coming]:
     found = []
     if backend.progress is not None:
         found.append(Coming("a sweep is running; its end may change the cap"))
+    elif backend.queued is not None:
+        found.append(Coming(f"a sweep starts as soon as its engines are free ({backend.queued})"))
     if backend.override is not None:
         cap = backend.override.cap_beneath
         found.append(Coming(f"the pin ends, the cap is {cap} again", backend.override.expires_at))

@@ -730,6 +730,7 @@ def test_a_queued_sweep_is_taken_back_and_without_one_there_is_nothing_to_cancel
             await running.supervisor.request_sweep("other", "first")
             await asyncio.sleep(5.0)
             queued = await running.supervisor.request_sweep("chat", "second")
+            assert running.view().queued == "second"
             assert await running.supervisor.cancel_sweep("chat", "Ann") == queued
             with pytest.raises(ConfigurationError, match=r"No sweep of 'chat' runs or is queued"):
                 await running.supervisor.cancel_sweep("chat", "Ann")

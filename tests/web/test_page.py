@@ -43,6 +43,7 @@ from calibrator.core.sweep_record import Grade, Verdict, VerdictKind
 from calibrator.errors import StoreError
 from calibrator.ports import Poller
 from calibrator.web.assets import ASSETS
+from calibrator.web.page_history import Change, history_svg
 
 VOID = {"meta", "link", "br", "input"}
 BROWSER = {"Accept": "text/html"}
@@ -169,6 +170,13 @@ def test_a_running_sweep_is_shown_level_by_level() -> None:
     assert "Under way." in text
     assert "32 120 1" in text
     assert "a sweep is running; its end may change the cap" in text
+
+
+def test_a_sweep_that_waits_for_its_turn_comes_next() -> None:
+    assert (
+        "a sweep starts as soon as its engines are free (after the upgrade)"
+        in overview(calibrated(queued="after the upgrade")).text
+    )
 
 
 def test_no_backends_is_a_page_too() -> None:
@@ -368,3 +376,13 @@ def test_the_style_sheet_colours_every_state_and_verdict() -> None:
     text = get("/static/page.css", snapshot()).text
     for word in [*State, *VerdictKind]:
         assert f".{word.value}" in text, word
+
+
+def test_a_mark_of_what_changed_nothing_stands_at_the_cap_in_force() -> None:
+    rows = [
+        Change("2027-01-15T03:00:00Z", "sweep", "raised", 40, 20, number=3),
+        Change("2027-01-15T02:00:00Z", "sweep", "the cap stayed", number=2),
+        Change("2027-01-15T01:00:00Z", "sweep", "first", 20, number=1),
+    ]
+    newest, unchanged, first = re.findall(r'<circle [^>]*cy="([\d.]+)"', history_svg(rows, EPOCH_S))
+    assert unchanged == first != newest
