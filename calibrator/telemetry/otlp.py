@@ -40,12 +40,17 @@ class OtlpTracer:
                 "Install the extra: pip install 'calibrator[otel]'; or take tracing.endpoint out.",
             ) from None
         self._clock = clock
-        self._exporter = OTLPSpanExporter(endpoint=None if endpoint is None else endpoint.rstrip("/") + PATH)
-        self._processor = BatchSpanProcessor(self._exporter)
         self._ids = _given_ids()
         ours = Resource({"service.name": "calibrator", "service.version": software_version})
         resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())  # the variables win
-        provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+        try:
+            self._exporter = OTLPSpanExporter(endpoint=None if endpoint is None else endpoint.rstrip("/") + PATH)
+            provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+            self._processor = BatchSpanProcessor(self._exporter)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"The OpenTelemetry SDK refuses a variable: {error}", "Correct or unset that OTEL_... variable."
+            ) from None
         provider.add_span_processor(self._processor)
         self._tracer = provider.get_tracer("calibrator", software_version)
 

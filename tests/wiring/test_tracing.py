@@ -172,11 +172,22 @@ def test_our_own_setting_needs_no_variable() -> None:
     tracer.close()
 
 
-def test_what_cannot_be_spoken_is_said_once() -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "only http/protobuf is spoken"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "x", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
+    ],
+)
+def test_a_variable_that_is_no_use_is_said_once_and_does_not_keep_the_service_down(
+    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
     with structlog.testing.capture_logs() as logs:
-        sweep_tracer(TracingSettings(), COLLECTOR | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, LoopClock())
+        assert sweep_tracer(TracingSettings(), COLLECTOR | {variable: value}, LoopClock()) is None
     (line,) = logs
-    assert "only http/protobuf is spoken" in line["why"]
+    assert words in line["why"]
 
 
 WITHOUT_THE_EXTRA = """
