@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -69,11 +68,7 @@ def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
         async with instances(own_server, name, 1) as (store,):
             tenure = await take(store)
             await store.latest_recommendations()
-            backends = await asyncio.to_thread(
-                own_server.execute, "SELECT pid FROM pg_stat_activity WHERE pid IS NOT NULL", name
-            )
-            stopped = [own_server.pid, *(pid for (pid,) in backends)]
-            _signal(stopped, signal.SIGSTOP)
+            own_server.pause()
             try:
                 started_s = time.monotonic()
                 steps = (store.latest_recommendations(), store.leases.renew(tenure, 60.0), store.save_sweep(sweep()))
@@ -82,20 +77,12 @@ def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
                 assert [type(answer) for answer in answers] == [StoreError] * 3
                 assert "does not answer in time" in str(answers[0])
             finally:
-                _signal(stopped, signal.SIGCONT)
+                own_server.resume()
             async with asyncio.timeout(SECONDS):
                 await store.save_sweep(sweep())
             assert await store.leases.renew(tenure, 60.0)
 
     asyncio.run(work())
-
-
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
 def test_news_are_heard_again_after_a_restart_of_the_server(own_server: PostgresProcess) -> None:

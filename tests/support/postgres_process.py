@@ -72,20 +72,23 @@ class PostgresProcess:
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """SIGQUIT: at once, as in a crash; SIGINT: fast; returns when it is gone."""
         if self._process is not None:
+            self.resume()
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGCONT)
                 os.kill(self._process.pid, how)
             self._process.wait(START_LIMIT_S)
             self._process = None
 
     def pause(self) -> None:
-        """It hangs: every one of its processes, for each connection has one of its own."""
-        for pid, _ in family(self.pid):
-            os.kill(pid, signal.SIGSTOP)
+        """All its processes: connections are accepted, and nothing is ever answered."""
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         for pid, _ in family(self.pid):
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # a connection that ended by itself
+                os.kill(pid, number)
 
     def allow(self, line: str) -> None:
         """For the next start: who may connect how, before everybody may."""
