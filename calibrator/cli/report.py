@@ -64,6 +64,8 @@ def _file(path: Path) -> str:
 
 def fetched(url: str, token: str | None, remedy: str = LEAST_READABLE) -> str:
     """`remedy`: if there is something else, or nothing. Raises UnreachableError."""
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ConfigurationError("The address holds credentials.", "Take them out, and name a token with --token-env.")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         answer = httpx.get(url, headers=headers, timeout=READ_LIMIT_S, trust_env=False)

@@ -180,8 +180,8 @@ def _workload(options: SweepOptions) -> Workload:
 def _check(
     options: SweepOptions, objectives: tuple[Objective, ...], bounds: Bounds, workload: Workload, *, searching: bool
 ) -> None:
-    if not options.url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"'{options.url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
+    for option, url in (("--url", options.url), ("--metrics-url", options.metrics_url)):
+        _check_url(option, url)
     if options.api not in ("chat", "completions"):
         raise ConfigurationError(f"'{options.api}' is not an API kind.", "Use --api chat or --api completions.")
     if not 1 <= bounds.min_level <= bounds.max_level:
@@ -202,6 +202,13 @@ def _check(
         raise ConfigurationError(refusal)
 
 
+def _check_url(option: str, url: str | None) -> None:
+    if url is not None and "@" in url.partition("?")[0]:
+        raise ConfigurationError(f"{option} holds credentials.", "Take them out, and give --api-key-env.")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"'{url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
+
+
 def _levels(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
@@ -217,17 +224,20 @@ def _levels(text: str | None) -> tuple[int, ...]:
 
 
 def _api_key(options: SweepOptions) -> str | None:
+    key: str | None = None
     if options.api_key_file is not None:
         try:
-            return options.api_key_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(f"The API key file cannot be read: {error}.", "Check --api-key-file.") from None
-    if options.api_key_env is not None:
+            key = options.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise ConfigurationError(f"The API key file cannot be read: {reason}.", "Check --api-key-file.") from None
+    elif options.api_key_env is not None:
         key = os.environ.get(options.api_key_env)
         if not key:
             raise ConfigurationError(f"The variable {options.api_key_env} is not set.", "Set it, or change the option.")
-        return key
-    return None
+    if key is not None and not (key.isascii() and key.isprintable() and key):
+        raise ConfigurationError("The API key is empty or cannot stand in a header.", "Give one line of ASCII.")
+    return key
 
 
 def _text(path: Path | None) -> str | None:
