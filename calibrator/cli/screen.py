@@ -27,7 +27,9 @@ class SweepScreen:
         self._console = console
         self._objectives = objectives
         self._lines = lines
-        self._shown: set[tuple[int, int]] = set()
+        self._told: dict[int, str] = {}  # level -> verdict
+        self._counted: dict[int, int] = {}  # level -> n
+        self._last: int | None = None
         is_live = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=True) if is_live else None
 
@@ -48,7 +50,12 @@ class SweepScreen:
             self._print_new(levels)
 
     def _print_new(self, levels: Sequence[LevelReport]) -> None:
-        for level in levels:
-            if (level.concurrency, level.n) not in self._shown:
-                self._shown.add((level.concurrency, level.n))
+        """A level that is measured more and stays what it was is not told again."""
+        seen = {level.concurrency: level.n for level in levels}
+        grown = [level for level in levels if seen[level.concurrency] != self._counted.get(level.concurrency)]
+        self._counted = seen
+        for level in grown:
+            verdict = level.verdict.kind.value
+            if level.concurrency != self._last or verdict != self._told.get(level.concurrency):
+                self._told[level.concurrency], self._last = verdict, level.concurrency
                 self._console.print(display.plain_level(level, self._objectives), markup=False, soft_wrap=True)
