@@ -27,7 +27,7 @@ MIGRATION_LIMIT_S = 60.0  # waiting for another instance's migration included
 
 def head() -> str:
     """The revision of this program."""
-    return str(ScriptDirectory.from_config(_config()).get_current_head())
+    return str(ScriptDirectory.from_config(alembic_config()).get_current_head())
 
 
 def revision(connection: Connection) -> str | None:
@@ -38,7 +38,7 @@ def revision(connection: Connection) -> str | None:
 def is_current(connection: Connection, name: str, elsewhere: str) -> bool:
     """False: `migrate` has work. `name`, and `elsewhere` (what to change instead), are for messages. StoreError."""
     current = revision(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
     if current is None and inspect(connection).get_table_names():
         raise StoreError(f"{_capital(name)} belongs to another program.", f"{_capital(elsewhere)}.")
     if current is not None and current not in known:
@@ -54,14 +54,14 @@ def migrate(connection: Connection, name: str, elsewhere: str) -> None:
     """Upgrade inside the connection's transaction. Raises StoreError."""
     if is_current(connection, name, elsewhere):
         return
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(alembic_config(connection), "head")
 
 
-def _config() -> Config:
+def alembic_config(connection: Connection | None = None) -> Config:
+    """`connection`: in whose transaction revisions run."""
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))  # a ConfigParser: % interpolates
+    config.attributes["connection"] = connection
     return config
 
 

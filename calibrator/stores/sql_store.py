@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy import delete, func, literal, select, tuple_
+from sqlalchemy import delete, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from calibrator.core.share_desk import InstanceReport, ShareTable
@@ -99,11 +99,14 @@ class SqlStore:
         )
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
-        newest = select(recommendations.c.backend, func.max(recommendations.c.version)).group_by(
-            recommendations.c.backend
-        )
-        own_key = tuple_(recommendations.c.backend, recommendations.c.version)
-        statement = select(recommendations.c.document).where(own_key.in_(newest)).order_by(recommendations.c.backend)
+        """From name to name along the primary key: a step a backend, however many versions of each are kept."""
+        every, other = recommendations.c, recommendations.alias().c
+        names = select(func.min(every.backend).label("backend")).cte("names", recursive=True)
+        following = select(func.min(other.backend)).where(other.backend > names.c.backend).scalar_subquery()
+        names = names.union_all(select(following).where(names.c.backend.is_not(None)))
+        newest = select(func.max(other.version)).where(other.backend == names.c.backend).scalar_subquery()
+        own_key = (every.backend == names.c.backend) & (every.version == newest)
+        statement = select(every.document).select_from(names).join(recommendations, own_key).order_by(every.backend)
         async with self._database.reading() as connection:
             documents = (await connection.execute(statement)).scalars().all()
         return tuple(RECOMMENDATION.read(document) for document in documents)

@@ -8,32 +8,14 @@ import zlib
 from dataclasses import replace
 
 import pytest
+from support.records import ANSWER
 
 from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Failure, FailureKind, Label, Phase, Sample
+from calibrator.core.sample import Failure, FailureKind, Sample
 from calibrator.core.sample_log import SampleRow, pack, unpack
 from calibrator.errors import ConfigurationError
 
 OBJECTIVES = (parse_objective("ttft p99 <= 500ms"),)
-ANSWER = Sample(
-    request_id=7,
-    label=Label(3, Phase.COUNTED),
-    class_name="chat",
-    stream=True,
-    wanted_prompt_tokens=256,
-    started_s=10.00000049,
-    duration_s=1.5,
-    ttft_s=0.25,
-    ttfc_s=0.3,
-    last_token_s=1.25,
-    token_events=60,
-    prompt_tokens=257,
-    completion_tokens=64,
-    cached_tokens=128,
-    connect_s=0.001,
-    send_delay_s=0.0001,
-    wanted_output_tokens=64,
-)
 
 
 def test_a_row_says_when_what_and_how_it_ended() -> None:

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
 from calibrator.ports import Tenure
-from calibrator.stores.migrate import migrate
+from calibrator.stores.documents import RECOMMENDATION
+from calibrator.stores.migrate import alembic_config, migrate
 from calibrator.stores.retention import Retention
 from calibrator.stores.schema import metadata
 from calibrator.stores.sql_store import SqlStore
@@ -131,6 +133,32 @@ def test_a_migration_that_is_cut_off_leaves_an_empty_file(tmp_path: Path) -> Non
     with engine.connect() as connection:
         assert inspect(connection).get_table_names() == []
     engine.dispose()
+
+
+def test_a_file_of_an_older_release_is_brought_up_to_date_with_all_that_it_knew(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = alembic_config(connection)
+        command.upgrade(config, "0002")
+        document = RECOMMENDATION.write(recommendation())
+        row = {"backend": "chat", "version": 1, "published_at": 1001.0, "document": document}
+        connection.execute(
+            text("INSERT INTO recommendations VALUES (:backend, :version, :published_at, :document)"), row
+        )
+    engine.dispose()
+
+    async def work() -> None:
+        store = new_store(path)
+        await store.open()
+        try:
+            assert list(await store.latest_recommendations()) == [recommendation()]
+            await store.add_recommendation(recommendation(version=2), await hold(store))
+        finally:
+            await store.close()
+
+    asyncio.run(work())
+    assert ask(path, "SELECT group_concat(epoch) FROM recommendations") == "0,1"
 
 
 def test_a_file_of_a_newer_release_is_refused_and_left_alone(tmp_path: Path) -> None:

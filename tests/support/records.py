@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from calibrator.core.measurement import Audit, Capacity, Evidence, History, RampCount, Visit
 from calibrator.core.objective import parse_objective
+from calibrator.core.sample import Label, Phase, Sample
 from calibrator.core.server_load import ServerLoadPeak
 from calibrator.core.snapshot import Rates, Recommendation, State
 from calibrator.core.sweep_record import (
@@ -25,6 +26,26 @@ from calibrator.core.sweep_record import (
 )
 
 OBJECTIVE = parse_objective("ttft p99 <= 500ms for prompts <= 1024 tokens")
+
+ANSWER = Sample(  # a probe that went well
+    request_id=7,
+    label=Label(3, Phase.COUNTED),
+    class_name="chat",
+    stream=True,
+    wanted_prompt_tokens=256,
+    started_s=10.00000049,
+    duration_s=1.5,
+    ttft_s=0.25,
+    ttfc_s=0.3,
+    last_token_s=1.25,
+    token_events=60,
+    prompt_tokens=257,
+    completion_tokens=64,
+    cached_tokens=128,
+    connect_s=0.001,
+    send_delay_s=0.0001,
+    wanted_output_tokens=64,
+)
 
 
 def recommendation(backend: str = "chat", version: int = 1, cap: int = 32) -> Recommendation:

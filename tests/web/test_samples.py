@@ -19,29 +19,13 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, calibrated, client_of, record, snapshot
 
 from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Failure, FailureKind, Label, Phase, Sample
+from calibrator.core.sample import Failure, FailureKind, Label, Phase
 from calibrator.core.sample_log import pack
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 
-ANSWER = Sample(
-    request_id=7,
-    label=Label(3, Phase.COUNTED),
-    class_name="chat",
-    stream=True,
-    wanted_prompt_tokens=256,
-    started_s=10.0,
-    duration_s=1.5,
-    ttft_s=0.25,
-    ttfc_s=0.3,
-    last_token_s=1.25,
-    token_events=60,
-    prompt_tokens=257,
-    completion_tokens=65,
-    connect_s=0.001,
-    send_delay_s=0.0001,
-)
+ANSWER = replace(records.ANSWER, started_s=10.0, completion_tokens=65)
 SAMPLES = [
     ANSWER,
     replace(
