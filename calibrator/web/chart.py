@@ -17,6 +17,7 @@ from html import escape
 WIDTH, HEIGHT = 720.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 40.0, 42.0
 Y_TICKS = 5  # at most
+NAMES_APART = 80.0  # nearer than that, two names above the frame would run into each other
 NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 HEADROOM = 1.08  # of the highest mark
 CUT = 3.0  # points above this many limits are drawn at the upper edge: the interesting part is near the limit
@@ -138,11 +139,14 @@ def _band(chart: Chart, frame: _Frame) -> Iterable[str]:
         low, high = (frame.x(value) for value in chart.band)
         yield f'<rect class="band" x="{low:.1f}" y="{top:.1f}" width="{max(2.0, high - low):.1f}" '
         yield f'height="{height:.1f}"/>'
-    for name, value in (("mark", chart.mark), ("knee", chart.knee)):
-        if value is not None and frame.x_min <= value <= frame.x_max:
-            yield f'<path class="{name}" d="M{frame.x(value):.1f} {top:.1f}v{height:.1f}"/>'
-            yield f'<text class="tick" x="{frame.x(value):.1f}" y="{top - 5:.1f}" text-anchor="middle">'
-            yield f"{'capacity' if name == 'mark' else name} {value:.0f}</text>"
+    marks = (("knee", chart.knee), ("capacity", chart.mark))
+    places = sorted(
+        (frame.x(value), name, value) for name, value in marks if value and frame.x_min <= value <= frame.x_max
+    )
+    are_close = len(places) > 1 and places[1][0] - places[0][0] < NAMES_APART
+    for (x, name, value), anchor in zip(places, ("end", "start") if are_close else ("middle", "middle"), strict=False):
+        yield f'<path class="{"mark" if name == "capacity" else name}" d="M{x:.1f} {top:.1f}v{height:.1f}"/>'
+        yield f'<text class="tick" x="{x:.1f}" y="{top - 5:.1f}" text-anchor="{anchor}">{name} {value:.0f}</text>'
 
 
 def _limit(chart: Chart, frame: _Frame) -> Iterable[str]:

@@ -221,6 +221,14 @@ def test_the_sla_the_capacity_and_the_knee_are_named_in_the_picture() -> None:
     assert {"SLA 300", "capacity 10", "knee 4", "P99"} <= texts
 
 
+def test_names_of_marks_that_stand_close_do_not_run_into_each_other() -> None:
+    points = [Point(2.0**k, 100.0) for k in range(6)]
+    for mark, knee, anchors in ((5, 4, ["end", "start"]), (4, 5, ["end", "start"]), (30, 2, ["middle", "middle"])):
+        root = _parsed(Chart("t", "ms", [Line("P99", "p99", points)], mark=mark, knee=knee))
+        names = [text for text in root.iter("text") if re.match("knee|capacity", text.text or "")]
+        assert [text.attrib["text-anchor"] for text in names] == anchors
+
+
 def test_a_picture_of_its_own_carries_its_style() -> None:
     picture = standalone(Chart("t", "s", [Line("p99", "p99", [Point(1, 0.1), Point(2, 0.2)])]), STYLE)
     root = ET.fromstring(picture)  # noqa: S314 - our own picture
