@@ -18,6 +18,7 @@ from calibrator.web.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.logs import configure_logs, log_plan
+from calibrator.wiring.process import set_limits
 from calibrator.wiring.service import running_service, until_told_to_stop
 from calibrator.wiring.tls import server_context
 
@@ -26,6 +27,7 @@ async def serve(config: Path) -> int:
     """Run until SIGTERM or SIGINT; then end probes, save, answer what is open, exit 0."""
     settings = load_settings(config, os.environ)
     configure_logs(log_plan(settings, os.environ))
+    set_limits()
     log = structlog.get_logger()
     async with running_service(settings, os.environ) as service:
         log.info("serving", url=service.url, backends=sorted(settings.backends))

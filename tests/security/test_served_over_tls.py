@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import ssl
@@ -60,6 +61,12 @@ def test_it_serves_https_and_follows_certificates_and_tokens(tmp_path: Path) -> 
         }
         with serving(write_config(tmp_path, tree)) as service:
             assert str(service.http.base_url).startswith("https://")
+            limits = Path(f"/proc/{service.process.pid}/limits").read_text()
+            soft = dict(re.findall(r"^(Max [a-z ]+?) {2,}(\S+)", limits, re.MULTILINE))
+            assert soft["Max core file size"] == "0", "a core would hold every secret"
+            hard = re.search(r"^Max open files +\S+ +(\S+)", limits, re.MULTILINE)
+            assert hard is not None
+            assert int(soft["Max open files"]) >= min(4096, int(hard[1]))
             assert ask(service, old, old, FIRST) == 200
             assert ask(service, old, old, SECOND) == 401
             assert isinstance(ask(service, old, new, FIRST), str), "a stranger's certificate"
