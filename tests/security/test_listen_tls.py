@@ -15,7 +15,7 @@ import httpx
 import pytest
 import uvicorn
 from structlog.testing import capture_logs
-from support.certificates import Certificates, make_certificates
+from support.certificates import Certificates, make_certificates, put_in_place
 from support.real_processes import on_uvloop
 from support.web_fakes import FakeOperator, app_of, snapshot
 
@@ -35,14 +35,7 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Certificates,
 
 
 def put(folder: Path, certificates: Certificates) -> TlsSettings:
-    """As the files of the service, in place of what was there, as a rotation does."""
-    for name, source in (
-        ("tls.crt", certificates.server_cert),
-        ("tls.key", certificates.server_key),
-        ("ca.crt", certificates.ca),
-    ):
-        shutil.copy(source, folder / f"{name}.new")
-        (folder / f"{name}.new").rename(folder / name)
+    put_in_place(folder, certificates)
     return TlsSettings(cert_file=folder / "tls.crt", key_file=folder / "tls.key", client_ca_file=folder / "ca.crt")
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
-from support.certificates import Certificates, make_certificates
+from support.certificates import Certificates, make_certificates, put_in_place
 from support.service_process import Service, serving, wait_for, write_config
 
 FIRST, SECOND = "the-first-operator-token", "the-second-operator-token"
@@ -28,23 +27,13 @@ def ask(service: Service, trusted: Certificates, shown: Certificates, token: str
         return type(error).__name__
 
 
-def put(folder: Path, certificates: Certificates) -> None:
-    for name, source in (
-        ("tls.crt", certificates.server_cert),
-        ("tls.key", certificates.server_key),
-        ("ca.crt", certificates.ca),
-    ):
-        shutil.copy(source, folder / f".{name}")
-        (folder / f".{name}").rename(folder / name)
-
-
 def test_it_serves_https_and_follows_certificates_and_tokens(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "files")]
     for folder in folders:
         folder.mkdir()
     old, new = make_certificates(folders[0]), make_certificates(folders[1])
     files = folders[2]
-    put(files, old)
+    put_in_place(files, old)
     (files / "token").write_text(FIRST)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -72,7 +61,7 @@ def test_it_serves_https_and_follows_certificates_and_tokens(tmp_path: Path) -> 
             assert isinstance(ask(service, old, new, FIRST), str), "a stranger's certificate"
             with pytest.raises(httpx.HTTPError):
                 httpx.get(str(service.http.base_url).replace("https", "http"), timeout=20.0, trust_env=False)
-            put(files, new)
+            put_in_place(files, new)
             (files / "token").write_text(SECOND)
             wait_for(lambda: ask(service, new, new, SECOND) == 200, "the new files are in force")
             assert ask(service, new, new, FIRST) == 401

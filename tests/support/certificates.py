@@ -1,7 +1,8 @@
-"""A throw-away authority with a server and a client certificate, made by the openssl program."""
+"""A throw-away authority with a server and a client certificate, made by the openssl program, and their rotation."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,3 +34,14 @@ def make_certificates(folder: Path) -> Certificates:
                 "-out", f"{name}.pem", "-days", "2", "-extfile", f"{name}.ext")  # fmt: skip
     files = ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")
     return Certificates(*(str(folder / name) for name in files))
+
+
+def put_in_place(folder: Path, certificates: Certificates) -> None:
+    """As `tls.crt`, `tls.key` and `ca.crt`, each in one step over what was there."""
+    for name, source in (
+        ("tls.crt", certificates.server_cert),
+        ("tls.key", certificates.server_key),
+        ("ca.crt", certificates.ca),
+    ):
+        shutil.copy(source, folder / f".{name}")
+        (folder / f".{name}").rename(folder / name)
