@@ -1,7 +1,7 @@
 """Command-line verbs: options, help and exit codes; the work is done in the modules beside this one.
 
 An expected failure is one sentence of cause and one of remedy on stderr, and the exit code of its class (`errors`).
-Help teaches: options stand in groups, examples at the end, which tests run like those of the documentation.
+Help teaches: options stand in groups, examples at the end.
 """
 
 from __future__ import annotations
@@ -30,27 +30,25 @@ app = typer.Typer(
     "130 interrupted.",
 )
 db = typer.Typer(no_args_is_help=True, help="Look after the store's schema.")
-app.add_typer(db, name="db", rich_help_panel="Serve")
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # typer exports its subclass alone
 
 MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
+app.add_typer(db, name="db", rich_help_panel=SERVE)
 BACKEND, WORKLOAD, SEARCH, RESULT = "The backend", "What the probes look like", "Search and budgets", "The result"
 
 
 def main() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a terminal that lacks a character gets a question mark, not a traceback
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark, not a traceback
     try:
         raise SystemExit(app(standalone_mode=False))
     except CalibratorError as error:
         fail(error)
     except _UsageError as error:
-        if not sys.argv[1:]:
-            error.show()  # the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer does not export it
+            error.show()
         else:
             _complain(f"{error.format_message().rstrip('.')}. {_where_to_look(error)}")
         raise SystemExit(int(ExitCode.CONFIGURATION)) from None

@@ -72,10 +72,12 @@ def test_a_wrong_command_line_is_one_sentence_and_where_to_look(
     assert all(word in done.stderr for word in words), done.stderr
 
 
-def test_no_arguments_show_the_help() -> None:
-    done = run()
+@pytest.mark.parametrize(("verb", "words"), [((), "Begin with: calibrator demo"), (("db",), "upgrade")])
+def test_no_arguments_show_the_help(verb: tuple[str, ...], words: str) -> None:
+    done = run(*verb)
     assert done.returncode == 2
-    assert "Begin with: calibrator demo" in done.stderr + done.stdout
+    assert words in done.stderr + done.stdout
+    assert "calibrator: " not in done.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- completion
