@@ -73,7 +73,7 @@ def create_app(
         *api.operations(writable=writable),
         *History(operator, views).operations(writable=writable),
         Samples(operator, views).operation(),
-        Events(clock, views, is_stopping).operation(),
+        Events(clock, views, is_stopping, gatekeeper.may_read).operation(),
         *SigningIn(gatekeeper, trail).operations(writable=writable),
         *site.operations(),
         *pages.operations(),

@@ -88,6 +88,10 @@ class Gatekeeper:
                 return Caller(access, fingerprint(match), has_presented=True)
         return Caller(has_presented=True)
 
+    def may_read(self, request: Request) -> bool:
+        """Whether what was allowed when it began still is."""
+        return self.reading_is_open or self.caller(request).access is not Access.OPEN
+
     def check(self, request: Request, access: Access) -> None:
         """Raises Problem 401 without valid credentials, 403 where they do not suffice."""
         if access is Access.OPEN or (access is not Access.OPERATE and self.reading_is_open):

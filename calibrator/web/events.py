@@ -10,8 +10,9 @@ A stream begins with the whole document of every backend, so a client that was c
 nothing: there are no positions to resume from. `trend` is left out; it changes with `version`.
 
 Each stream looks once in `LOOK_S`; documents are made once for all of them, and only of backends that changed. It ends
-when the client goes, when the service stops (`is_stopping`, which wiring's signal handler sets), or when the client
-takes nothing for `SLOW_S`: a reader that sleeps must not hold memory here. More than `MOST_STREAMS` are refused.
+when the client goes, when its token or session has ended, when the service stops (`is_stopping`, which wiring's
+signal handler sets), or when the client takes nothing for `SLOW_S`: a reader that sleeps must not hold memory here.
+More than `MOST_STREAMS` are refused.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Events:
     clock: Clock
     views: Views
     is_stopping: Callable[[], bool]
+    may_read: Callable[[Request], bool]  # still: a token may be rotated while a stream is open
     open_streams: int = 0
     _known: dict[str, _Known] = field(default_factory=dict)
     _looked_s: float = -math.inf
@@ -82,7 +84,7 @@ class Events:
                 f"There are {MOST_STREAMS} event streams already; ask again, or poll /v1/backends.",
                 headers={"Retry-After": "10"},
             )
-        return _Stream(self, query.backend)
+        return _Stream(self, query.backend, request)
 
     def look(self) -> Mapping[str, _Known]:
         """The documents of all backends, not much older than `LOOK_S`."""
@@ -135,11 +137,12 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, only: str | None) -> None:
+    def __init__(self, events: Events, only: str | None, request: Request) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._only = only
+        self._request = request
         self._sent: dict[str, _Known] = {}
         self._said_s = 0.0
 
@@ -158,9 +161,12 @@ class _Stream(Response):
             gone.cancel()
 
     async def _follow(self, send: Send, gone: asyncio.Task[None]) -> None:
-        """Until the client goes or the service stops. Raises TimeoutError when the client reads nothing."""
+        """Until the client goes, may read no longer, or the service stops.
+
+        Raises TimeoutError when the client reads nothing.
+        """
         text = f"retry: {RETRY_MS}\n\n"
-        while not (gone.done() or self._events.is_stopping()):
+        while not (gone.done() or self._events.is_stopping()) and self._events.may_read(self._request):
             text += "".join(self._news())
             if text:
                 async with asyncio.timeout(SLOW_S):

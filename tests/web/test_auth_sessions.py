@@ -207,3 +207,22 @@ def test_where_reading_is_open_everybody_reads_and_a_session_is_for_operators() 
         assert (await sign_in(client, OPERATOR)).json()["access"] == "operate"
 
     Site(readers=()).play(scenario)
+
+
+def test_a_stream_ends_with_the_token_that_opened_it() -> None:
+    """The transport of the tests hands an answer out at its end, so this returns only because the stream does."""
+    site = Site()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        headers = {"Authorization": f"Bearer {READER}"}
+        stream = asyncio.create_task(client.get("/v1/events", headers=headers, timeout=None))
+        await asyncio.sleep(60.0)
+        assert not stream.done()
+        site.readers = ("reader-token-2",)
+        await asyncio.sleep(2.0)
+        assert stream.done()
+        answer = await stream
+        assert answer.status_code == 200
+        assert "event: beat" in answer.text
+
+    site.play(scenario)
