@@ -3,7 +3,8 @@
 An entry is written whether the attempt succeeded or was refused, by whichever check; `who` is the fingerprint of the
 token (`calibrator check` prints the fingerprint of each), never the token. The lines go to the log under
 `logger=calibrator.audit`, whatever the log's level is, and that is the record to keep: the last ones, of this instance
-only, can also be read by operators at `GET /v1/audit`.
+only, can also be read by operators at `GET /v1/audit`. Attempts of strangers are kept apart, or whoever has no token
+could push out of sight what others did.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from calibrator.ports import Clock
 from calibrator.web.access_models import AuditEntry
 from calibrator.web.auth import Caller
 
-KEPT = 500
+KEPT = 250  # of either kind
 SHOWN_CHARACTERS = 100  # of what a caller chose freely
 _SAID = "calibrator.said"  # in the ASGI scope: what the request asked for, once it was found valid
 
@@ -66,7 +67,8 @@ class Trail:
     def __init__(self, clock: Clock, write: Callable[[Deed], None] = log_deed) -> None:
         self._clock = clock
         self._write = write
-        self._kept: deque[Deed] = deque(maxlen=KEPT)
+        self._known: deque[Deed] = deque(maxlen=KEPT)
+        self._strangers: deque[Deed] = deque(maxlen=KEPT)
 
     def add(self, request: Request, operation: str, caller: Caller, status: int, detail: str = "") -> None:
         deed = Deed(
@@ -80,10 +82,10 @@ class Trail:
             detail=detail,
             said=request.scope.get(_SAID, {}),
         )
-        self._kept.append(deed)
+        (self._known if caller.fingerprint else self._strangers).append(deed)
         self._write(deed)
 
     def entries(self, limit: int) -> list[AuditEntry]:
         """Newest first."""
-        newest = list(reversed(self._kept))[:limit]
+        newest = sorted((*self._known, *self._strangers), key=lambda deed: deed.at)[::-1][:limit]
         return [AuditEntry(**{**asdict(one), "at": timestamp(one.at), "outcome": one.outcome}) for one in newest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, client_of, snapshot
 
 from calibrator.core.snapshot import Override
+from calibrator.web.audit import KEPT
 
 OPERATOR, READER = "operator-token", "reader-token"
 FINGERPRINTS = {token: hashlib.sha256(token.encode()).hexdigest()[:8] for token in (OPERATOR, READER)}
@@ -138,15 +140,21 @@ def test_the_line_in_the_log_does_not_depend_on_the_level() -> None:
     assert OPERATOR not in str(line)
 
 
-def test_the_trail_keeps_the_last_ones_newest_first() -> None:
+def test_the_trail_keeps_the_last_ones_newest_first_and_strangers_push_nothing_out() -> None:
     async def scenario() -> httpx.Response:
         app = app_of(FakeOperator(snapshot()), operator_tokens=(OPERATOR,))
         headers = {"Authorization": f"Bearer {OPERATOR}"}
         async with client_of(app) as client:
-            for number in range(510):
+            for number in range(KEPT + 10):
                 await client.post(SWEEPS, json={"reason": f"number {number}"}, headers=headers)
+                await asyncio.sleep(1.0)
+            for _ in range(KEPT + 10):
+                await client.post(SWEEPS)
+                await asyncio.sleep(1.0)
             return await client.get("/v1/audit?limit=500", headers=headers)
 
     with capture_logs():
         entries = run_virtual(scenario()).json()["entries"]
-    assert [entry["said"]["reason"] for entry in (entries[0], entries[-1])] == ["number 509", "number 10"]
+    assert {entry["who"] for entry in entries[:KEPT]} == {"nobody"}
+    told = [entry["said"]["reason"] for entry in entries[KEPT:]]
+    assert (len(told), told[0], told[-1]) == (KEPT, f"number {KEPT + 9}", "number 10")
