@@ -54,11 +54,12 @@ class SweepTrace:
 
 
 # --------------------------------------------------------------------------------------------------------------- ids
+@lru_cache(maxsize=16)  # every probe asks
 def trace_id(sweep_id: str) -> int:
     return _hashed(sweep_id, 16)
 
 
-@lru_cache(maxsize=256)  # a probe asks for that of its level
+@lru_cache(maxsize=256)  # likewise, for that of its level
 def span_id(sweep_id: str, visit: int = 0) -> int:
     """Of the span that a probe with this label belongs to; 0: of the sweep's own."""
     return _hashed(f"{sweep_id}/{min(visit, FIRST_VISIT)}", 8)
