@@ -9,13 +9,12 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calibrator.core.render import sweep_document, sweep_summary
+from calibrator.core.render import sweep_summary
 from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports import Clock, Operator
 from calibrator.web.auth import Access
-from calibrator.web.documents import backend_document
+from calibrator.web.documents import backend_document, published_sweep
 from calibrator.web.exchange import Views, json_answer, parsed_body, parsed_query
 from calibrator.web.models import (
     BackendDocument,
@@ -75,7 +74,7 @@ class Api:
         record = await self.operator.sweep(sweep_id) if sweep_id.isprintable() else None
         if record is None or record.backend not in (view.name, view.measured_by):
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
-        return SweepDocument.model_validate(sweep_document(record, cap=_published_cap(view, record)))
+        return published_sweep(view, record)
 
     async def start_sweep(self, request: Request) -> Response:
         view = self.views.one(request.path_params["name"])
@@ -174,8 +173,3 @@ class Api:
             body=SweepRequest,
             problems=(400, 404, 409, 413, 503),
         )
-
-
-def _published_cap(view: BackendView, record: SweepRecord) -> int | None:
-    published = view.recommendation
-    return published.cap if published.sweep_id == record.sweep_id else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from calibrator.core.admission import HeldBack
-from calibrator.core.render import capacity_document, number, timestamp
+from calibrator.core.render import capacity_document, number, sweep_document, timestamp
 from calibrator.core.snapshot import BackendView, Progress, Rates, SweepSummary
+from calibrator.core.sweep_record import SweepRecord
 from calibrator.web.models import BackendDocument
+from calibrator.web.sweep_models import SweepDocument
 
 
 def backend_document(view: BackendView, now: float) -> BackendDocument:
@@ -64,6 +66,13 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "gateway_cap": view.served_cap,
         }
     )
+
+
+def published_sweep(view: BackendView, record: SweepRecord) -> SweepDocument:
+    """A sweep with the cap that is published because of it."""
+    published = view.recommendation
+    cap = published.cap if published.sweep_id == record.sweep_id else None
+    return SweepDocument.model_validate(sweep_document(record, cap=cap))
 
 
 def override_document(view: BackendView) -> dict[str, object] | None:

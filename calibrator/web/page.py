@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import quote
 
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,14 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.objective import parse_objective
-from calibrator.core.render import sweep_document, sweep_summary, timestamp
+from calibrator.core.render import sweep_summary, timestamp
 from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import StoreError
 from calibrator.ports import Clock, Operator
 from calibrator.web.auth import Access, Gatekeeper
 from calibrator.web.chart import svg
-from calibrator.web.documents import backend_document
+from calibrator.web.documents import backend_document, published_sweep
 from calibrator.web.event_models import PinDocument, RecommendationDocument
 from calibrator.web.exchange import Views, parsed_query
 from calibrator.web.history import client_document, pin_document, recommendation_document
@@ -71,14 +71,14 @@ class Pages:
     software_version: str
     has_writes: bool  # an operator token was configured when the service started
 
-    def frame(self, request: Request, title: str, *, is_live: bool = True) -> Frame:
+    def frame(self, request: Request, title: str, here: str, *, is_live: bool = True) -> Frame:
         tokens = any(self.gatekeeper.operator_tokens()) or not self.gatekeeper.reading_is_open
         caller = self.gatekeeper.caller(request)
         return Frame(
             title=title,
             now=timestamp(self.clock.wall()) or "",
             version=self.software_version,
-            here=request.url.path,
+            here=here,
             is_operator=self.has_writes and caller.has_session and caller.access is Access.OPERATE,
             is_signed_in=caller.has_session,
             may_sign_in=tokens,
@@ -91,7 +91,7 @@ class Pages:
         now = self.clock.wall()
         every = [backend_document(view, now) for view in self.views.all().values()]
         shown = [one for one in every if _is_asked_for(one, query)]
-        frame = self.frame(request, "calibrator")
+        frame = self.frame(request, "calibrator", "/")
         return html(
             "page_overview.html.jinja",
             frame,
@@ -121,7 +121,7 @@ class Pages:
         answer = {"form": "", "problem": "", "notice": "", "values": {}, **form}
         return html(
             "page_backend.html.jinja",
-            self.frame(request, name),
+            self.frame(request, name, path_of(name)),
             status,
             **_card(backend, now),
             **answer,
@@ -151,7 +151,7 @@ class Pages:
             [recommendation_document(one) for one in published],
             [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
             [pin_document(one) for one in pins],
-            None if shown is None else _document(view, shown),
+            None if shown is None else published_sweep(view, shown),
             "",
         )
 
@@ -180,6 +180,10 @@ class _Kept:
     problem: str
 
 
+def path_of(name: str) -> str:
+    return f"/backends/{quote(name, safe='')}"
+
+
 def _card(backend: BackendDocument, now: float) -> dict[str, object]:
     return {
         "backend": backend,
@@ -206,11 +210,6 @@ def _shown_sweep(view: BackendView) -> str | None:
         return view.progress.sweep_id
     beneath = view.beneath or view.recommendation
     return beneath.sweep_id or (None if view.last_sweep is None else view.last_sweep.sweep_id)
-
-
-def _document(view: BackendView, record: SweepRecord) -> SweepDocument:
-    cap = view.recommendation.cap if view.recommendation.sweep_id == record.sweep_id else None
-    return SweepDocument.model_validate(sweep_document(record, cap=cap))
 
 
 @dataclass(frozen=True, slots=True)

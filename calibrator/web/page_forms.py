@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -25,7 +25,7 @@ from calibrator.web.auth import Access
 from calibrator.web.exchange import body_of
 from calibrator.web.models import ClearQuery, OverrideRequest, SweepRequest
 from calibrator.web.operation import Answer, Operation
-from calibrator.web.page import Pages
+from calibrator.web.page import Pages, path_of
 from calibrator.web.page_render import HEADERS, html
 from calibrator.web.problems import Problem, invalid
 from calibrator.web.sessions import is_foreign
@@ -69,7 +69,7 @@ class Forms:
     def ask_to_sign_in(
         self, request: Request, then: str, status: HTTPStatus = HTTPStatus.OK, problem: str = ""
     ) -> Response:
-        frame = self.pages.frame(request, "Sign in", is_live=False)
+        frame = self.pages.frame(request, "Sign in", "/sign-in", is_live=False)
         return html("page_sign_in.html.jinja", frame, status, then=then, problem=problem)
 
     async def on_problem(self, request: Request, error: Problem) -> Response:
@@ -77,7 +77,7 @@ class Forms:
         if error.status is HTTPStatus.UNAUTHORIZED:
             response = self.ask_to_sign_in(request, _local(request.url.path), error.status)
         else:
-            frame = self.pages.frame(request, error.status.phrase, is_live=False)
+            frame = self.pages.frame(request, error.status.phrase, request.url.path, is_live=False)
             response = html("page_problem.html.jinja", frame, error.status, problem=error.detail)
         response.headers.update(error.headers)
         if error.status is HTTPStatus.UNAUTHORIZED:  # a Basic challenge would hide the form behind a browser's own
@@ -131,7 +131,7 @@ class Forms:
         except ValidationError as error:
             status, problem = HTTPStatus.BAD_REQUEST, invalid(error, "form").detail
         else:
-            return _seen(f"/backends/{quote(name, safe='')}?{urlencode({'done': done})}")
+            return _seen(f"{path_of(name)}?{urlencode({'done': done})}")
         return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=fields)
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:

@@ -233,6 +233,21 @@ def test_a_stream_that_is_cut_is_said_and_mended(browser: Browser) -> None:
         expect(at.page.locator(".big")).to_have_text("9")
 
 
+def test_a_page_that_refused_a_form_stays_alive_and_reloads_as_itself(browser: Browser) -> None:
+    operator = FakeOperator(snapshot(calibrated()), busy=True)
+    with page_site(operator) as site, watched(browser, site.url, expected="409") as at:
+        sign_in(at, site, "/backends/chat")
+        at.page.get_by_text("Start a sweep …").click()
+        at.page.get_by_role("button", name="Start it").click()
+        expect(at.page.get_by_role("alert")).to_have_text("A sweep of this backend runs already. Wait for its end.")
+        at.wait_until_live()
+        site.do(lambda: site.operator.put(calibrated(up=False)))
+        expect(at.page.locator("#now").get_by_text("Not answering")).to_be_visible()
+        at.page.reload()
+        expect(at.page.get_by_role("alert")).to_have_count(0)
+        assert operator.asked == []
+
+
 def test_a_tab_that_nobody_sees_keeps_no_stream_and_catches_up(browser: Browser) -> None:
     turn = """(isHidden) => {
       Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });

@@ -16,7 +16,7 @@ const ONE = document.querySelector("section[data-backend]")?.dataset.backend;
 
 const live = document.getElementById("live");
 const clock = { at: Date.parse(document.body.dataset.now), read: responseMoment() };
-const stream = { source: null, heardAt: performance.now(), isLive: null, known: new Map() };
+const stream = { source: null, heardAt: performance.now(), triedAt: 0, isLive: null, known: new Map() };
 const fetching = { timer: null, dueAt: Infinity, lastAt: performance.now(), isUnderWay: false };
 const made = new WeakMap(); // parts of the page: what the server sent for them
 let afterwards = () => {};
@@ -37,7 +37,7 @@ function responseMoment() {
   return entry?.responseStart ?? performance.now();
 }
 
-export function serverNow() {
+function serverNow() {
   return clock.at + (performance.now() - clock.read);
 }
 
@@ -58,14 +58,18 @@ function showAges() {
 
 function everySecond() {
   showAges();
-  const silent = (performance.now() - stream.heardAt) / 1000;
-  if (silent > SILENT_S && stream.source?.readyState !== EventSource.CLOSED) reconnect();
+  const silent = (performance.now() - Math.max(stream.heardAt, stream.triedAt)) / 1000;
+  if (silent > SILENT_S && stream.source?.readyState !== EventSource.CLOSED) {
+    showLive(false);
+    connect();
+  }
   if (stream.isLive === false && !document.hidden) showLive(false);
 }
 
 // ----------------------------------------------------------------------------------------------------------- stream
 function connect() {
   stream.source?.close();
+  stream.triedAt = performance.now();
   const only = ONE === undefined ? "" : `?backend=${encodeURIComponent(ONE)}`;
   const source = (stream.source = new EventSource(`/v1/events${only}`));
   source.addEventListener("backend", (event) => hear(event, changed));
@@ -84,12 +88,6 @@ function connect() {
 function rest() {
   stream.source?.close();
   stream.isLive = false;
-}
-
-function reconnect() {
-  stream.heardAt = performance.now();
-  showLive(false);
-  connect();
 }
 
 function hear(event, act) {

@@ -24,8 +24,9 @@ function filterWhileTyping() {
   return apply;
 }
 
-// What a form has just done is said once, not again with each reload.
-if (location.search.includes("done=")) history.replaceState(null, "", location.pathname);
+// What a form has just done, or why it was refused, is said once: a reload asks for the page itself.
+const here = document.body.dataset.here;
+if (location.pathname !== here || location.search.includes("done=")) history.replaceState(null, "", here);
 
 const refilter = filterWhileTyping();
 follow(() => {
