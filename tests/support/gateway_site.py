@@ -116,6 +116,16 @@ class Bench:
             before, peak = (total, peak) if at_s < since_s else (before, max(peak, total))
         return max(before, peak)
 
+    def mean_stay_s(self, since_s: float) -> float:
+        """Of the requests that came since, while the backend was idle before and is idle now."""
+        came, stayed_s, before_s, before = 0, 0.0, since_s, 0
+        for at_s, total in self._sums():
+            if at_s > since_s:
+                came += total > before
+                stayed_s += before * (at_s - before_s)
+                before_s, before = at_s, total
+        return stayed_s / max(1, came)
+
     def timeline(self) -> str:
         """Most and least in flight of each second, with the notes."""
         lines = []
