@@ -53,7 +53,8 @@ def openapi_document(operations: Sequence[Operation], software_version: str) -> 
 
 def _schemas(operations: Sequence[Operation]) -> Json:
     answers = {answer.model for operation in operations for answer in operation.answers if answer.model is not None}
-    bodies = {operation.body for operation in operations if operation.body is not None}
+    sent = (model for operation in operations for model in (operation.body, operation.form))
+    bodies = {model for model in sent if model is not None}
     models = sorted(answers | bodies | {ProblemDocument}, key=lambda model: model.__name__)
     _, document = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
     return dict(document["$defs"])
@@ -75,6 +76,9 @@ def _operation(operation: Operation) -> Json:
             "required": is_needed,
             "content": {"application/json": {"schema": _ref(operation.body)}},
         }
+    if operation.form is not None:
+        schema = {"application/x-www-form-urlencoded": {"schema": _ref(operation.form)}}
+        document["requestBody"] = {"required": True, "content": schema}
     return document
 
 

@@ -49,6 +49,7 @@ class Operation:
     access: Access = Access.OPEN
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    form: type[BaseModel] | None = None  # of a page, urlencoded
     request_headers: tuple[tuple[str, str], ...] = ()  # (name, what it does)
     problems: tuple[int, ...] = ()
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -23,14 +22,41 @@ from calibrator.errors import ConfigurationError
 from calibrator.web.audit import Trail, said
 from calibrator.web.auth import Access
 from calibrator.web.exchange import body_of
-from calibrator.web.models import ClearQuery, OverrideRequest, SweepRequest
-from calibrator.web.operation import Answer, Operation
+from calibrator.web.models import MAX_OVERRIDE_S, Words
+from calibrator.web.operation import Answer, Handler, Operation
 from calibrator.web.page import Pages, path_of
 from calibrator.web.page_render import HEADERS, html
 from calibrator.web.problems import Problem, invalid
 from calibrator.web.sessions import is_foreign
 
-_MINUTE_S = 60.0
+MINUTE_S = 60.0
+
+
+class _Form(BaseModel):
+    """Urlencoded, by a page of ours. Unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+
+
+class SignInForm(_Form):
+    token: SecretStr = Field(default=SecretStr(""), description="a read or operator token")
+    then: str = Field(default="/", description="path of the page to go on to")
+
+
+class SweepForm(_Form):
+    reason: str = Field(default="", max_length=200)
+
+
+class PinForm(_Form):
+    cap: int = Field(ge=1, le=1_000_000, description="clamped to the configured bounds")
+    minutes: float = Field(gt=0, le=MAX_OVERRIDE_S / MINUTE_S, description="until it ends by itself")
+    author: Words
+    reason: Words
+
+
+class ClearForm(_Form):
+    author: str = Field(default="", max_length=200)
+
 
 Fields = dict[str, str]
 Act = Callable[[str, Fields], Awaitable[str]]  # (backend, fields) to the word of a notice
@@ -87,9 +113,9 @@ class Forms:
     # ------------------------------------------------------------------------------------------------- operating
     async def start_sweep(self, request: Request) -> Response:
         async def act(name: str, fields: Fields) -> str:
-            wanted = SweepRequest(reason=fields.get("reason", "").strip() or "asked for on the page")
+            wanted = SweepForm.model_validate(fields)
             said(request, wanted)
-            await self.pages.operator.request_sweep(name, wanted.reason)
+            await self.pages.operator.request_sweep(name, wanted.reason or "asked for on the page")
             return "sweep"
 
         return await self._do(request, "sweep", act)
@@ -103,19 +129,19 @@ class Forms:
 
     async def override(self, request: Request) -> Response:
         async def act(name: str, fields: Fields) -> str:
-            wanted = _override_of(fields)
+            wanted = PinForm.model_validate(fields)
             said(request, wanted)
             now = self.pages.clock.wall()
-            pin = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
+            pin = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.minutes * MINUTE_S)
             return "override" if await self.pages.operator.override(name, pin) else "unstored"
 
         return await self._do(request, "override", act)
 
     async def clear_override(self, request: Request) -> Response:
         async def act(name: str, fields: Fields) -> str:
-            wanted = ClearQuery.model_validate({"author": fields.get("author", "").strip() or "unnamed"})
+            wanted = ClearForm.model_validate(fields)
             said(request, wanted)
-            if not await self.pages.operator.clear_override(name, wanted.author):
+            if not await self.pages.operator.clear_override(name, wanted.author or "unnamed"):
                 raise ConfigurationError("The cap is not pinned any more.", "Nothing is left to do.")
             return "clear"
 
@@ -143,37 +169,26 @@ class Forms:
             Operation("GET", "/sign-in", "getSignIn", "Sign in on the pages", self.sign_in_page, (asked,)),
             Operation(
                 "POST", "/sign-in", "signIn", "Sign in with a token: a session cookie", self.sign_in, (back,),
-                problems=(401, 403, 413),
+                form=SignInForm, problems=(401, 403, 413),
             ),
             Operation("POST", "/sign-out", "signOut", "End the session", self.sign_out, (back,), problems=(403,)),
         )  # fmt: skip
         return (*signing, *self._acting(back)) if writable else signing
 
     def _acting(self, back: Answer) -> tuple[Operation, ...]:
-        rows: tuple[tuple[str, str, str, Any], ...] = (
-            ("sweep", "formStartSweep", "The page's form that starts a sweep", self.start_sweep),
-            ("cancel", "formCancelSweep", "The page's form that ends a sweep", self.cancel_sweep),
-            ("override", "formOverride", "The page's form that pins the cap", self.override),
-            ("clear", "formClearOverride", "The page's form that removes the pin", self.clear_override),
+        rows: tuple[tuple[str, str, str, Handler, type[BaseModel] | None], ...] = (
+            ("sweep", "formStartSweep", "The page's form that starts a sweep", self.start_sweep, SweepForm),
+            ("cancel", "formCancelSweep", "The page's form that ends a sweep", self.cancel_sweep, None),
+            ("override", "formOverride", "The page's form that pins the cap", self.override, PinForm),
+            ("clear", "formClearOverride", "The page's form that removes the pin", self.clear_override, ClearForm),
         )
         return tuple(
             Operation(
                 "POST", f"/backends/{{name}}/{verb}", operation_id, words, handler, (back,),
-                access=Access.OPERATE, problems=(400, 404, 409, 413, 503),
+                access=Access.OPERATE, form=form, problems=(400, 404, 409, 413, 503),
             )
-            for verb, operation_id, words, handler in rows
+            for verb, operation_id, words, handler, form in rows
         )  # fmt: skip
-
-
-def _override_of(fields: Fields) -> OverrideRequest:
-    """Raises ValidationError. Minutes on the page, seconds in the API."""
-    minutes = fields.get("minutes", "")
-    try:
-        expires_in_s: object = float(minutes) * _MINUTE_S
-    except ValueError:
-        expires_in_s = minutes
-    wanted = {name: fields.get(name, "").strip() for name in ("cap", "reason", "author")}
-    return OverrideRequest.model_validate({**wanted, "expires_in_s": expires_in_s})
 
 
 async def _fields(request: Request) -> Fields:

@@ -123,6 +123,7 @@ def test_what_is_refused_is_said_at_the_form_which_keeps_what_was_typed() -> Non
         for field, value in (("cap", "0"), ("cap", "many"), ("minutes", "-1"), ("minutes", "nan"), ("reason", "")):
             refused = await send(client, "override", **(PIN | {field: value}))
             assert refused.status_code == 400, (field, value)
+            assert f"The form is not valid: {field}: " in refused.text
             assert 'role="alert"' in refused.text
             assert 'value="Ann"' in refused.text
         assert operator.pinned == {}
