@@ -46,7 +46,7 @@ def _sqlite(request: pytest.FixtureRequest) -> Reopen:
 
 def _postgresql(request: pytest.FixtureRequest) -> Reopen:
     server: PostgresProcess = request.getfixturevalue("postgres_server")
-    url = server.url(server.new_database())
+    url = server.new_schema()
     return lambda: SqlStore(PostgresDatabase(lambda: url), KEEP)
 
 

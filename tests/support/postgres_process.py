@@ -104,6 +104,12 @@ class PostgresProcess:
         query = "&".join(f"{name}={value}" for name, value in parameters.items())
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}{'?' if query else ''}{query}"
 
+    def new_schema(self) -> str:
+        """The URL of a schema of its own: a corner for one test, at a tenth of the cost of a database."""
+        name = f"t{next(self._names)}"
+        self.execute(f"CREATE SCHEMA {name}", "postgres")
+        return self.url("postgres", options=f"-csearch_path%3D{name}")
+
     def new_database(self) -> str:
         """Its name."""
         name = f"t{next(self._names)}"

@@ -14,10 +14,11 @@ import httpx
 import pytest
 import yaml
 from support import records
-from support.service_process import run_calibrator
 from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, calibrated, client_of, record, snapshot
+from typer.testing import CliRunner, Result
 
+from calibrator.cli.app import app
 from calibrator.core.objective import parse_objective
 from calibrator.core.sample import Failure, FailureKind, Label, Phase
 from calibrator.core.sample_log import pack
@@ -96,6 +97,10 @@ def test_csv_has_the_same_lines() -> None:
     assert [row["request_latency"] for row in rows] == ["1500.0", "1500.0", "", ""]
 
 
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
 def test_what_is_not_there_is_said() -> None:
     assert answer("?format=xml").status_code == 400
     assert answer(sweep_id="none").status_code == 404
@@ -120,12 +125,12 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
     config.write_text(yaml.safe_dump({"store": {"path": str(tmp_path / "store.db")}, "backends": {"chat": backend}}))
     with asyncio.Runner() as runner:
         store = runner.run(prepare())
-        locked = run_calibrator("export", "s1", "-c", config)
+        locked = invoke("export", "s1", "-c", config)
         runner.run(store.close())
     assert "in use by another calibrator" in locked.stderr
     assert "Ask it: calibrator export http://HOST" in locked.stderr
-    done = run_calibrator("export", "s1", "-c", config, "--format", "csv", "--to", tmp_path / "s1.csv")
-    assert done.returncode == 0, done.stderr
+    done = invoke("export", "s1", "-c", config, "--format", "csv", "--to", tmp_path / "s1.csv")
+    assert done.exit_code == 0, done.stderr
     assert len((tmp_path / "s1.csv").read_text().splitlines()) == 1 + len(SAMPLES)
 
 
@@ -138,7 +143,6 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(arguments: tuple[str, ...], words: str) -> None:
-    done = run_calibrator("export", *arguments)
-    assert done.returncode in (2, 3)
+    done = invoke("export", *arguments)
+    assert done.exit_code in (2, 3)
     assert words in done.stderr
-    assert "Traceback" not in done.stderr
