@@ -21,7 +21,7 @@ Pure; called by `service.admission`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -120,6 +120,14 @@ def admit(
     return _within_share(care, bounds, moment) or Admitted(
         _bounds(care, bounds, moment, today), _limits(care, schedule, moment, today)
     )
+
+
+def too_small(care: CarePolicy, cost: SweepCost) -> Iterator[tuple[HoldReason, str]]:
+    """The budgets of a day that not even one sweep fits into, with the cause in words: none would ever start."""
+    for budget in _day_budgets(care, cost):
+        if budget.next_cost > budget.limit:
+            words = f"{budget.limit:,.0f} {budget.unit} a day are fewer than one sweep takes, {budget.next_cost:,.0f}"
+            yield budget.reason, words
 
 
 def cost_words(cost: SweepCost) -> str:

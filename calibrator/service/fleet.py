@@ -39,6 +39,7 @@ LOOK_S = 1.0  # between two looks
 LOOK_LIMIT_S = 2.0  # a scrape that takes longer counts as no answer
 FIND_LIMIT_S = 5.0
 FIND_AGAIN_S = 5.0  # after discovery failed
+LOOKS_TO_TELL = 4  # whether one URL leads to several processes: one comes back, after another was seen
 PEAK_S = 60.0
 
 
@@ -84,6 +85,7 @@ class Fleet:
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
     _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL
+    _shown: dict[str, int] = field(default_factory=dict)  # looks that told a process start, by URL
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
     _looking: asyncio.Task[None] | None = None
     _finding: asyncio.Task[None] | None = None
@@ -147,6 +149,7 @@ class Fleet:
         gone = [self._readers.pop(url) for url in self.members if url not in wanted]
         self.members = {url: member for url, member in self.members.items() if url in wanted}
         self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
+        self._shown = {url: looks for url, looks in self._shown.items() if url in wanted}
         for url, (address, in_rotation) in wanted.items():
             if url not in self.members:
                 self.members[url] = Member(address, now_s, is_founder=is_first, in_rotation=in_rotation)
@@ -182,6 +185,8 @@ class Fleet:
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
             self._trust[url] = self._trust.get(url, PageTrust()).after(load, probes, now_s)
+            if load is not None and load.process_start is not None:
+                self._shown[url] = self._shown.get(url, 0) + 1
 
     def _conclude(self) -> None:
         now_s, around = self.clock.monotonic(), self.surroundings()
@@ -305,8 +310,10 @@ class Fleet:
         pool = reserve or list(self.members.values())
         wanted = (Standing.RESERVE, Standing.READY, Standing.JOINING)
         answering = [member for member in pool if self.standing.get(member.url) in wanted]
+        if answering:  # those that have just been met wait a few looks: they may be a load balancer
+            return [member for member in answering if not 0 < self._shown.get(member.url, 0) < LOOKS_TO_TELL]
         # With none left the sweep is tried all the same: its own first look says what is wrong, and what to do.
-        return answering or [member for member in pool if self.standing.get(member.url) is Standing.DOWN]
+        return [member for member in pool if self.standing.get(member.url) is Standing.DOWN]
 
 
 def _is_over(task: asyncio.Task[None] | None) -> bool:

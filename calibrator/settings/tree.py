@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from calibrator.core.cost import can_certify, judged_share
+from calibrator.core.admission import too_small
+from calibrator.core.cost import can_certify, judged_share, sweep_cost
 from calibrator.core.measurement import Bounds
 from calibrator.core.mirror import MirrorPolicy
 from calibrator.core.workload import Workload, WorkloadClass
@@ -302,6 +303,9 @@ class BackendSettings(Frozen):
             )
         if not blind and (refusal := can_certify(self.limits(), self.objectives, workload)):
             yield Problem("budget.requests", refusal, "")
+        care, cost = self.care.value(observe=False, shadow=False), sweep_cost(self.limits(), self.objectives, workload)
+        for reason, words in too_small(care, cost):
+            yield Problem(f"care.{reason}_per_day", f"{words}: none would start.", "Allow more, or lower the budget.")
         if not self.cap.min <= self.fallback_cap <= self.cap.max:
             yield Problem(
                 "fallback_cap",

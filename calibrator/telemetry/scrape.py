@@ -29,6 +29,7 @@ from calibrator.ports import Target
 from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER
 from calibrator.telemetry.page import PageError, PageReader, server_load
 
+NEW_CONNECTION_FIRST = 4  # scrapes: before anything is measured there
 NEW_CONNECTION_EVERY = 5  # scrapes
 MAX_VERSION_BYTES = 64 * 1024
 PATHS = tuple(dict.fromkeys(row.path for row in ENGINES))
@@ -113,8 +114,9 @@ class HttpTelemetry:
         return load
 
     def _get(self, url: str) -> AbstractAsyncContextManager[httpx.Response]:
-        """Now and then over a new connection: a load balancer shows only there that it leads to several engines."""
-        headers = {"Connection": "close"} if self._scrapes % NEW_CONNECTION_EVERY == 0 else None
+        """At first, and now and then, over a new connection: only there a load balancer shows that it is one."""
+        is_new = self._scrapes <= NEW_CONNECTION_FIRST or self._scrapes % NEW_CONNECTION_EVERY == 0
+        headers = {"Connection": "close"} if is_new else None
         return self._client.stream("GET", url, headers=headers, extensions=self._extensions)
 
     async def _with_version(self, load: ServerLoad) -> ServerLoad:

@@ -78,7 +78,7 @@ backends:
     valid_for: 1d
     mode: observe
     publish: shadow
-    care: {start_below: 0.5, max_probe_share: 0.6, tokens: 9, requests_per_day: 8, tokens_per_day: 7,
+    care: {start_below: 0.5, max_probe_share: 0.6, tokens: 9, requests_per_day: 8000, tokens_per_day: 70,
            overload_per_day: 6s, abort: {live_exceedances: 5, kv_usage: 0.95, blind: 4s}}
 """
 
@@ -439,20 +439,26 @@ def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(content: 
 def test_how_live_users_are_spared_reaches_the_plan(tmp_path: Path) -> None:
     care = {
         "start_below": 0.5,
-        "tokens_per_day": 7,
+        "tokens_per_day": 7_000_000,
         "overload_per_day": "6s",
         "abort": {"kv_usage": 0.9, "blind": "4s"},
     }
     (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", "care", care)), {})
     assert plan.care == CarePolicy(
         start_below_ratio=0.5,
-        tokens_per_day=7,
+        tokens_per_day=7_000_000,
         overload_per_day_s=6.0,
         abort=AbortLimits(kv_usage_ratio=0.9, blind_s=4.0),
     )
     assert backend_plans(load(tmp_path, yaml.safe_dump(MINIMAL)), {})[0].care == CarePolicy(), (
         "the same defaults inside and outside"
     )
+
+
+@pytest.mark.parametrize("key", ["requests_per_day", "tokens_per_day"])
+def test_a_day_that_no_sweep_fits_into_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"care.{key}: 100 .* a day are fewer than one sweep takes, [\d,]+"):
+        load(tmp_path, changed("backends", "chat", "care", {key: 100}))
 
 
 @pytest.mark.parametrize(("key", "value", "flag"), [("mode", "observe", "observe"), ("publish", "shadow", "shadow")])

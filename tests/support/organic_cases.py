@@ -1,7 +1,8 @@
 """Engines of known capacity beside live traffic of several shapes: the rows of the organic-traffic table.
 
-The sweeps get a larger request budget than the default, so that what is compared is the capacity beside live traffic
-with the truth, and not the scatter of a search that runs out of requests.
+The default abort limits are in force. `BOUNDS` is a larger request budget than the default, so that what is compared is
+the capacity beside live traffic with the truth, and not the scatter of a search that runs out of requests;
+`DEFAULT_BOUNDS` is what users have.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.truth import true_capacity
+from calibrator.core.harm import AbortLimits
 from calibrator.core.measurement import Bounds
 from calibrator.core.workload import Workload, WorkloadClass
 from support.organic import Shape, bursts, sinusoidal, steady
@@ -18,6 +20,7 @@ from support.organic_sweep import Engine, sweep_beside
 
 TRUTH_REQUESTS = 20_000
 BOUNDS = Bounds(max_level=64, requests=4000, duration_s=3600.0)
+DEFAULT_BOUNDS = Bounds(max_level=64)
 RUNS = 5
 
 SLOTS = Engine(
@@ -69,6 +72,7 @@ class Row:
     truth: int
     found: tuple[int, ...]
     ignoring: tuple[int, ...] = ()
+    aborted: int = 0  # of the sweeps
 
     @property
     def median(self) -> int:
@@ -82,7 +86,7 @@ class Row:
         blind = f"{statistics.median_low(self.ignoring):3} {list(self.ignoring)}" if self.ignoring else ""
         return (
             f"{self.engine:9} {self.traffic:17} lag {self.lag_s:g} s  truth {self.truth:3}  found {self.median:3} "
-            f"({self.error_ratio:+.0%}) {list(self.found)!s:22}  ignoring it {blind}"
+            f"({self.error_ratio:+.0%}) {list(self.found)!s:22}  aborted {self.aborted}  ignoring it {blind}"
         )
 
 
@@ -93,11 +97,29 @@ def truth_of(engine: Engine) -> int:
     return known.capacity
 
 
-def row(engine: Engine, traffic: Traffic, lag_s: float, truth: int, *, runs: int = RUNS, ignoring: int = 1) -> Row:
+def row(
+    engine: Engine,
+    traffic: Traffic,
+    lag_s: float,
+    truth: int,
+    *,
+    runs: int = RUNS,
+    ignoring: int = 1,
+    bounds: Bounds = BOUNDS,
+) -> Row:
     """One condition, all its sweeps; `ignoring`: how many of them once more without a look at the gauges."""
-    found = (sweep_beside(engine, traffic.shape, 1 + run, lag_s=lag_s, bounds=BOUNDS).found for run in range(runs))
-    blind = (sweep_beside(engine, traffic.shape, 1 + run, sees=False, bounds=BOUNDS).found for run in range(ignoring))
-    return Row(engine.name, traffic.name, lag_s, truth, tuple(sorted(found)), tuple(sorted(blind)))
+    limits, seeds = AbortLimits(), range(1, runs + 1)
+    seen = [sweep_beside(engine, traffic.shape, seed, lag_s=lag_s, bounds=bounds, abort=limits) for seed in seeds]
+    blind = [sweep_beside(engine, traffic.shape, seed, sees=False, bounds=bounds) for seed in seeds[:ignoring]]
+    return Row(
+        engine.name,
+        traffic.name,
+        lag_s,
+        truth,
+        tuple(sorted(one.found for one in seen)),
+        tuple(sorted(one.found for one in blind)),
+        sum(one.record.aborted is not None for one in seen),
+    )
 
 
 def exceedance_ratio(engine: Engine, traffic: Traffic, lag_s: float, level: int, requests: int) -> float:
