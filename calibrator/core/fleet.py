@@ -17,8 +17,8 @@ measured last while a replica of it is there, else the commonest; what a replica
 a rolling update the new version stands apart until none of the old is left, and then needs a sweep of its own.
 
 A restart changes `process_start` once. A value that comes *back* after another was seen means that several processes
-answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is not measured before it was looked at
-often enough to show that (`service.fleet`).
+answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is measured only
+after enough looks to show that (`service.fleet`).
 """
 
 from __future__ import annotations

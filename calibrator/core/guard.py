@@ -10,6 +10,12 @@ tail of queueing delays (Kingman; Cramer-Lundberg):
 A heavier tail (lognormal with a log-sd above some 0.55) exceeds b more often and alarms sooner than promised, yet only
 where the objective is broken. Beyond b = 2 L a doubled P99 hardly shows at b: a limit should stand just below a bound.
 
+**How far this reaches.** No test with one false alarm in A requests finds a change sooner than in about ln(A) / KL of
+them (Lorden, 1971): at 2 requests/s and a week, an exponential tail and a doubled P99 these are 83, 107, 186 and 486 s
+for b = L, 1.25 L, 1.67 L and 2.27 L. A bucket below the limit moves more, but nothing bounds its share: P(latency > L)
+= z allows any, up to all requests. Learned instead, it would tell a change and not a breach: longer prompts, or a
+fuller hour below the cap, move it within the SLA, and the promise about false alarms would be gone.
+
 **One bit a block.** Live requests stall together, so within `BLOCK_S` they are no independent evidence. A block with n
 requests gives one bit, "at least c of them exceeded". Markov's inequality bounds it under the null, whatever the
 dependence inside the block: P(bit) <= q0 = n p0 / c. One stall is one bit, at any rate of traffic. For each
