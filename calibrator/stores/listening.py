@@ -15,10 +15,14 @@ from typing import Any, TypeAlias
 import asyncpg
 import structlog
 
+from calibrator.errors import StoreError
+
 CHANNEL = "calibrator"
 PULSE_S = 5.0  # a connection whose other end vanished silently is found after so long
 PULSE_LIMIT_S = 3.0
 RETRY_S = 1.0
+
+_FAILURES = (OSError, StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
@@ -31,6 +35,7 @@ class Listener:
         self._own = own
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_told = False  # that there is no connection
         self._log = structlog.get_logger()
 
     def start(self) -> None:
@@ -50,21 +55,13 @@ class Listener:
         self._news.clear()
 
     async def _run(self) -> None:
-        is_told = False
         while True:
             try:
                 await self._listen()
-            except (
-                OSError,
-                TimeoutError,
-                ValueError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-            ) as error:
-                if not is_told:
+            except _FAILURES as error:
+                if not self._is_told:
                     self._log.warning("no news from the database; looking at intervals", error=type(error).__name__)
-                is_told = True
+                self._is_told = True
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
@@ -75,6 +72,7 @@ class Listener:
             connection.add_termination_listener(lambda _: ended.set())
             await connection.add_listener(CHANNEL, self._hear)
             self._news.set()
+            self._is_told = False
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), PULSE_S)

@@ -6,7 +6,7 @@ row and then look at it as it is after the lock.
 Every step ends in seconds, whatever the server does. It bounds itself (`statement_timeout`, `lock_timeout`), and we
 bound it as well, because a stopped server does not even time out. Leases have connections of their own: a renewal
 never waits behind a sweep's record. What is written under a limit that passed may be committed or not; the caller
-tries again, and every write of `sql_store` may be repeated.
+tries again, and every write of `sql_store` may be repeated (but a wish told twice is heard twice).
 
 A server that turned read-only was demoted: its connections are dropped, so that new ones look for the primary anew.
 The URL is read again for each connection: a rotated password is followed.
@@ -22,12 +22,13 @@ from functools import cached_property, partial
 from typing import Any
 
 import asyncpg
+from asyncpg.exceptions import ClientConfigurationError
 from sqlalchemy import ColumnElement, Connection, Float, Table, cast, event, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from calibrator.errors import StoreError
+from calibrator.errors import ConfigurationError, StoreError
 from calibrator.stores.database import Insert
 from calibrator.stores.listening import CHANNEL, Listener
 from calibrator.stores.migrate import MIGRATION_LIMIT_S, is_current, migrate, revision
@@ -121,19 +122,24 @@ class PostgresDatabase:
         return parse_url(self._url(), self._ca_file)
 
     async def _connect(self, limit_s: float) -> asyncpg.Connection[Any]:
-        address = self._address()
-        return await asyncpg.connect(
-            address.dsn,
-            timeout=address.connect_limit_s,
-            connection_class=_Connection,
-            server_settings={
-                "application_name": "calibrator",
-                "default_transaction_isolation": "read committed",
-                "statement_timeout": _milliseconds(STATEMENT_SHARE * limit_s),
-                "lock_timeout": _milliseconds(LOCK_SHARE * limit_s),
-                "idle_in_transaction_session_timeout": _milliseconds(IDLE_LIMIT_S),
-            },
-        )
+        settings = {
+            "application_name": "calibrator",
+            "default_transaction_isolation": "read committed",
+            "statement_timeout": _milliseconds(STATEMENT_SHARE * limit_s),
+            "lock_timeout": _milliseconds(LOCK_SHARE * limit_s),
+            "idle_in_transaction_session_timeout": _milliseconds(IDLE_LIMIT_S),
+        }
+        try:
+            to = self._address()
+            return await asyncpg.connect(
+                to.dsn, timeout=to.connect_limit_s, connection_class=_Connection, server_settings=settings
+            )
+        except ConfigurationError as error:  # the secret is gone, or no URL any more: as bad as a database that is gone
+            raise StoreError(error.cause, error.remedy) from None
+        except OSError:  # a certificate's error is one, and a ValueError
+            raise
+        except ValueError as error:  # asyncpg's parser
+            raise ClientConfigurationError("cannot be parsed") from error
 
     def _engine(self, connections: int, limit_s: float) -> AsyncEngine:
         engine = create_async_engine(

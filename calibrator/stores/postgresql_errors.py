@@ -55,7 +55,6 @@ _WAYS: tuple[tuple[type[BaseException], str, str], ...] = (  # the first that fi
         "cannot be reached as asked for",
         f"Correct {_URL}; sslmode=verify-full wants store.ca_file.",
     ),
-    (ValueError, "cannot be reached as asked for", f"Correct {_URL}."),
     (BaseException, "closed the connection", "Look whether the server was restarted."),
 )
 
@@ -65,7 +64,7 @@ def translated(name: str) -> Iterator[None]:
     """Foreign exceptions become StoreError; `name` is the database's, for the message."""
     try:
         yield
-    except (SQLAlchemyError, OSError, ValueError, ClientConfigurationError) as error:
+    except (SQLAlchemyError, OSError) as error:
         raise explain(name, error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "asyncpg":

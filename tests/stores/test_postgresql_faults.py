@@ -13,7 +13,10 @@ from support.postgres_process import PostgresProcess, postgres
 from support.postgres_stores import SECONDS, instances, store_at, take
 from support.records import recommendation, running, sweep
 
-from calibrator.errors import StoreError
+from calibrator.errors import ConfigurationError, StoreError
+from calibrator.stores.postgresql import PostgresDatabase
+from calibrator.stores.retention import Retention
+from calibrator.stores.sql_store import SqlStore
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +160,36 @@ def test_a_commit_whose_answer_is_lost_is_tried_again_and_stored_once(own_server
             proxy.hear_again()
             await store.add_recommendation(recommendation(), tenure)
             assert list(await store.latest_recommendations()) == [recommendation()]
+            await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_secret_that_vanishes_is_a_database_that_is_away(own_server: PostgresProcess) -> None:
+    """The URL is read for each new connection, so that its rotation is followed."""
+    name = own_server.new_database()
+    told: list[str] = [own_server.url(name)]
+
+    def url() -> str:
+        if not told:
+            raise ConfigurationError("store.postgresql: the file is gone.", "Put it there.")
+        return told[0]
+
+    async def work() -> None:
+        store = SqlStore(PostgresDatabase(url), Retention())
+        await store.open()
+        try:
+            for _ in range(2):
+                known = told.pop()
+                cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> 'postgres'"
+                await asyncio.to_thread(own_server.execute, cut, "postgres")
+                with pytest.raises(StoreError, match="the file is gone"):
+                    await store.latest_recommendations()
+                told.append(known)
+                assert list(await store.latest_recommendations()) == []
+            async with asyncio.timeout(SECONDS):
+                await store.changed(SECONDS)  # it listens again
+        finally:
             await store.close()
 
     asyncio.run(work())
