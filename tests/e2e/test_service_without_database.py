@@ -1,4 +1,4 @@
-"""A service whose PostgreSQL goes away serves the caps it knew, says what is wrong, and catches up afterwards."""
+"""A service without its database, or on a full disk, serves the caps it knew, says so, and catches up afterwards."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from support.postgres_process import PostgresProcess, postgres
 from support.postgres_stores import store_at
 from support.records import recommendation
 from support.service_process import Service, serving, wait_for, write_config
+from support.small_disk import fill, small_disk
 
 BACKEND = {"url": "http://127.0.0.1:9/v1", "model": "m", "objectives": ["ttft p99 <= 500ms"], "mode": "observe"}
 CAP = 23
-OPERATOR = {"Authorization": "Bearer an-operator-s-own-token"}
+TOKEN = "an-operator-s-own-token"
+OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with postgres() as server:
         database = server.new_database()
         asyncio.run(publish(server.url(database)))
-        environ = {"DATABASE": server.url(database), "OPERATOR": OPERATOR["Authorization"].removeprefix("Bearer ")}
+        environ = {"DATABASE": server.url(database), "OPERATOR": TOKEN}
         config = write_config(
             tmp_path_factory.mktemp("service"),
             {
@@ -104,3 +107,33 @@ def test_a_pin_made_meanwhile_holds_at_once_and_is_stored_later(site: Site) -> N
     finally:
         site.server.start()
     wait_for(lambda: site.server.execute("SELECT backend FROM overrides", site.database), "the pin is stored")
+
+
+def test_a_full_disk_takes_nothing_from_what_is_served(tmp_path: Path) -> None:
+    """Pins are made until the file would have to grow."""
+    with small_disk(tmp_path, kib=900) as disk:
+        config = write_config(
+            tmp_path,
+            {
+                "store": {"path": str(disk / "store.db")},
+                "auth": {"operator_tokens": [{"env": "OPERATOR"}]},
+                "backends": {"chat": {**BACKEND, "fallback_cap": 7}},
+            },
+        )
+        with serving(config, environ={"OPERATOR": TOKEN}) as service:
+            ballast = fill(disk)
+            pin = {"cap": 5, "reason": "x" * 190, "author": "a test", "expires_in_s": 3600}
+
+            def refused() -> bool:
+                answer = service.http.put("/v1/backends/chat/override", json=pin, headers=OPERATOR)
+                assert answer.status_code == 200, answer.text
+                return not answer.json()["stored"]
+
+            wait_for(refused, "a pin cannot be stored")
+            assert service.document("/v1/backends/chat/cap")["cap"] == 5
+            assert "\ncalibrator_store_up 0" in service.http.get("/metrics").text
+            ballast.unlink()
+            wait_for(lambda: "\ncalibrator_store_up 1" in service.http.get("/metrics").text, "there is space again")
+            log = service.log.read_text()
+    assert "is on a full disk (database or disk is full). Free some space, or set store.path" in log
+    assert "Traceback" not in log

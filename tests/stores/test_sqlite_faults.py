@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 from structlog.testing import capture_logs
 from support.records import recommendation, running, sweep
+from support.small_disk import small_disk
 
 from calibrator.core.sweep_record import SweepRecord
 from calibrator.errors import StoreError
@@ -50,20 +48,6 @@ async def _with_sweeps(path: Path) -> None:
     await store.open()
     await fill(store, 5)
     await store.close()
-
-
-@contextmanager
-def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
-    """A real file system of that size."""
-    place = folder / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("this user may not mount; the case of a limited file covers the full disk")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 # -------------------------------------------------------------------------------------------------------- full disks
