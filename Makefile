@@ -3,6 +3,7 @@
 #   make demo    .venv: the locked run-time packages and calibrator; ARGS="--once" goes to the command
 #   make test    .venv-test: the locked development packages and the built wheel; lint first, then every test
 #   make test-long   the long forms of some of them
+#   make soak    a quarter of an hour of a whole service with pollers and faults: nothing may grow
 #   make image-test   build deploy/Dockerfile and run it, as root, with buildah and debootstrap; minutes
 #   make lint    the static half of `make test`
 #   make audit   known vulnerabilities and licences of the run-time packages; part of `make test`
@@ -20,7 +21,7 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: audit help demo setup test test-long image-test lint bench bench-generator test-ray docs pictures chart lock clean
+.PHONY: audit help demo setup test test-long soak image-test lint bench bench-generator test-ray docs pictures chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -57,6 +58,9 @@ endif
 
 test-long: .venv-test/.wheel
 	$(PYTEST) -m long -s $(ARGS)
+
+soak: .venv-test/.wheel
+	SOAK_S=$${SOAK_S:-900} $(PYTEST) tests/soak -s $(ARGS)
 
 image-test: .venv-test/.wheel
 	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \

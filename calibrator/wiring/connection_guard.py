@@ -38,7 +38,7 @@ from calibrator.web.problems import Problem
 from calibrator.wiring.tls import ServerTls
 
 LOOK_S = 1.0
-GRACEFUL_TIMEOUT_S = 5
+GRACEFUL_TIMEOUT_S = 1  # what waits was answered before: see wiring.service
 
 
 @dataclass(frozen=True, slots=True)
