@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 
@@ -33,6 +34,7 @@ async def serve(config: Path) -> int:
         log.info("serving", url=service.url, backends=sorted(settings.backends))
         await until_told_to_stop()
         log.info("stopping")
+    gc.freeze()  # the interpreter would look through everything once more before it ends; seconds on a busy machine
     return 0
 
 

@@ -32,7 +32,7 @@ from calibrator.service.trigger_watch import TriggerWatch
 LOOK_S = 2.0
 PERIOD_S = 900.0
 RETRY_S = 5.0
-CLOSE_LIMIT_S = 1.5
+CLOSE_LIMIT_S = 1.0
 TRIGGERS, TRAFFIC, GUARD = "triggers", "traffic", "guard"
 _TRIGGERS = TypeAdapter(TriggerMemory)
 _TRAFFIC = TypeAdapter(TrafficMemory)

@@ -28,7 +28,7 @@ from calibrator.ports import Clock, Store
 from calibrator.service.store_health import StoreHealth
 
 RETRY_S = 5.0
-CLOSE_LIMIT_S = 1.5
+CLOSE_LIMIT_S = 1.0
 KEPT = 20
 PINS = "pins"  # kind of memory
 _PINS = TypeAdapter(tuple[Override, ...])

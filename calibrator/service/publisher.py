@@ -47,7 +47,7 @@ from calibrator.service.store_health import StoreHealth
 
 RETRY_S = 5.0
 MAX_WAITING = 200  # sweep records; some 100 KB each
-CLOSE_LIMIT_S = 1.5
+CLOSE_LIMIT_S = 1.0
 VERSION_GAP = 100
 TREND_POINTS = 24  # what a glance can take in
 

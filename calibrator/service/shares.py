@@ -25,7 +25,7 @@ from calibrator.service.bells import Bells
 WRITE_EVERY_S = 1.0
 RETRY_S = 5.0
 JOIN_RETRY_S = 1.0  # how soon a joiner may ask again; the others are asked to poll every few seconds
-CLOSE_LIMIT_S = 1.5
+CLOSE_LIMIT_S = 1.0
 VERSION_STEP = 2**20  # above any cap
 
 Key = tuple[str, bool]  # backend, per replica

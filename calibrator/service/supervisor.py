@@ -59,7 +59,7 @@ from calibrator.service.turns import Turns
 
 TICK_S = 0.25
 STOP_LIMIT_S = 2.0  # a sweep's process is killed after 1.5 s
-TELL_LIMIT_S = 0.5
+TELL_LIMIT_S = 0.3
 
 
 class Supervisor:

@@ -30,7 +30,7 @@ from calibrator.service.store_health import StoreHealth
 MAX_AT_ONCE = 8  # questions under way; pools of connections are small
 LONGEST_WAIT_S = 1.0  # between two rounds: a take-over that failed is tried again
 SHORTEST_WAIT_S = 0.05
-RELEASE_LIMIT_S = 0.5
+RELEASE_LIMIT_S = 0.4
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ import uvicorn
 
 from calibrator import __version__
 from calibrator.clock import SystemClock
-from calibrator.ports import Operator
+from calibrator.ports import Operator, Store
 from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
 from calibrator.telemetry.scrape import HttpTelemetry
@@ -38,6 +38,8 @@ from calibrator.wiring.stores import lease_policy, make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tls import ServerTls
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer
+
+CLOSE_LIMIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
         if tracer is not None:
             stack.push_async_callback(asyncio.to_thread, tracer.close)
         await store.open()
-        stack.push_async_callback(store.close)
+        stack.push_async_callback(_close, store)
         await supervisor.start()
         ended = asyncio.Event()
         fresh_tokens = FreshTokens(settings, environ, clock)
@@ -125,6 +127,13 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
             server.should_exit = True
             await serving
             structlog.get_logger().info("stopped")
+
+
+async def _close(store: Store) -> None:
+    """Everything was written before; a database that hangs must not hold up the end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            await store.close()
 
 
 async def until_told_to_stop(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
