@@ -17,7 +17,7 @@ from calibrator.errors import StoreError
 
 READ_ONLY = "25006"
 _URL = "the URL that store.postgresql refers to"
-_CAUSES = {  # by the start of SQLSTATE, longest first: (cause, remedy)
+_CAUSES = {  # by the start of SQLSTATE: (cause, remedy)
     "28": ("refuses our credentials", f"Correct user and password in {_URL}, or the server's pg_hba.conf."),
     "3D000": ("does not exist", f"Create it, or correct {_URL}."),
     "3F000": ("has no schema that we may use", f"Create it, or correct search_path in {_URL}."),
