@@ -46,7 +46,7 @@ class Samples:
             "getSamples",
             "The single requests of a sweep, with the field names of AIPerf",
             self.get_samples,
-            (Answer(200, "A line for each request", media_type="application/jsonl"),),
+            (Answer(200, "A line for each request", media_type="application/jsonl", other_types=("text/csv",)),),
             access=Access.READ,
             query=SamplesQuery,
             problems=(400, 404, 503),

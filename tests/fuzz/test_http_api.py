@@ -6,6 +6,7 @@ Generated names meet nothing, so each request is sent once more with the backend
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import APIOperation, Case, GenerationMode
 from support.service_process import Service, serving, simulated_engine, write_config
 
@@ -69,17 +71,13 @@ def operations(site: Site) -> list[APIOperation[Any, Any, Any, Any]]:
     return [operation for operation in found if operation.path != "/v1/events"]
 
 
-def modes_of(operation: APIOperation[Any, Any, Any, Any]) -> list[GenerationMode]:
-    """What takes no input but a name cannot be asked wrongly."""
-    takes_input = bool(list(operation.query)) or bool(list(operation.body)) or bool(list(operation.headers))
-    return [GenerationMode.POSITIVE, *([GenerationMode.NEGATIVE] if takes_input else [])]
-
-
+@pytest.mark.timeout(300)
 def test_the_api_answers_as_it_is_described_whatever_it_is_asked(site: Site) -> None:
     failures: dict[str, str] = {}
     for operation in operations(site):
-        for mode in modes_of(operation):
-            fuzz(site, operation, mode, failures)
+        fuzz(site, operation, GenerationMode.POSITIVE, failures)
+        with contextlib.suppress(Unsatisfiable):  # what takes no input but a name cannot be asked wrongly
+            fuzz(site, operation, GenerationMode.NEGATIVE, failures)
     assert not failures, "\n\n".join(failures.values())
     described = {(one.method.upper(), one.path) for one in operations(site)}
     assert {(method, path) for method, path, _ in site.answered} == described
@@ -91,7 +89,7 @@ def test_the_api_answers_as_it_is_described_whatever_it_is_asked(site: Site) -> 
 def fuzz(
     site: Site, operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, failures: dict[str, str]
 ) -> None:
-    @settings(settings.get_profile("fuzz"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "8")))
+    @settings(settings.get_profile("fuzz"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "6")))
     @given(case=operation.as_strategy(generation_mode=mode))
     def attempt(case: Case) -> None:
         for known in (False, True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.service_process import Service, run_calibrator, serving, write_config
 from support.telling_backend import Telling, telling_backend
@@ -155,22 +155,22 @@ def test_check_shows_no_secret(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------- values in the program
-def settings() -> Settings:
+def parsed() -> Settings:
     whole = tree("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
     return parse_settings(whole | {"store": {"postgresql": {"env": "DATABASE"}}})
 
 
 def test_neither_settings_nor_plans_nor_their_tracebacks_show_a_secret() -> None:
-    plans, found = backend_plans(settings(), CANARIES), tokens(settings(), CANARIES)
+    plans, found = backend_plans(parsed(), CANARIES), tokens(parsed(), CANARIES)
     try:
         raise_beside(plans, found)
     except ValueError as error:
         drawn = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     assert "plans" in drawn
     for shown in (
-        repr(settings()),
-        str(settings().model_dump()),
-        yaml.safe_dump(redacted(settings())),
+        repr(parsed()),
+        str(parsed().model_dump()),
+        yaml.safe_dump(redacted(parsed())),
         repr(plans),
         drawn,
     ):
@@ -182,12 +182,13 @@ def raise_beside(plans: object, found: object) -> None:
 
 
 def test_secrets_travel_to_the_sweep_and_do_not_print() -> None:
-    plan = backend_plans(settings(), CANARIES)[0]
+    plan = backend_plans(parsed(), CANARIES)[0]
     travelled = pickle.loads(pickle.dumps(plan.target))  # noqa: S301 - our own
     assert travelled.api_key == CANARIES["GOOD_KEY"]
     assert "c4nary" not in repr(travelled)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(
     st.sampled_from(["OPERATOR", "READER", "GOOD_KEY", "BAD_KEY", "DATABASE"]),
     st.text(min_size=3, max_size=60).filter(lambda text: len(set(text)) > 2),
@@ -196,6 +197,6 @@ def test_a_refused_secret_is_not_repeated(which: str, text: str) -> None:
     """Whatever it is that cannot stand there: too short, not ASCII, of several lines."""
     secret = f"{text}\u00a7{text}"
     with pytest.raises(ConfigurationError) as caught:
-        backend_plans(settings(), {**CANARIES, which: secret})
+        backend_plans(parsed(), {**CANARIES, which: secret})
     assert secret not in str(caught.value)
     assert "c4nary" not in str(caught.value)
