@@ -40,6 +40,15 @@ def test_alerts_fire_and_stay_silent_as_they_should(path: Path) -> None:
     accepted("test", "rules", path)
 
 
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
+def test_groups_are_evaluated_in_the_order_of_the_file(path: Path) -> None:
+    """Promtool's own order is a matter of chance; alerts before the records that they read see the step before."""
+    test = yaml.safe_load(path.read_text())
+    (rules,) = test["rule_files"]
+    groups = [group["name"] for group in yaml.safe_load((HERE / rules).read_text())["groups"]]
+    assert len(groups) == 1 or test["group_eval_order"] == groups
+
+
 def test_the_unit_tests_can_fail(tmp_path: Path) -> None:
     """A rule whose threshold is off by far is found."""
     spoilt = tmp_path / "rules.yaml"
