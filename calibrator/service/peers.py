@@ -74,7 +74,7 @@ class Peers:
     memories: Memories
     health: StoreHealth
     changed: Callable[[], None]  # the snapshot is to be made anew
-    _untold: dict[str, Recommendation] = field(default_factory=dict)  # lowerings for the holder
+    _untold: list[Wish] = field(default_factory=list)  # of ours, for the holder: it was us when they came up
     _told: dict[str, tuple[Activity | None, float]] = field(default_factory=dict)  # activity as written, and when
     _see_until_s: dict[str, float] = field(default_factory=dict)  # for how long the last sweep is looked for
     _telling: asyncio.Task[None] | None = None
@@ -133,9 +133,16 @@ class Peers:
                 state.elsewhere = None  # what stood there was our own
             if not self.tenancy.epoch(group) and name in self._told:
                 del self._told[name]
-                lowered = self.publisher.step_down(name)
-                if lowered is not None:
-                    self._untold[name] = lowered
+                self._pass_on(state)
+
+    def _pass_on(self, state: BackendState) -> None:
+        """What the new holder cannot know. What the watches asked for here they ask for there."""
+        name, wanted, state.wanted = state.plan.name, state.wanted, None
+        lowered = self.publisher.step_down(name)
+        if lowered is not None:
+            self._untold.append(Wish(name, "", lowered.reason, lowered.published_at, lowered))
+        if wanted is not None and wanted.by_person:
+            self._untold.append(Wish(name, wanted.sweep_id, wanted.reason, self.clock.wall()))
 
     # -------------------------------------------------------------------------------------------------- take-over
     async def take_over(self, group: str) -> None:
@@ -162,7 +169,6 @@ class Peers:
         self.turns.restore(state, sweeps, now)
         state.guard.begin_anew()
         state.elsewhere, state.sized = None, None
-        self._untold.pop(plan.name, None)
         self._told[plan.name] = (None, float("-inf"))
         if known is None:
             self.publisher.publish(fallback(plan.name, plan.policy, now))
@@ -210,11 +216,11 @@ class Peers:
         """Raises StoreError."""
         await self.store.add_wish(wish)
 
-    async def _tell_lowerings(self) -> None:
-        """Before anything newer is followed."""
-        for name, lowered in list(self._untold.items()):
-            await self.store.add_wish(Wish(name, "", lowered.reason, lowered.published_at, lowered))
-            del self._untold[name]
+    async def _tell_wishes(self) -> None:
+        """Before anything newer is followed; to ourselves, too, if we lead again."""
+        while self._untold:
+            await self.store.add_wish(self._untold[0])
+            del self._untold[0]
 
     def _grant(self, wish: Wish) -> None:
         state = self.states.get(wish.backend)
@@ -248,7 +254,7 @@ class Peers:
         """Take in what the others wrote; never raises."""
         try:
             async with asyncio.timeout(LOOK_LIMIT_S):
-                await self._tell_lowerings()
+                await self._tell_wishes()
                 asked = self.overrides.asked
                 look = _Look(
                     await self.store.latest_recommendations(),

@@ -353,6 +353,23 @@ def test_a_lowering_is_void_once_the_new_holder_has_measured() -> None:
     two(scenario, Script(), Script(estimate=10), Script(estimate=30))
 
 
+def test_a_sweep_that_a_person_asked_for_is_not_forgotten_with_the_lease() -> None:
+    """It waited for its turn behind the one that the old holder was running."""
+
+    async def scenario(site: Site, a: Instance, b: Instance) -> None:
+        twin = await a.supervisor.request_sweep("twin", "test")
+        sweep_id = await a.supervisor.request_sweep("chat", "mine")
+        await until(lambda: bool(site.log), 5.0)
+        first, waiting = (twin, sweep_id) if site.log[0].backend == "twin" else (sweep_id, twin)
+        assert [order.sweep_id for order in a.runner.orders] == [first]
+        a.cut_off()
+        await until(b.leads, 2 * LEASE_S)
+        a.reconnect()
+        await until(lambda: waiting in [order.sweep_id for order in b.runner.orders], 2 * NEWS_S)
+
+    two(scenario, LONG, others=(plan("twin", group="chat", schedule=MANUAL),))
+
+
 # ------------------------------------------------------------------------------------------------------------- groups
 def test_each_engine_group_has_a_lease_of_its_own() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
