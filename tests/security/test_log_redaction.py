@@ -43,7 +43,7 @@ def test_neither_fields_nor_tracebacks_nor_variables_tell_it(form: str) -> None:
             fail_with(SECRET)
         except ValueError:
             structlog.get_logger().exception("unexpected", url=f"http://user:{SECRET}@host/", nested={"a": [SECRET]})
-            logging.getLogger("uvicorn.error").exception("Exception in ASGI application %s", SECRET)
+            logging.getLogger("a.library").exception("Exception in a library %s", SECRET)
     shown = stream.getvalue()
     assert "c4n@ry" not in shown
     assert shown.count(HIDDEN) >= 4
