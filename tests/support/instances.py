@@ -93,6 +93,7 @@ class LeashedRunner:
     clock: SteppedClock
     log: list[Probing]
     scripts: Mapping[str, list[Script]]
+    ended: dict[str, SweepRecord]  # by sweep, of all instances: the record may be lost on its way to the database
     orders: list[SweepOrder] = field(default_factory=list)
     processes: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -113,7 +114,8 @@ class LeashedRunner:
             raise asyncio.CancelledError
         if script.error is not None:
             raise script.error
-        return script.record(order, self.clock.wall())
+        record = self.ended[order.sweep_id] = script.record(order, self.clock.wall())
+        return record
 
     async def _probe(self, order: SweepOrder, script: Script, permit: Permit) -> None:
         loop = asyncio.get_running_loop()
@@ -192,12 +194,13 @@ class Site:
     policy: LeasePolicy = field(default_factory=LeasePolicy)
     database: MemoryDatabase = field(default_factory=MemoryDatabase)
     log: list[Probing] = field(default_factory=list)
+    ended: dict[str, SweepRecord] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def start(self, name: str) -> Instance:
         clock, store = SteppedClock(), MemoryStore(database=self.database)
-        runner = LeashedRunner(name, clock, self.log, self.scripts)
+        runner = LeashedRunner(name, clock, self.log, self.scripts, self.ended)
         before = asyncio.all_tasks()
         supervisor = Supervisor(
             self.plans,
@@ -263,7 +266,7 @@ class Site:
         ]
 
     def _is_certified(self, sweep_id: str | None) -> bool:
-        record = self.database.sweeps.get(sweep_id or "")
+        record = self.ended.get(sweep_id or "")
         return record is not None and record.grade is not None and record.grade.value in ("certified", "at_max")
 
     def _history(self, backend: str) -> list[Any]:
