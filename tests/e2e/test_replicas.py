@@ -26,10 +26,10 @@ def test_a_replica_that_is_gone_lowers_the_cap_within_a_scrape(tmp_path: Path) -
                 "backends": {
                     "chat": {
                         "model": "simulated",
-                        "objectives": ["ttft p90 <= 80ms"],
+                        "objectives": ["ttft p90 <= 1s"],  # a busy machine, too, finds the highest level
                         "fallback_cap": 9,
                         "every": "1h",
-                        "bounds": {"max": 16},
+                        "bounds": {"max": 8},
                         "budget": {"requests": 500, "requests_per_level": 0},
                         "workload": {"classes": [{"prompt_tokens": 64, "output_tokens": 10, "spread_ratio": 0.3}]},
                         "replicas": {
