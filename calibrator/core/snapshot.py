@@ -261,7 +261,6 @@ class Snapshot:
     started_at: float
     backends: Mapping[str, BackendView]
     ready: bool = True  # this process has loaded its state; never depends on a backend
-    config_reload_success: bool = True
     store_problem: str = ""  # the database fails: what is served may be out of date
     generator_lag_s: float | None = None
     generator_events_per_s: float | None = None  # that all cores can measure, by the self-test of the start

@@ -82,7 +82,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_clients", "gauge", _B, "Gateways among which the cap is divided."),
     Metric("gateway_clients_over_cap", "gauge", _B, "Gateways beyond the cap: all have 1, together more than the cap."),
     Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
-    Metric("config_reload_success", "gauge", (), "1 if the last reading of the configuration succeeded."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
     Metric("generator_unfit_levels", "gauge", _B, "Levels of the last sweep that the generator was too slow to judge."),
     Metric(
@@ -147,7 +146,6 @@ class MetricsPage:
 
 
 def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
-    yield "config_reload_success", (), snapshot.config_reload_success
     yield "generator_lag_seconds", (), snapshot.generator_lag_s
     yield "generator_events_per_second", (), snapshot.generator_events_per_s
     yield "store_up", (), not snapshot.store_problem

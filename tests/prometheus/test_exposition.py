@@ -39,7 +39,7 @@ from calibrator.core.snapshot import Health, Snapshot, State
 from calibrator.core.sweep_record import Grade, SweepOutcome
 from calibrator.web.metrics import METRICS, MetricsPage
 
-PROCESS_SERIES = 6  # without the label `backend`
+PROCESS_SERIES = 5  # without the label `backend`
 WORDS = {
     "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3),
 }  # fmt: skip

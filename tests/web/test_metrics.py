@@ -68,7 +68,6 @@ def test_the_values_of_a_calibrated_backend() -> None:
     assert values(found, "last_sweep_timestamp_seconds") == {("calibrated",): EPOCH_S - 3700.5}
     assert values(found, "probe_tokens_total") == {("prompt",): 90_000, ("output",): 45_000}
     assert values(found, "build_info", None) == {("9.9.9",): 1}
-    assert values(found, "config_reload_success", None) == {(): 1}
     assert values(found, "generator_lag_seconds", None) == {(): 0.002}
     assert values(found, "generator_events_per_second", None) == {(): 9e4}
 
@@ -188,5 +187,5 @@ def test_the_reference_names_every_metric() -> None:
 
 def test_before_the_state_is_loaded_a_scrape_succeeds() -> None:
     empty = replace(snapshot(), backends={}, ready=False)
-    process = ("config_reload_success", "store_up", "asyncio_tasks", "build_info")
+    process = ("store_up", "asyncio_tasks", "build_info")
     assert {sample.name for sample in samples(empty)} == {f"calibrator_{name}" for name in process}
