@@ -203,11 +203,11 @@ def bare_server() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def service(*, sweep: bool) -> Iterator[Service]:
-    """Swept again and again, or never. The cap is above the number of clients, so that all have a share."""
+    """Swept again and again, or never. The cap leaves each client more than it says it has in flight."""
     with tempfile.TemporaryDirectory() as folder, simulated_engine("small") as engine:
         backend = {
-            "url": engine.api_url, "model": "simulated", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 4000,
-            "cap": {"max": 5000}, "every": "6h", "workload": {"classes": [{"prompt_tokens": 128, "output_tokens": 32}]},
+            "url": engine.api_url, "model": "simulated", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 16000,
+            "cap": {"max": 20000}, "publish": "shadow", "every": "6h", "workload": {"classes": [{"prompt_tokens": 128, "output_tokens": 32}]},
         }  # fmt: skip
         if not sweep:
             backend["windows"] = [{"days": ["mon"], "from": "00:00", "to": "00:01"}]
