@@ -30,7 +30,7 @@ LATENCY_S = 0.3
 SHARES_S = 30.0  # polls of up to 4 s, exchanges of 1 s, on a busy machine
 LEASE_S = 6
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
