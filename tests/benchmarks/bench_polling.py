@@ -207,7 +207,8 @@ def service(*, sweep: bool) -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as folder, simulated_engine("small") as engine:
         backend = {
             "url": engine.api_url, "model": "simulated", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 16000,
-            "cap": {"max": 20000}, "publish": "shadow", "every": "6h", "workload": {"classes": [{"prompt_tokens": 128, "output_tokens": 32}]},
+            "cap": {"max": 20000}, "publish": "shadow", "every": "6h",
+            "workload": {"classes": [{"prompt_tokens": 128, "output_tokens": 32}]},
         }  # fmt: skip
         if not sweep:
             backend["windows"] = [{"days": ["mon"], "from": "00:00", "to": "00:01"}]
