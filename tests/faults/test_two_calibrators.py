@@ -68,7 +68,7 @@ STRIKES = [
     cut("timeout"),
     pytest.param(cut("down"), marks=long),
     pytest.param(cut("reset_peer"), marks=long),
-    pytest.param(cut("limit_data", size=2000), marks=long),
+    pytest.param(cut("limit_data", size=100), marks=long),
     pytest.param(cut("latency", seconds=5.0), marks=long),
     pytest.param(cut("bandwidth", rate=20), marks=long),
 ]
@@ -97,7 +97,7 @@ def test_a_holder_that_is_struck_in_mid_sweep_is_followed_in_time(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("kind", "how"), [("latency", {"seconds": 0.2}), ("slicer", {"size": 200}), ("slow_close", {"seconds": 2.0})]
+    ("kind", "how"), [("latency", {"seconds": 0.05}), ("slicer", {"size": 200}), ("slow_close", {"seconds": 2.0})]
 )
 def test_a_slow_way_to_the_database_costs_nobody_the_lead(site: FaultSite, kind: str, how: dict[str, Any]) -> None:
     holder, _ = site.in_mid_sweep()
