@@ -24,6 +24,7 @@ nothing, which costs one body and is always right.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Callable
@@ -145,12 +146,16 @@ class CapPolls:
         """Until something changed, `wait_s` passed, the client went or the service stops."""
         name, stem = told.view.name, told.stem
         ends_at_s = self.clock.monotonic() + wait_s
-        while told.stem == stem and not self.is_stopping():
-            left_s = ends_at_s - self.clock.monotonic()
-            if left_s <= 0.0 or await request.is_disconnected():
-                break
-            await self.operator.changed(name, min(left_s, LOOK_S))
-            told = self._ask(name, poll)
+        leaving = asyncio.create_task(_left(request))  # once: a question at each look would cost as much as the look
+        try:
+            while told.stem == stem and not self.is_stopping():
+                left_s = ends_at_s - self.clock.monotonic()
+                if left_s <= 0.0 or leaving.done():
+                    break
+                await self.operator.changed(name, min(left_s, LOOK_S))
+                told = self._ask(name, poll)
+        finally:
+            leaving.cancel()
         return told
 
     def _make(self, told: Told, etag: str, share: int) -> tuple[Response, Response]:
@@ -166,3 +171,9 @@ class CapPolls:
             self._made.clear()
         self._made[told.view.name, etag] = made
         return made
+
+
+async def _left(request: Request) -> None:
+    """Until the client is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

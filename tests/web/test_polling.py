@@ -350,3 +350,30 @@ def test_a_backend_removed_while_a_poll_waits_is_a_404() -> None:
             assert (await waiting).status_code == 404
 
     run_virtual(scenario())
+
+
+def test_a_client_that_leaves_a_long_poll_is_not_asked_for_any_longer() -> None:
+    """Or its looks would keep alive a share that nobody has."""
+
+    async def scenario() -> None:
+        operator, asked = FakeOperator(snapshot(), shares={"a": 19}), asyncio.Event()
+
+        async def receive() -> dict[str, object]:
+            if not asked.is_set():
+                asked.set()
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await asyncio.sleep(7.0)
+            return {"type": "http.disconnect"}
+
+        async def send(_message: object) -> None: ...
+
+        known = [(b"if-none-match", b'"19-37-12-calibrated.1"')]
+        query = {"query_string": b"client=a&wait=60", "headers": known}
+        await app_of(operator)(
+            {"type": "http", "method": "GET", "path": CAP, "raw_path": CAP.encode(), "root_path": "", **query},
+            receive, send,
+        )  # fmt: skip
+        assert asyncio.get_running_loop().time() <= 7.0 + LOOK_S
+        assert len(operator.asked_polls) <= 1 + 3
+
+    run_virtual(scenario())
