@@ -43,7 +43,6 @@ class TriggerKind(StrEnum):
     DRIFT = "drift"
 
 
-FRESH = (TriggerKind.VERSION, TriggerKind.RESTART, TriggerKind.REPLICAS)  # follow the start of an engine
 COLD = (TriggerKind.CONFIGURATION, TriggerKind.VERSION)  # what was measured before was something else
 
 COOL_DOWN_S: Mapping[TriggerKind, float] = {
