@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -39,7 +40,7 @@ from calibrator.web.operation import PROGRAM_PATHS, Answer, Operation, guarded, 
 from calibrator.web.overriding import Overriding
 from calibrator.web.page import Pages
 from calibrator.web.page_forms import Forms
-from calibrator.web.poll_lane import PollLane
+from calibrator.web.poll_lane import PollLane, Refusals
 from calibrator.web.polling import CapPolls
 from calibrator.web.samples import Samples
 from calibrator.web.sessions import Sessions
@@ -82,8 +83,10 @@ def create_app(
     ]
     operations.append(_describe(operations, software_version))
     app = _Guarded(
+        polls,
+        gatekeeper,
         routes=[
-            PollLane(polls, gatekeeper),
+            Refusals(),
             *routes(operations, gatekeeper, trail),
             *(guarded(route, gatekeeper) for route in extra_routes),
         ],
@@ -101,10 +104,15 @@ def create_app(
 
 
 class _Guarded(Starlette):
-    """Starlette whose every answer carries the safe headers, that of a crash included."""
+    """Starlette whose every answer carries the safe headers, that of a crash included; polls take the short way."""
+
+    def __init__(self, polls: CapPolls, gatekeeper: Gatekeeper, **named: Any) -> None:
+        super().__init__(**named)
+        self._polls = polls
+        self._gatekeeper = gatekeeper
 
     def build_middleware_stack(self) -> ASGIApp:
-        return SafeHeaders(super().build_middleware_stack())
+        return PollLane(SafeHeaders(super().build_middleware_stack()), self._polls, self._gatekeeper)
 
 
 @dataclass(frozen=True, slots=True)

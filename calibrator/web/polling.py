@@ -38,6 +38,7 @@ from calibrator.core.render import number, timestamp
 from calibrator.core.snapshot import BackendView, State
 from calibrator.ports import Clock, Operator, Poll, Share
 from calibrator.web.exchange import Views, parsed_query
+from calibrator.web.headers import with_defaults
 from calibrator.web.models import CapDocument, CapQuery, TokensPerMinute
 from calibrator.web.problems import Problem
 
@@ -166,6 +167,7 @@ class CapPolls:
             "RateLimit-Policy": f'"llm";q={share};qu="concurrent-requests"',
         }
         full = Response(told.document(share).model_dump_json(), headers=headers, media_type="application/json")
+        full.raw_headers = with_defaults(full.raw_headers)  # the short way leads past the middleware that adds them
         made = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         if len(self._made) >= MOST_KEPT:
             self._made.clear()

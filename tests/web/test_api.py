@@ -20,7 +20,7 @@ from calibrator.core.render import sweep_document
 from calibrator.core.sample_log import pack
 from calibrator.errors import StoreError
 from calibrator.web.exchange import MAX_BODY_BYTES
-from calibrator.web.poll_lane import PollLane
+from calibrator.web.poll_lane import Refusals
 
 OPERATOR = "op-söcret"
 READER = "read-secret"
@@ -262,7 +262,7 @@ def test_the_document_is_valid_and_describes_exactly_the_routes(tokens: Sequence
     }
     assert documented == served
     others = [route for route in app.routes if not isinstance(route, Route)]
-    assert [type(route) for route in others] == [PollLane], "a second way to a route that is described"
+    assert [type(route) for route in others] == [Refusals], "what the short way to a route that is described refuses"
     assert len(app.routes) == len(document["paths"]) + len(others)
     assert "/$defs/" not in json.dumps(document)
 
