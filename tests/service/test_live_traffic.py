@@ -82,7 +82,7 @@ def test_an_engine_without_gauges_is_measured_as_if_alone_and_the_record_says_so
 
 
 def test_a_record_of_an_older_release_is_still_read() -> None:
-    record = sweep_beside(SLOTS, steady(8), seed=1).record
+    record = replace(sweep_beside(SLOTS, steady(8), seed=1).record, samples=b"")  # stores keep them apart
     assert not any("live traffic" in warning for warning in record.warnings)
     assert SWEEP.read(SWEEP.write(record)) == record
     older = json.loads(SWEEP.write(record))
