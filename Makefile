@@ -41,16 +41,18 @@ demo: .venv/.runtime
 
 setup: .venv/.runtime .venv/.dev
 
-# Families in one process each, on virtual time or without any, run two at a time; whatever starts programs or measures
-# real time runs alone. Both parts run, whatever the first one says.
-TOGETHER := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
+# Three parts, and each runs whatever the one before says: what is on virtual time or starts nothing, two tests at a time;
+# what starts programs, two files at a time; what measures real time, alone.
+VIRTUAL := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
+REAL_TIME := tests/load $(wildcard tests/e2e/test_*_over_http.py tests/e2e/test_llamacpp_*.py) tests/e2e/test_replicas.py
 PYTEST := TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest
 
 test: lint audit .venv-test/.wheel .venv-litellm/.wheel
 ifeq ($(ARGS),)
 	failed=0; \
-	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(TOGETHER) || failed=$$?; \
-	$(PYTEST) --durations=15 $(addprefix --ignore=,$(TOGETHER)) || failed=$$?; \
+	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(VIRTUAL) || failed=$$?; \
+	$(PYTEST) --durations=15 --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(VIRTUAL) $(REAL_TIME)) || failed=$$?; \
+	$(PYTEST) --durations=10 $(REAL_TIME) || failed=$$?; \
 	exit $$failed
 else
 	$(PYTEST) --durations=15 $(ARGS)
