@@ -75,6 +75,22 @@ class _Totals:
     output_tokens: int = 0
 
 
+@dataclass(slots=True)
+class _Latencies:
+    """One metric's, in start order, and when their requests started."""
+
+    values: array[float] = field(default_factory=lambda: array("d"))
+    starts_s: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, started_s: float, value: float) -> None:
+        self.starts_s.append(started_s)
+        self.values.append(value)
+
+    def take_back(self, since_s: float) -> None:
+        keep = bisect_left(self.starts_s, since_s)
+        del self.values[keep:], self.starts_s[keep:]
+
+
 class LevelFold:
     """Accumulates one level; `visit` numbers separate its visits from other levels' requests."""
 
@@ -92,7 +108,7 @@ class LevelFold:
         self._ramp_bits: list[dict[int, bool]] = [{} for _ in objectives]
         self._ramp_from_s = math.inf
         self._durations = array("d")  # of this visit's ended requests
-        self._values = {metric: array("d") for metric in METRICS}
+        self._latencies = {metric: _Latencies() for metric in METRICS}
         self._failures: Counter[str] = Counter()
         self._totals = _Totals()
         self.requests = 0  # started, all phases, all visits
@@ -129,8 +145,11 @@ class LevelFold:
     def take_back(self, since_s: float) -> None:
         """Nobody knows at which level the samples started that started since then.
 
-        What earlier visits were given stays theirs. Latencies that were shown stay shown.
+        What earlier visits were given stays theirs: whoever keeps them voids them. Their latencies go, whatever visit
+        they were shown in: the load that came and went unseen makes long slow spells, which are not the level's own.
         """
+        for latencies in self._latencies.values():
+            latencies.take_back(since_s)
         keep = bisect_left(self._starts_s, since_s)
         for state, cut in zip(self._bits, self._cut, strict=True):
             keep = max(keep, state.position(self._order, cut))
@@ -224,9 +243,9 @@ class LevelFold:
         for metric in METRICS if sample.stream else ("e2e",):
             value = sample.latency_s(metric)
             if value is not None:
-                self._values[metric].append(value)
+                self._latencies[metric].add(sample.started_s, value)
             elif sample.failure is not None:
-                self._values[metric].append(math.inf)
+                self._latencies[metric].add(sample.started_s, math.inf)
 
     def ramp(self) -> tuple[RampCount, ...]:
         return tuple(RampCount(len(bits), sum(bits.values())) for bits in self._ramp_bits)
@@ -242,14 +261,14 @@ class LevelFold:
         return float(np.quantile(self._durations, 0.9)) if self._durations else 0.0
 
     def tail_ratio(self) -> tuple[float | None, ...]:
-        return tuple(upper_quantile(self._values[o.metric], o.limit_s) for o in self._objectives)
+        return tuple(upper_quantile(self._latencies[o.metric].values, o.limit_s) for o in self._objectives)
 
     def correlation(self) -> tuple[CorrelationTime | None, ...]:
-        return tuple(correlation_time(self._values[objective.metric]) for objective in self._objectives)
+        return tuple(correlation_time(self._latencies[objective.metric].values) for objective in self._objectives)
 
     def quick_quantile(self, metric: str, quantile: float) -> float | None:
         """For progress displays only: no interval, no support rule."""
-        finite = [value for value in self._values[metric] if math.isfinite(value)]
+        finite = [value for value in self._latencies[metric].values if math.isfinite(value)]
         return float(np.quantile(finite, quantile)) if finite else None
 
     @property
@@ -295,7 +314,7 @@ class LevelFold:
         )
 
     def _summary(self, metric: str) -> LatencySummary:
-        return summarise(self._values[metric])
+        return summarise(self._latencies[metric].values)
 
 
 def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcome:

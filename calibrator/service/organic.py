@@ -19,6 +19,7 @@ from calibrator.core.server_load import ServerLoad
 from calibrator.ports import Clock
 
 FIRST_LOOK_S = 5.0  # that a sweep waits for the first scrape
+SAME_S = 1e-6  # a visit that ended when the scrape was told has not seen it
 BASELINE_S = 5.0  # and, where there is live traffic, until it knows how much
 
 
@@ -60,7 +61,7 @@ class LiveTraffic:
         watch.saw(asked_s, answered_s, load.in_flight_requests)
         self.most = max(self.most, watch.estimate or 0.0)
         if watch.doubt > 0.0:
-            self.doubts.append(Doubt(watch.doubt_s, answered_s, watch.doubt))
+            self.doubts.append(Doubt(watch.doubt_s, self.clock.monotonic(), watch.doubt))
         while self.doubts and self.doubts[0].seen_s < answered_s - MEMORY_S:
             self.doubts.popleft()
 
@@ -70,7 +71,7 @@ class LiveTraffic:
 
     def _voided(self, visit: Visit, ended_s: float) -> Visit:
         for doubt in self.doubts:
-            if doubt.since_s < ended_s < doubt.seen_s and is_doubtful(visit.level, doubt.requests):
+            if doubt.since_s < ended_s <= doubt.seen_s + SAME_S and is_doubtful(visit.level, doubt.requests):
                 return replace(visit, unheld=f"live traffic changed by {doubt.requests:.0f} requests at its end")
         return visit
 

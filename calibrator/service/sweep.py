@@ -135,7 +135,7 @@ class _Sweep:
         while True:
             step = self._next()
             if isinstance(step, Conclusion):
-                if await self._was_shaken(holder):
+                if await self._was_shaken(holder, step):
                     continue
                 return step
             fold = self._folds.setdefault(step.level, LevelFold(step.level, self._order.objectives))
@@ -150,9 +150,14 @@ class _Sweep:
             self._history = replace(self._history, visits=(*before, visit))
             self._listener.partial(self.record(None))
 
-    async def _was_shaken(self, holder: Holder) -> bool:
-        """Did live traffic change just before the end? Then the last visit is void, and the search goes on."""
-        if not self._live.most or not self._history.visits or self._sparing.abort is not None:
+    async def _was_shaken(self, holder: Holder, conclusion: Conclusion) -> bool:
+        """Did live traffic change just before the end? Then the last visit is void, and the search goes on.
+
+        Where nobody else was seen nothing is waited for, unless the whole backend is to be called infeasible.
+        """
+        live = self._live
+        is_waiting = live.most > 0.0 or (live.watch.looks > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
+        if not is_waiting or not self._history.visits or self._sparing.abort is not None:
             return False
         await holder.pause(LAG_S + SCRAPE_S)
         before = self._history.visits

@@ -2,6 +2,11 @@
 
     aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Visit
 
+Users are added over one residence, and two more for each doubling: the residence may grow in proportion to the level,
+and first requests, being residual, are followed by another after half of it. Added within the one residence of the
+level below, a doubling to just under the capacity is an overload of its own making, which the watched warm-up takes for
+the level's: of a prefill-limited engine it refuted every third time a level that holds.
+
 The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
 long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
 events folded, and the running visit judged by pure functions; all this file adds is the waiting.
@@ -29,6 +34,7 @@ from calibrator.service.self_watch import SelfWatch
 
 POLL_S = 0.05
 WARM_UP_RESIDENCES = 3.0  # DESIGN section 2
+JOIN_RESIDENCES = 2.0  # for as many users as there were
 DEAD_AFTER_REQUESTS = 12  # this many connection failures in a row, and nothing else: the backend is gone
 
 
@@ -107,6 +113,8 @@ class Holder:
     in_flight: int = 0
     residence_s: float = 0.0
     residence_p90_s: float = 0.0
+    _folds: dict[int, LevelFold] = field(default_factory=dict)  # of all levels so far
+    _residence_level: int = 0  # where `residence_s` was seen
     _dead_streak: int = 0
     _looks: int = 0  # scrapes that the probes were steered by
     _beside: _Beside = field(default_factory=_Beside)
@@ -114,11 +122,12 @@ class Holder:
     async def hold(self, measure: Measure, fold: LevelFold, should_leave: Callable[[Visit], bool]) -> Visit:
         """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
         started_at_s = self._now_s()
+        self._folds[measure.level] = fold
         if measure.level != self.level:
             self.visit += 1
             fold.begin(self.visit)
             self.phase, self.level = Phase.RAMP, measure.level
-            self._aim(probes_for(self.level, self.live.watch.estimate), self.residence_s)
+            self._aim(probes_for(self.level, self.live.watch.estimate), self._stagger_s)
         self.server.reset()
         self._beside = _Beside()
         watch = SelfWatch()
@@ -129,7 +138,7 @@ class Holder:
             batch = await self.load.poll()
             now_s = self._now_s()
             self._absorb(fold, batch, now_s - last_s, watch)
-            self._steer(fold)
+            self._steer()
             last_s = now_s
             if self.phase is Phase.RAMP and batch.all_started:
                 if ramp_done_at_s is None:
@@ -149,10 +158,16 @@ class Holder:
         )
         if watch.broken:  # requests that nobody will end stand in the start order: the next visit begins a new one
             self.level = 0
-        self.residence_s = visit.residence_s or self.residence_s
+        if visit.residence_s > 0.0:
+            self.residence_s, self._residence_level = visit.residence_s, visit.level
         self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
         fold.cut()
         return visit
+
+    @property
+    def _stagger_s(self) -> float:
+        grown = max(0.0, self.level / max(1, self._residence_level) - 1.0)
+        return self.residence_s * (1.0 + JOIN_RESIDENCES * grown)
 
     async def pause(self, seconds: float) -> None:
         """Without probes; the next visit warms up anew."""
@@ -162,6 +177,7 @@ class Holder:
         while self._now_s() < until_s:
             await self.clock.sleep(POLL_S)
             self._note(await self.load.poll())
+            self._looked()
 
     def _note(self, batch: Batch) -> None:
         self.live.watch.ours(self.clock.monotonic(), batch.in_flight)
@@ -172,17 +188,24 @@ class Holder:
         self.probes = probes
         self.load.aim(probes, Label(self.visit, self.phase), stagger_s)
 
-    def _steer(self, fold: LevelFold) -> None:
+    def _steer(self) -> None:
         """Once a scrape."""
-        watch = self.live.watch
-        if watch.looks == self._looks:
+        if not self._looked():
             return
-        self._looks = watch.looks
-        if is_doubtful(self.level, watch.doubt):
-            fold.take_back(watch.doubt_s)
-        probes = steered(self.level, watch.estimate, self.probes)
+        probes = steered(self.level, self.live.watch.estimate, self.probes)
         if probes != self.probes:
             self._aim(probes, 0.0)
+
+    def _looked(self) -> bool:
+        """Was there a scrape since the last poll? What it puts in doubt is taken back, at whatever level it started."""
+        watch = self.live.watch
+        if watch.looks == self._looks:
+            return False
+        self._looks = watch.looks
+        for fold in self._folds.values():
+            if is_doubtful(fold.level, watch.doubt):
+                fold.take_back(watch.doubt_s)
+        return True
 
     def _is_warm(self, batch: Batch, since_last_start_s: float) -> bool:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s

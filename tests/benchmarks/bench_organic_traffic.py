@@ -4,10 +4,6 @@
 
 Conditions: virtual time, so the figures do not depend on the machine; the default abort limits, and the default budgets
 unless `requests` is given. Exit code 1 if the median of a row is more than 10 % from the truth.
-
-One row is known to be: prefill beside 6 users with bursts of 14, gauges 2 s late, 13 to 15 % too low, whatever the
-budget. A burst begins or ends every 5 to 15 s and is seen up to 3 s later: what started meanwhile belongs to no known
-level, which voids a third of the requests. The error is to the safe side.
 """
 
 from __future__ import annotations

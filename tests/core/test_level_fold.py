@@ -250,6 +250,25 @@ def test_what_earlier_visits_were_given_stays_theirs() -> None:
     assert bits(fold) == "1"
 
 
+def test_latencies_in_doubt_make_no_slow_spell() -> None:
+    """Unseen load that came and went, in the middle of a visit that was closed before anybody knew."""
+    fold, alone = fold_with(120), fold_with(90)
+    for request_id in range(120):
+        slow = request_id >= 90 or request_id % 7 == 0
+        fold.ended(sample(request_id, ttft_s=0.2 if slow else 0.05))
+        if request_id < 90:
+            alone.ended(sample(request_id, ttft_s=0.2 if slow else 0.05))
+    assert (fold.ended_in_order(), alone.ended_in_order()) == (120, 90)
+    seen, expected = fold.correlation()[0], alone.correlation()[0]
+    assert seen is not None
+    assert expected is not None
+    assert seen.at_p80 > 3.0 * expected.at_p80
+    fold.cut()
+    fold.take_back(90.0)
+    assert fold.correlation()[0] == expected
+    assert report(fold).ttft.n == 90
+
+
 def test_a_ramp_in_doubt_fails_nothing() -> None:
     fold = LevelFold(4, OBJECTIVES)
     fold.begin(1)

@@ -36,6 +36,7 @@ ROWS = [
     for lag_s in (0.0, 2.0)
     if traffic.mean > 0 or lag_s == 0.0
 ]
+ROWS.append(pytest.param(PREFILL, MOVING[2], 2.0, id="prefill, seen late in bursts"))  # the hardest of the table
 
 
 @pytest.mark.parametrize(("engine", "traffic", "lag_s"), ROWS)
