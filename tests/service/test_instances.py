@@ -34,6 +34,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
+async def calibrate(holder: Instance) -> None:
+    """Its first sweep is asked for, and over."""
+    await holder.supervisor.request_sweep("chat", "test")
+    await until(lambda: holder.cap() == 36, 70.0)
+
+
 def two(
     scenario: Callable[[Site, Instance, Instance], Coroutine[Any, Any, None]],
     *scripts: Script,
@@ -67,8 +73,7 @@ def test_one_measures_and_both_serve_the_same_within_two_seconds() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
         assert (a.leads(), b.leads()) == (True, False)
         assert (a.cap(), b.cap()) == (8, 8), "the fallback"
-        await a.supervisor.request_sweep("chat", "test")
-        await until(lambda: a.cap() == 36, 70.0)
+        await calibrate(a)
         assert await until(lambda: b.cap() == 36, NEWS_S) <= NEWS_S
         assert b.view().recommendation == a.view().recommendation
         await asyncio.sleep(NEWS_S)
@@ -163,8 +168,7 @@ def test_a_pin_set_anywhere_is_served_everywhere() -> None:
 # ------------------------------------------------------------------------------------------------------------ take-over
 def test_a_clean_stop_hands_over_at_once() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
-        await a.supervisor.request_sweep("chat", "test")
-        await until(lambda: a.cap() == 36, 70.0)
+        await calibrate(a)
         await a.supervisor.request_sweep("chat", "test")
         await asyncio.sleep(5.0)
         await a.stop()
@@ -180,8 +184,7 @@ def test_a_clean_stop_hands_over_at_once() -> None:
 
 def test_a_killed_holder_is_followed_within_two_leases_and_nothing_is_lost() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
-        await a.supervisor.request_sweep("chat", "test")
-        await until(lambda: a.cap() == 36, 70.0)
+        await calibrate(a)
         await a.supervisor.request_sweep("chat", "test")
         await asyncio.sleep(5.0)
         await a.kill()
