@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from calibrator.core.admission import CarePolicy
@@ -461,9 +461,8 @@ class Leases(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Poll:
-    """One gateway process asks for its part of a cap."""
+class Poll(NamedTuple):
+    """One gateway process asks for its part of a cap. A tuple, as thousands are made a second."""
 
     client: str  # its identity: `client=`, Envoy's node id, HAProxy's agent-send; "" gets the whole cap, unshared
     in_flight: int | None = None  # what it has under way; None: it does not say
@@ -472,8 +471,7 @@ class Poll:
     is_waiting: bool = False  # a long poll that looks again: not counted as another poll
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """The part of one client; over all clients of a backend the sum never exceeds the cap (or each client has 1)."""
 
     requests: int | None  # >= 1; None: a joiner waits until the others' smaller shares were delivered or expired

@@ -286,6 +286,8 @@ class ShareBook:
 
     def _settle(self, client: Client, now_s: float, in_flight: int) -> None:
         """It has heard what it was told before, and has no more than this beyond it."""
+        if client.held == client.told:
+            return
         is_believed = now_s - client.over_since_s < RUN_OUT_S
         self._hold(client, max(client.told, min(client.held, in_flight if is_believed else 0)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from calibrator.core.admission import HeldBack
 from calibrator.core.measurement import Capacity
@@ -178,9 +179,9 @@ class GuardView:
     breach_since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BackendView:
-    """One backend as everybody sees it."""
+    """One backend as everybody sees it. What every poll asks for is worked out once: thus no slots."""
 
     name: str
     model: str
@@ -225,7 +226,7 @@ class BackendView:
         aged = published.valid_until is not None and now > published.valid_until
         return State.STALE if aged and published.state is not State.OVERRIDDEN else published.state
 
-    @property
+    @cached_property
     def told(self) -> Recommendation:
         """What gateways go by. A person's pin counts in the shadow, too."""
         return self.recommendation if self.shadow is None or self.override is not None else self.shadow
@@ -238,12 +239,12 @@ class BackendView:
         """Requests that users do without for running probes. A person's pin is served as it is: who pins, decides."""
         return self.reserved_for_probes if self.override is None else 0
 
-    @property
+    @cached_property
     def served_cap(self) -> int:
         """What gateways get: the cap, less what probes take of it now."""
         return max(1, self.told.cap - self.gives_way)
 
-    @property
+    @cached_property
     def served_replica_cap(self) -> int:
         """The same for gateways that limit each replica: all replicas give way alike, so the sum falls as much."""
         return max(1, self.told.replica_cap - -(-self.gives_way // max(1, self.ready_replicas or 1)))

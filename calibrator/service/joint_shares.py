@@ -27,6 +27,7 @@ from calibrator.service.store_health import StoreHealth
 
 EXCHANGE_S = 1.0
 EXCHANGE_LIMIT_S = 5.0
+NO_TABLE = ShareTable()
 
 
 class JointShares:
@@ -67,7 +68,7 @@ class JointShares:
     def poll(self, view: BackendView, poll: Poll) -> Share:
         key = (view.name, poll.per_replica)
         cap, version = cap_of(view, per_replica=poll.per_replica), view.told.version
-        clients = self._tables.get(key, ShareTable()).clients
+        clients = self._tables.get(key, NO_TABLE).clients
         if not poll.client:
             return Share(cap, clients, version * VERSION_STEP + cap)
         desk, now_s = self._desks.setdefault(key, Desk()), self._clock.monotonic()
@@ -81,7 +82,7 @@ class JointShares:
         return Share(told, max(1, clients), version * VERSION_STEP + told)
 
     def clients(self, backend: str) -> tuple[int, int]:
-        tables = [self._tables.get((backend, per_replica), ShareTable()) for per_replica in (False, True)]
+        tables = [self._tables.get((backend, per_replica), NO_TABLE) for per_replica in (False, True)]
         return sum(table.clients for table in tables), sum(table.over_cap for table in tables)
 
     def pollers(self, backend: str) -> list[Poller]:
@@ -107,7 +108,7 @@ class JointShares:
         now_s, now = self._clock.monotonic(), self._clock.wall()
         self._views = {view.name: view for view in views}
         for view in self._views.values():
-            versions = (self._tables.get((view.name, kind), ShareTable()).version for kind in (False, True))
+            versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
             self._bells.ring(view.name, (*told_of(view, now), *versions))
         is_running = self._exchanging is not None and not self._exchanging.done()
         if not is_running and now_s >= self._due_s:

@@ -30,6 +30,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,8 +60,7 @@ def matches(if_none_match: str, etag: str) -> bool:
     return _LIST.fullmatch(if_none_match) is not None and etag in re.findall(_ENTITY_TAG, if_none_match)
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """What one client is told at one moment."""
 
     view: BackendView
@@ -105,6 +105,23 @@ class Told:
         )
 
 
+class _Made(NamedTuple):
+    """Responses are stateless, so one object serves everybody."""
+
+    etag: str
+    full: Response
+    unchanged: Response  # 304
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What one view in one state comes to for each share: nearly every poll finds its answer here."""
+
+    view: BackendView
+    state: State
+    by_share: dict[Share, _Made] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class CapPolls:
     """Answers `GET /v1/backends/{name}/cap`, thousands of times a second."""
@@ -113,7 +130,8 @@ class CapPolls:
     clock: Clock
     views: Views
     is_stopping: Callable[[], bool]
-    _made: dict[tuple[str, str], tuple[Response, Response]] = field(default_factory=dict)  # by backend and ETag
+    _ready: dict[str, _Ready] = field(default_factory=dict)  # by backend; of its newest view
+    _made: dict[tuple[str, str], _Made] = field(default_factory=dict)  # by backend and ETag
 
     async def answer(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -129,6 +147,17 @@ class CapPolls:
         return self._answer(self._ask(name, poll), known)
 
     def _answer(self, told: Told, known: str) -> Response:
+        view, share, state = told
+        ready = self._ready.get(view.name)
+        if ready is None or ready.view is not view or ready.state is not state:
+            ready = self._ready[view.name] = _Ready(view, state)
+        made = ready.by_share.get(share)
+        if made is None:
+            made = ready.by_share[share] = self._made_before(told)
+        return made.unchanged if known and matches(known, made.etag) else made.full
+
+    def _made_before(self, told: Told) -> _Made:
+        """Views change every second, and mostly not in what gateways are told."""
         if told.share.requests is None:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -136,8 +165,7 @@ class CapPolls:
                 headers={"Retry-After": str(math.ceil(told.share.retry_after_s))},
             )
         etag = told.etag
-        full, unchanged = self._made.get((told.view.name, etag)) or self._make(told, etag, told.share.requests)
-        return unchanged if known and matches(known, etag) else full
+        return self._made.get((told.view.name, etag)) or self._make(told, etag, told.share.requests)
 
     def _ask(self, name: str, poll: Poll) -> Told:
         view = self.views.one(name)
@@ -159,8 +187,7 @@ class CapPolls:
             leaving.cancel()
         return told
 
-    def _make(self, told: Told, etag: str, share: int) -> tuple[Response, Response]:
-        """The answer in full, and the 304. Responses are stateless, so one object serves everybody."""
+    def _make(self, told: Told, etag: str, share: int) -> _Made:
         headers = {
             "ETag": etag,
             "Cache-Control": f"max-age={POLL_S}, stale-if-error={STALE_IF_ERROR_S}",
@@ -168,7 +195,7 @@ class CapPolls:
         }
         full = Response(told.document(share).model_dump_json(), headers=headers, media_type="application/json")
         full.raw_headers = with_defaults(full.raw_headers)  # the short way leads past the middleware that adds them
-        made = full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        made = _Made(etag, full, Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers))
         if len(self._made) >= MOST_KEPT:
             self._made.clear()
         self._made[told.view.name, etag] = made

@@ -313,6 +313,19 @@ def test_going_stale_ends_a_long_poll() -> None:
     run_virtual(scenario())
 
 
+def test_going_stale_between_two_polls_shows_though_nothing_else_changed() -> None:
+    async def scenario() -> None:
+        async with client_of(app_of(FakeOperator(snapshot(), shares={"a": 19}))) as client:
+            for at_s, state in ((99.0, State.CALIBRATED), (99.5, State.CALIBRATED), (100.5, State.STALE)):
+                await asyncio.sleep(at_s - asyncio.get_running_loop().time())
+                for query in ("client=a", "wait=0&client=a"):
+                    response = await client.get(f"{CAP}?{query}")
+                    assert response.json()["state"] == state
+                    assert response.headers["etag"] == f'"19-37-12-{state}.1"'
+
+    run_virtual(scenario())
+
+
 def test_without_if_none_match_there_is_nothing_to_wait_for() -> None:
     async def scenario() -> None:
         async with client_of(app_of(FakeOperator(snapshot()))) as client:
