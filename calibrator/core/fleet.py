@@ -19,6 +19,10 @@ a rolling update the new version stands apart until none of the old is left, and
 A restart changes `process_start` once. A value that comes *back* after another was seen means that several processes
 answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is measured only
 after enough looks to show that (`service.fleet`).
+
+**Users beside probes.** Gauges are up to `LAG_S` old and count both, so while probes come and go nobody can subtract
+ours from them. A sweep knows better (`core.organic`) and says what it found. Where it has not yet, and for `SETTLE_S`
+after its end, when the last probes may still be counted, users are taken as before, or as few as the gauge shows.
 """
 
 from __future__ import annotations
@@ -28,10 +32,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from calibrator.core.organic import LAG_S
 from calibrator.core.server_load import ServerLoad
 from calibrator.core.snapshot import ReplicaView, Standing
 
 SUSPICION_S = 600.0
+SETTLE_S = LAG_S + 2.0  # ended probes leave an engine within 2 s
 STARTS_KEPT = 16  # processes behind one URL that are told apart
 BALANCED = "this URL balances over several engines; name them, or their headless service"
 
@@ -86,6 +92,22 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Probes:
+    """Ours on one replica, now or within the last `SETTLE_S`."""
+
+    in_flight: int = 0
+    organic: float | None = None  # users' requests beside them, as the sweep itself finds
+
+    def organic_beside(self, in_flight: float, before: float | None) -> float:
+        """Users' requests of those on the gauge. `before`: of the last look; None: there was none."""
+        if self.organic is not None:
+            return self.organic
+        if self.in_flight or before is None:
+            return max(0.0, in_flight - self.in_flight)
+        return min(before, in_flight)
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaLook:
     """One replica in one look."""
 
@@ -93,12 +115,15 @@ class ReplicaLook:
     load: ServerLoad | None  # None: it did not answer, or has no metrics
     probes_in_flight: int = 0  # ours, at that moment, on this replica
     is_ready: bool = True  # counts in the cap
+    organic: float | None = None  # what is better known than the difference
 
     @property
     def organic_in_flight(self) -> float | None:
         """Requests in flight that are not ours."""
         in_flight = None if self.load is None else self.load.in_flight_requests
-        return None if in_flight is None else max(0.0, in_flight - self.probes_in_flight)
+        if in_flight is None or self.organic is not None:
+            return self.organic
+        return max(0.0, in_flight - self.probes_in_flight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +172,16 @@ class Member:
     def url(self) -> str:
         return self.address.url
 
-    def after(self, load: ServerLoad | None, probes_in_flight: int, at_s: float, delay_s: float) -> Member:
-        """One look later."""
+    def after(self, load: ServerLoad | None, probes: Probes | None, at_s: float, delay_s: float) -> Member:
+        """One look later. `probes` None: there are only users."""
         if load is None:
             lost = replace(self, load=None, organic_in_flight=None)
             if not self.has_metrics:
                 return replace(lost, is_known_to_users=self.is_founder or at_s - self.found_s >= delay_s)
             return replace(lost, answers_since_s=None, is_known_to_users=False, is_founder=False)
-        organic = ReplicaLook(self.url, load, probes_in_flight).organic_in_flight
+        organic = load.in_flight_requests
+        if organic is not None and probes is not None:
+            organic = probes.organic_beside(organic, self.organic_in_flight)
         since_s = at_s if self.answers_since_s is None else self.answers_since_s
         starts, returned_s = self._with_start(load.process_start, at_s)
         return replace(

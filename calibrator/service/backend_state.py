@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from calibrator.core.balance import Balance, FleetSize
+from calibrator.core.fleet import SETTLE_S, Probes
 from calibrator.core.harm import AbortReason
 from calibrator.core.measurement import History, WarmStart
 from calibrator.core.mirror import Mirrored, mirrored
@@ -84,6 +85,7 @@ class BackendState:
     running_id: str | None = None
     progress: Progress | None = None
     partial: SweepRecord | None = None  # newest state of the running sweep
+    probed: tuple[str, float] = ("", -math.inf)  # where the last sweep measured, and when it ended (monotonic)
     elsewhere: Activity | None = None  # what the holder's sweep does, while another instance holds the lease
     is_led: bool = True  # by this instance, at its last tick
     health: Health = Health.OK
@@ -182,10 +184,25 @@ class BackendState:
         """Whoever does it."""
         return self.running is not None or self.elsewhere is not None
 
-    def is_measuring(self, url: str) -> bool:
+    def probes_on(self, url: str, now_s: float) -> Probes | None:
+        """Of its sweep, or of the one that has just ended; None: neither is there."""
+        if url == self._measured_url:
+            progress = self.shown_progress
+            return Probes() if progress is None else Probes(progress.in_flight, progress.organic)
+        measured_url, ended_s = self.probed
+        return Probes() if url == measured_url and now_s < ended_s + SETTLE_S else None
+
+    @property
+    def _measured_url(self) -> str | None:
         if self.elsewhere is not None:
-            return self.elsewhere.url == url
-        return self.running is not None and self.target is not None and self.target.url == url
+            return self.elsewhere.url
+        return None if self.running is None or self.target is None else self.target.url
+
+    def sweep_ends(self, now_s: float) -> None:
+        """Its own or the holder's; called before what is known of it is forgotten."""
+        url = self._measured_url
+        if url is not None:
+            self.probed = url, now_s
 
     @property
     def may_start(self) -> bool:

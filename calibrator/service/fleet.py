@@ -23,6 +23,7 @@ from calibrator.core.fleet import (
     Found,
     Kind,
     Member,
+    Probes,
     ReplicaAddress,
     ReplicaLook,
     fleet_kind,
@@ -62,7 +63,7 @@ class Surroundings:
 
     cap: int
     replica_cap: int
-    probes_on: Callable[[str], int]  # ours in flight on a replica's URL, whichever backend they measure
+    probes_on: Callable[[str], Probes | None]  # ours on a replica's URL, whichever backend they measure
 
 
 @dataclass(slots=True)
@@ -184,7 +185,8 @@ class Fleet:
         if url in self.members:  # else it left meanwhile
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
-            self._trust[url] = self._trust.get(url, PageTrust()).after(load, probes, now_s)
+            ours = 0 if probes is None else probes.in_flight
+            self._trust[url] = self._trust.get(url, PageTrust()).after(load, ours, now_s)
             if load is not None and load.process_start is not None:
                 self._shown[url] = self._shown.get(url, 0) + 1
 
@@ -199,16 +201,7 @@ class Fleet:
         self.look = FleetLook(
             at_s=now_s,
             at=self.clock.wall(),
-            replicas=tuple(
-                ReplicaLook(
-                    member.url,
-                    member.load,
-                    around.probes_on(member.url),
-                    self.standing[member.url] is Standing.READY,
-                )
-                for member in members
-                if member.in_rotation
-            ),
+            replicas=tuple(self._seen(member, around) for member in members if member.in_rotation),
             cap=around.cap,
             replica_cap=around.replica_cap,
         )
@@ -219,6 +212,11 @@ class Fleet:
             self._peaks.popleft()
         self.balance.add(self.look)
         self.saw(self.look)
+
+    def _seen(self, member: Member, around: Surroundings) -> ReplicaLook:
+        probes = around.probes_on(member.url) or Probes()
+        is_ready = self.standing[member.url] is Standing.READY
+        return ReplicaLook(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
 
     # ---------------------------------------------------------------------------------------------------- answers
     @property

@@ -130,7 +130,7 @@ class Peers:
                 self.changed()
             state.is_led = leads
             if leads:
-                state.elsewhere = None  # what stood there was our own
+                self._forget_activity(state)  # what stood there was our own
             if not self.tenancy.epoch(group) and name in self._told:
                 del self._told[name]
                 self._pass_on(state)
@@ -168,7 +168,8 @@ class Peers:
         self.publisher.begin(plan.name, known, is_sole=self.tenancy.is_sole)
         self.turns.restore(state, sweeps, now)
         state.guard.begin_anew()
-        state.elsewhere, state.sized = None, None
+        self._forget_activity(state)
+        state.sized = None
         self._told[plan.name] = (None, float("-inf"))
         if known is None:
             self.publisher.publish(fallback(plan.name, plan.policy, now))
@@ -278,7 +279,9 @@ class Peers:
         for name, state in self.states.items():
             if self.tenancy.leads(state.plan.engine_group):
                 continue
-            before, state.elsewhere = state.elsewhere, look.activities.get(name)
+            before = state.elsewhere
+            self._forget_activity(state)
+            state.elsewhere = look.activities.get(name)
             if before is not None and (state.elsewhere is None or state.elsewhere.sweep_id != before.sweep_id):
                 news.add(name)
                 state.triggers.sweep_ended(self.clock.monotonic())
@@ -286,6 +289,11 @@ class Peers:
                 state.triggers.sweep_started(self.clock.monotonic())
         self._see_until_s |= dict.fromkeys(news, self.clock.monotonic() + SEE_S)
         self.changed()
+
+    def _forget_activity(self, state: BackendState) -> None:
+        if state.elsewhere is not None:
+            state.sweep_ends(self.clock.monotonic())
+            state.elsewhere = None
 
     def _served_anew(self, stored: Recommendation) -> bool:
         state = self.states[stored.backend]

@@ -20,7 +20,7 @@ from functools import partial
 
 import structlog
 
-from calibrator.core.fleet import FleetLook
+from calibrator.core.fleet import FleetLook, Probes
 from calibrator.core.guard_signals import certified_queue
 from calibrator.core.guarded import after_event
 from calibrator.core.recommendation import for_fleet
@@ -247,9 +247,12 @@ class Supervisor:
         served = self._publisher.served[name]
         return Surroundings(served.cap, served.replica_cap, self._probes_on)
 
-    def _probes_on(self, url: str) -> int:
+    def _probes_on(self, url: str) -> Probes | None:
         """Backends of one engine group have the same replicas: the probes of each are probes to all."""
-        return sum(state.probes_in_flight for state in self._states.values() if state.is_measuring(url))
+        now_s = self._clock.monotonic()
+        found = [probes for state in self._states.values() if (probes := state.probes_on(url, now_s)) is not None]
+        known = (probes.organic for probes in found if probes.organic is not None)
+        return Probes(sum(probes.in_flight for probes in found), next(known, None)) if found else None
 
     def _saw(self, name: str, look: FleetLook) -> None:
         """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`.

@@ -234,6 +234,7 @@ class Turns:
     def end(self, state: BackendState) -> None:
         """Take in a sweep that ended, in whatever way. The next due time is set before anything can fail."""
         task, told = state.running, state.partial
+        state.sweep_ends(self._clock.monotonic())
         state.running, state.running_id, state.progress, state.partial = None, None, None, None
         if task is None or told is None:
             return

@@ -8,6 +8,7 @@ from calibrator.core.fleet import (
     SUSPICION_S,
     FleetLook,
     Member,
+    Probes,
     ReplicaAddress,
     ReplicaLook,
     fleet_kind,
@@ -26,7 +27,7 @@ def member(name: str = "a", *loads: ServerLoad | None, founder: bool = True, in_
     """One that has answered `loads`, a second apart, the last one at second 0."""
     known = Member(ReplicaAddress(f"http://{name}/v1"), -float(len(loads)), founder, in_rotation)
     for index, load in enumerate(loads):
-        known = known.after(load, 0, index + 1.0 - len(loads), DELAY_S)
+        known = known.after(load, None, index + 1.0 - len(loads), DELAY_S)
     return known
 
 
@@ -56,9 +57,26 @@ def test_one_replica(loads: tuple[ServerLoad | None, ...], founder: bool, expect
 
 
 def test_our_own_probes_are_no_users_work() -> None:
-    probed = Member(ReplicaAddress("http://a/v1"), 0.0).after(BUSY, 4, 1.0, DELAY_S)
+    probed = Member(ReplicaAddress("http://a/v1"), 0.0).after(BUSY, Probes(4), 1.0, DELAY_S)
     assert standing(probed) == [Standing.JOINING]
     assert probed.organic_in_flight == 0.0
+
+
+@pytest.mark.parametrize(
+    ("probes", "gauge", "expected"),
+    [
+        (None, 9.0, 9.0),
+        (Probes(16, 5.0), 9.0, 5.0),  # a sweep's own word, whatever the gauge holds at this moment
+        (Probes(0, 5.0), 20.0, 5.0),
+        (Probes(), 20.0, 4.0),  # it has just begun or ended: what came on top may be ours
+        (Probes(), 2.0, 2.0),
+        (Probes(3), 20.0, 17.0),  # a sweep that cannot tell
+        (Probes(30), 20.0, 0.0),
+    ],
+)
+def test_users_beside_probes(probes: Probes | None, gauge: float, expected: float) -> None:
+    known = member("a", BUSY).after(ServerLoad("vllm", gauge, 0.0), probes, 1.0, DELAY_S)
+    assert known.organic_in_flight == expected
 
 
 def test_one_without_metrics_among_others_with_them_is_down() -> None:

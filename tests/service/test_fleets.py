@@ -397,6 +397,48 @@ def test_peaks_and_the_least_headroom_are_of_the_last_minute() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("told", [None, 4.0], ids=["the sweep cannot tell", "the sweep tells"])
+def test_probes_that_come_and_go_are_no_users(told: float | None) -> None:
+    """Gauges are late: after a sweep they still count what has ended."""
+
+    async def scenario() -> None:
+        async with site("a", scripts=[Script(takes_s=20.0)]) as fleet:
+            fleet.runner.organic = told
+            await fleet.supervisor.request_sweep("chat", "test")
+            fleet.engines["a"].load = load(20.0)  # 16 of ours
+            await asyncio.sleep(2.0)
+            assert fleet.view().progress is not None
+            while fleet.view().progress is not None:
+                assert fleet.view().organic_in_flight == 4.0
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(2.0)
+            fleet.engines["a"].load = load(4.0)
+            await asyncio.sleep(3.0)
+            assert (fleet.view().organic_in_flight, fleet.view().in_flight_peak) == (4.0, 4.0)
+            fleet.engines["a"].load = load(9.0)
+            await asyncio.sleep(2.0)
+            assert (fleet.view().organic_in_flight, fleet.view().in_flight_peak) == (9.0, 9.0)
+
+    run(scenario())
+
+
+def test_a_sweep_too_short_to_be_seen_leaves_no_users_behind() -> None:
+    async def scenario() -> None:
+        async with site("a", scripts=[Script(takes_s=0.4)]) as fleet:
+            looks = fleet.engines["a"].scrapes
+            while fleet.engines["a"].scrapes == looks:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+            await fleet.supervisor.request_sweep("chat", "test")
+            fleet.engines["a"].load = load(20.0)
+            await asyncio.sleep(3.0)
+            assert fleet.view().last_sweep is not None
+            assert (fleet.view().organic_in_flight, fleet.view().in_flight_peak) == (4.0, 4.0)
+            await asyncio.sleep(4.0)
+            assert fleet.view().organic_in_flight == 20.0, "these are users"
+
+    run(scenario())
+
+
 def test_a_measured_balance_replaces_the_stated_one() -> None:
     async def scenario() -> None:
         uneven = fleet_plan(balancing=Balancing.RANDOM)

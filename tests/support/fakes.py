@@ -98,6 +98,7 @@ class FakeRunner:
     most_at_once: int = 0
     shared: set[frozenset[str]] = field(default_factory=set)  # backends that were swept at the same time
     running: set[str] = field(default_factory=set)
+    organic: float | None = None  # what a sweep says of live requests
 
     async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         mine = self.scripts.get(order.backend) or [Script()]
@@ -107,7 +108,7 @@ class FakeRunner:
         self.most_at_once = max(self.most_at_once, len(self.running))
         self.shared.add(frozenset(self.running))
         try:
-            listener.progress(progress(order.sweep_id))
+            listener.progress(replace(progress(order.sweep_id), organic=self.organic))
             await asyncio.sleep(script.takes_s / 2)
             listener.partial(begun(order))
             if script.hangs:
