@@ -1,7 +1,7 @@
 """`calibrator serve` that kills itself, as kill -9 does, right after its nth write to the database.
 
-`python -m support.killing_serve serve --config FILE`; KILL_AFTER=n, or 0: never. WRITES names a file that gets a line
-with the name of each write once it is done.
+`python -m support.killing_serve serve --config FILE`. KILL_AFTER: "n": any n; "n save_sweep": n of these; "0": never.
+WRITES names a file that gets a line with the name of each write once it is done.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from calibrator.wiring import service as wiring
 WRITES = frozenset(
     {
         "acquire",
+        "renew",
+        "release",
         "add_recommendation",
         "save_sweep",
         "save_samples",
         "save_override",
         "save_shares",
+        "save_share_report",
+        "save_share_table",
         "save_memory",
         "save_activity",
         "interrupt_running_sweeps",
@@ -54,7 +58,7 @@ class Counting:
         self._done.append(name)
         with Path(os.environ["WRITES"]).open("a") as log:
             log.write(f"{name}\n")
-        if len(self._done) == int(os.environ["KILL_AFTER"]):
+        if os.environ["KILL_AFTER"] in (str(len(self._done)), f"{self._done.count(name)} {name}"):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
