@@ -2,8 +2,8 @@
 
 Environment: `CALIBRATOR_LISTEN__PORT=8301` is `listen.port`; it wins over the file. In a backend's name `-` is written
 `_` (`CALIBRATOR_BACKENDS__CHAT_EU__URL` is `backends.chat-eu.url`). A value that starts with `[` or `{` is YAML,
-anything else is text. Kubernetes sets variables of its own for a Service called "calibrator"
-(`CALIBRATOR_PORT=tcp://...`): those are passed over.
+anything else is text. Two kinds are passed over: what Kubernetes sets for a Service called "calibrator"
+(`CALIBRATOR_PORT=tcp://...`), and what the gateways' files under deploy/ read, for who runs both from one shell.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from calibrator.settings.tree import Settings
 from calibrator.settings.yaml_text import read_yaml
 
 PREFIX = "CALIBRATOR_"
+_OF_GATEWAYS = frozenset({"CALIBRATOR_URL", "CALIBRATOR_TOKEN"})
 _KUBERNETES = re.compile(  # name=value; a plain PORT is theirs only with their value: ..._LISTEN_PORT=1 is a typo
     r"CALIBRATOR_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9]+)*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)=.*"
     r"|CALIBRATOR_(?:[A-Z0-9]+_)*PORT=(?:tcp|udp|sctp)://.*"
@@ -85,7 +86,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     problems = []
     for variable, value in sorted(environ.items()):
-        if not variable.startswith(PREFIX) or _KUBERNETES.fullmatch(f"{variable}={value}"):
+        is_ours = variable.startswith(PREFIX) and variable not in _OF_GATEWAYS
+        if not is_ours or _KUBERNETES.fullmatch(f"{variable}={value}"):
             continue
         if not _put(tree, _keys(variable), read_yaml(value, variable) if value.startswith(("[", "{")) else value):
             problems.append(Problem(variable, "another variable sets the whole of it.", "Unset one of them."))

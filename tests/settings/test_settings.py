@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,14 @@ def test_variables_that_kubernetes_sets_for_a_service_called_calibrator_are_pass
         "CALIBRATOR_PORT_8300_TCP_ADDR": "10.0.0.1",
         "CALIBRATOR_EU_SERVICE_HOST": "10.0.0.2",
     }
+    assert load(tmp_path, yaml.safe_dump(MINIMAL), environ) == load(tmp_path, yaml.safe_dump(MINIMAL))
+
+
+def test_variables_that_the_gateways_files_read_are_passed_over(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "deploy" / "gateways"
+    text = "".join(path.read_text() for path in shipped.rglob("*") if path.is_file())
+    environ = dict.fromkeys(re.findall(r"\bCALIBRATOR_[A-Z_]+", text), "x")
+    assert environ.keys() == {"CALIBRATOR_URL", "CALIBRATOR_TOKEN"}
     assert load(tmp_path, yaml.safe_dump(MINIMAL), environ) == load(tmp_path, yaml.safe_dump(MINIMAL))
 
 
