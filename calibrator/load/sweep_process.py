@@ -60,12 +60,13 @@ class ProcessSweepRunner:
     async def run(self, order: SweepOrder, listener: SweepListener, permit: Permit = forever) -> SweepRecord:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=True)
+        until_s = permit()
         process = context.Process(
-            target=_child_main, args=(self._entry, order, theirs, permit()), name=f"sweep-{order.backend}", daemon=True
+            target=_child_main, args=(self._entry, order, theirs, until_s), name=f"sweep-{order.backend}", daemon=True
         )
         await asyncio.get_running_loop().run_in_executor(None, process.start)
         theirs.close()
-        lengthening = asyncio.create_task(_lengthen(ours, permit))
+        lengthening = asyncio.create_task(_lengthen(ours, permit, until_s))
         try:
             return await _follow(ours, listener)
         except EOFError:
@@ -110,9 +111,8 @@ async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
             raise EOFError
 
 
-async def _lengthen(pipe: Pipe, permit: Permit) -> None:
+async def _lengthen(pipe: Pipe, permit: Permit, told_s: float) -> None:
     """Tell the child of each renewal."""
-    told_s = permit()
     while told_s < math.inf:
         await asyncio.sleep(PERMIT_S)
         if (until_s := permit()) > told_s:
@@ -162,6 +162,12 @@ class _Leash:
     def __call__(self) -> float:
         return self._until_s
 
+    def catch_up(self) -> None:
+        """What was said while this process started: on a busy machine that takes longer than a permit may last."""
+        with contextlib.suppress(EOFError, OSError):  # `hold` meets it, too
+            while self._pipe.poll():
+                self._until_s = self._pipe.recv()
+
     def hold(self) -> None:
         """In a thread of its own; returns when the service is gone."""
         with contextlib.suppress(EOFError, OSError):
@@ -189,6 +195,7 @@ def _child_main(entry: SweepEntry, order: SweepOrder, pipe: Pipe, until_s: float
 
 async def _leashed(entry: SweepEntry, order: SweepOrder, listener: SweepListener, leash: _Leash) -> SweepRecord:
     loop = asyncio.get_running_loop()
+    leash.catch_up()
     work = asyncio.ensure_future(entry(order, listener, leash))
     end_of_permit = asyncio.create_task(leash.run_out())
     end_of_permit.add_done_callback(lambda _: work.cancel())

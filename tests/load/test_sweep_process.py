@@ -77,6 +77,35 @@ def test_messages_larger_than_any_buffer_arrive_whole() -> None:
     on_uvloop(scenario)
 
 
+def test_a_permit_that_was_renewed_while_the_child_started_is_in_force() -> None:
+    first_s = time.monotonic()  # over before any process can have started
+    given_s = [first_s]
+
+    def permit() -> float:
+        return given_s.pop() if given_s else first_s + 60.0
+
+    async def scenario() -> None:
+        runner = ProcessSweepRunner(sweep_entries.takes_a_moment)
+        record = await runner.run(sweep_entries.order(), Listener(), permit)
+        assert record.outcome is SweepOutcome.CALIBRATED
+
+    on_uvloop(scenario)
+
+
+def test_a_permit_that_ends_ends_the_sweep(tmp_path: Path) -> None:
+    until_s = time.monotonic() + 3.0
+
+    async def scenario() -> None:
+        note = str(tmp_path / "note")
+        with pytest.raises(asyncio.CancelledError):
+            await ProcessSweepRunner(sweep_entries.runs_until_cancelled).run(
+                sweep_entries.order(note), Listener(), lambda: until_s
+            )
+        assert time.monotonic() >= until_s
+
+    on_uvloop(scenario)
+
+
 def test_an_expected_error_arrives_with_its_class_and_remedy() -> None:
     async def scenario() -> None:
         with pytest.raises(ConfigurationError) as caught:

@@ -43,6 +43,11 @@ async def succeeds(order: SweepOrder, listener: SweepListener, permit: Permit) -
     return record_of(order, SweepOutcome.CALIBRATED, f"pid {os.getpid()}")
 
 
+async def takes_a_moment(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
+    await asyncio.sleep(0.5)
+    return await succeeds(order, listener, permit)
+
+
 async def says_much(order: SweepOrder, listener: SweepListener, permit: Permit) -> SweepRecord:
     """Far more than a socket buffer holds, in every message, on uvloop and back to back."""
     for level in range(1, 6):
