@@ -1,7 +1,8 @@
 """`calibrator serve` that kills itself, as kill -9 does, right after its nth write to the database.
 
-`python -m support.killing_serve serve --config FILE`. KILL_AFTER: "n": any n; "n save_sweep": n of these; "0": never.
-WRITES names a file that gets a line with the name of each write once it is done.
+`python -m support.killing_serve serve --config FILE`. WRITES names a file that gets a line with the name of each write
+once it is done: the method's, `publish_STATE` for a recommendation, `save_ended_sweep` for the last record of a sweep.
+KILL_AFTER: a number, of writes; a name, for the first of that name; "never".
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ WRITES = frozenset(
 )
 
 
+def named_by_what_it_writes(method: str, given: tuple[Any, ...]) -> str:
+    if method == "add_recommendation":
+        return f"publish_{given[0].state}"
+    return "save_ended_sweep" if method == "save_sweep" and given[0].outcome is not None else method
+
+
 class Counting:
     """A port of the store; all of one store share the count."""
 
@@ -49,7 +56,7 @@ class Counting:
 
         async def counted(*args: Any, **named: Any) -> Any:
             answer = await method(*args, **named)
-            self._count(name)
+            self._count(named_by_what_it_writes(name, args))
             return answer
 
         return counted
@@ -58,7 +65,7 @@ class Counting:
         self._done.append(name)
         with Path(os.environ["WRITES"]).open("a") as log:
             log.write(f"{name}\n")
-        if os.environ["KILL_AFTER"] in (str(len(self._done)), f"{self._done.count(name)} {name}"):
+        if os.environ["KILL_AFTER"] in (str(len(self._done)), name):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
