@@ -2,10 +2,11 @@
 
     aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Visit
 
-Users are added over one residence, and two more for each doubling: the residence may grow in proportion to the level,
+Users are added over one residence, and one more for each doubling: the residence may grow in proportion to the level,
 and first requests, being residual, are followed by another after half of it. Added within the one residence of the
 level below, a doubling to just under the capacity is an overload of its own making, which the watched warm-up takes for
-the level's: of a prefill-limited engine it refuted every third time a level that holds.
+the level's: of a prefill-limited engine it refuted every third time a level that holds. A slower ramp costs more than
+it saves: with two more residences, engines that are limited by their slots take a tenth more requests and find less.
 
 The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
 long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
@@ -34,7 +35,7 @@ from calibrator.service.self_watch import SelfWatch
 
 POLL_S = 0.05
 WARM_UP_RESIDENCES = 3.0  # DESIGN section 2
-JOIN_RESIDENCES = 2.0  # for as many users as there were
+JOIN_RESIDENCES = 1.0  # for as many users as there were
 DEAD_AFTER_REQUESTS = 12  # this many connection failures in a row, and nothing else: the backend is gone
 
 
