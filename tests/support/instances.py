@@ -257,12 +257,13 @@ class Site:
         return [self.database.epochs[backend, one.version] for one in self._history(backend)]
 
     def unfounded_raises(self, backend: str = "chat") -> list[tuple[int, int]]:
-        """Stored caps above the one before that no certified sweep stands behind."""
+        """Stored caps above the one before that no certified sweep stands behind. What replaces a fallback is none:
+        any measurement beats a guess (`core.recommendation`), and the first one may be lost on its way."""
         history = self._history(backend)
         return [
             (before.cap, after.cap)
             for before, after in itertools.pairwise(history)
-            if after.cap > before.cap and not self._is_certified(after.sweep_id)
+            if after.cap > before.cap and before.grade is not None and not self._is_certified(after.sweep_id)
         ]
 
     def _is_certified(self, sweep_id: str | None) -> bool:
