@@ -47,7 +47,8 @@ def test_every_quantile_lies_in_the_sources_bucket(source: Histogram, mean: floa
 def test_dealt_requests_have_the_quantiles_of_prompts_and_answers(
     prompts: Histogram, outputs: Histogram, mean_prompt: float, mean_output: float
 ) -> None:
-    """What the generator sends, not only what was laid: P50, P90 and P99 within one bucket."""
+    """What the generator sends, not only what was laid: P50, P90 and P99 within one bucket, to the width of a card:
+    where the source's quantile stands at the edge of a gap, a deck of so many may stand on either side of it."""
     live = LiveMix(
         prompts=prompts,
         outputs=outputs,
@@ -59,8 +60,9 @@ def test_dealt_requests_have_the_quantiles_of_prompts_and_answers(
     sizes = [factory.next_size() for _ in range(CARDS)]
     for source, sent in ((prompts, [size[1] for size in sizes]), (outputs, [size[2] for size in sizes])):
         for q in (0.5, 0.9, 0.99):
-            length = sorted(sent)[math.ceil(q * CARDS) - 1]
-            assert abs(bisect_left(TOKEN_BOUNDS, length) - bucket_of_quantile(source, q)) <= 1
+            sent_in = bisect_left(TOKEN_BOUNDS, sorted(sent)[math.ceil(q * CARDS) - 1])
+            low, high = (bucket_of_quantile(source, min(1.0, q + side / CARDS)) for side in (-1, 1))
+            assert low - 1 <= sent_in <= high + 1
 
 
 def test_real_lengths_come_back_with_their_mean() -> None:
