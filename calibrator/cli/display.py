@@ -88,12 +88,15 @@ def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Tab
         for metric in metrics:
             summary = latencies(level, metric)
             cells += [estimate(summary.p50), estimate(summary.p99)]
-        cells.append(
-            "warm-up" if failed_in_warm_up(level) else f"{level.exceedances / level.n:.1%}" if level.n else "-"
-        )
-        cells += [f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
+        cells += [_over(level), f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
         table.add_row(*cells, Text(level.verdict.kind.value, style=_STYLE[level.verdict.kind]))
     return table
+
+
+def _over(level: LevelReport) -> str:
+    if failed_in_warm_up(level):
+        return "warm-up"
+    return f"{level.exceedances / level.n:.1%}" if level.n else "-"
 
 
 def failed_in_warm_up(level: LevelReport) -> bool:

@@ -66,7 +66,7 @@ def translated(name: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         raise explain(name, error) from error
-    except Exception as error:
+    except Exception as error:  # asyncpg's have no base of their own; all others pass
         if type(error).__module__.partition(".")[0] != "asyncpg":
             raise
         raise explain(name, error) from error

@@ -49,7 +49,7 @@ def test_the_search_finds_where_the_engine_begins_to_refuse_and_is_not_aborted(
     assert record.capacity is not None
     assert between[0] <= record.capacity.estimate <= between[1]
     assert outcomes["failed"] >= 4, "the boundary was touched"
-    assert harm.live_refusals <= 0.015 * harm.live_requests  # of 48 seeds the worst is 1.28 %, the mean 0.4
+    assert harm.live_refusals <= 0.015 * harm.live_requests  # of 16 seeds the worst is 1.26 %, the mean 0.5
 
 
 def test_users_that_the_engine_turns_away_end_the_sweep_within_a_scrape_and_a_second() -> None:
