@@ -88,28 +88,17 @@ def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Tab
         for metric in metrics:
             summary = latencies(level, metric)
             cells += [estimate(summary.p50), estimate(summary.p99)]
-        cells += [_over(level), f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
+        cells.append(f"{level.exceedances / level.n:.1%}" if level.n else "-")
+        cells += [f"{level.requests_per_second:.1f}", f"{level.goodput_per_second:.1f}"]
         table.add_row(*cells, Text(level.verdict.kind.value, style=_STYLE[level.verdict.kind]))
     return table
 
 
-def _over(level: LevelReport) -> str:
-    if failed_in_warm_up(level):
-        return "warm-up"
-    return f"{level.exceedances / level.n:.1%}" if level.n else "-"
-
-
-def failed_in_warm_up(level: LevelReport) -> bool:
-    """So far above the SLA that no request of it was counted."""
-    return not level.n and level.verdict.kind is VerdictKind.EXCEEDED
-
-
 def plain_level(level: LevelReport, objectives: Sequence[str]) -> str:
     """One line a level, for logs and pipes."""
-    if failed_in_warm_up(level):
-        return (
-            f"level {level.concurrency}: overloaded in its warm-up, before anything counted; {level.verdict.kind.value}"
-        )
+    if not level.n:  # it was left in its warm-up, or what was counted is void
+        why = f" ({'; '.join(level.verdict.reasons)})" if level.verdict.reasons else ""
+        return f"level {level.concurrency}: nothing counted; {level.verdict.kind.value}{why}"
     parts = []
     for metric in metrics_of(objectives):
         summary = latencies(level, metric)
