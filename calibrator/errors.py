@@ -7,8 +7,8 @@
 | GeneratorError | *we* are broken: a worker died, the machine is too slow | 4 |
 | StoreError | repair the database, then restart or wait | 1 |
 
-A failed probe request is never an exception: it is data (`core.sample.Failure`), because it says something about the
-backend. Foreign exceptions are translated once, in the adapter that met them.
+A failed probe request is never an exception: it is data (`core.records.sample.Failure`), because it says something
+about the backend. Foreign exceptions are translated once, in the adapter that met them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 MAX_FILE_LINES = 450
-ON_ONE_PAGE = {"calibrator/ports.py"}  # every contract between layers, to be read together
 
 
 def pins(lock: str) -> dict[str, set[str]]:
@@ -102,7 +101,7 @@ def test_no_unfinished_marks() -> None:
 
 def test_files_stay_readable_in_one_go() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources("calibrator")}
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES and name not in ON_ONE_PAGE} == {}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
 
 
 def test_test_file_names_are_unique() -> None:

@@ -34,7 +34,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from calibrator.core.sample import Failure, FailureKind
+from calibrator.core.records.sample import Failure, FailureKind
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_INFLATED_BYTES = 16 * 1024 * 1024  # by one read

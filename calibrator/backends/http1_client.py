@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from calibrator.backends.http1 import Ending, Http1Connection, Patience, Sink, describe, tls_detail
-from calibrator.core.sample import Failure, FailureKind
+from calibrator.core.records.sample import Failure, FailureKind
 from calibrator.errors import ConfigurationError
 
 

@@ -10,8 +10,8 @@ What a probe asks for, and why:
 | `stream_options.include_usage` | the server counts the tokens: engines merge several into one chunk |
 
 Headers name us (`User-Agent`, `X-Request-ID`), so that probes can be told from users. `traceparent` names the trace of
-the sweep and the span of the level (`core.spans`). It is not sampled unless somebody wants that: a probe leaves its id
-in the logs without filling anybody's tracing store.
+the sweep and the span of the level (`core.report.spans`). It is not sampled unless somebody wants that: a probe leaves
+its id in the logs without filling anybody's tracing store.
 
 The body is built before the clock starts; the request leaves in one write. The prompt is never logged.
 """
@@ -27,10 +27,11 @@ from calibrator import __version__
 from calibrator.backends.http1 import Patience
 from calibrator.backends.http1_client import Endpoint, Http1Client, endpoint
 from calibrator.backends.openai_answer import Answer
-from calibrator.core.sample import Flight, ProbeRequest, Sample
-from calibrator.core.spans import ProbeTrace
+from calibrator.core.records.sample import Flight, ProbeRequest, Sample
+from calibrator.core.report.spans import ProbeTrace
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Connection, Target
+from calibrator.ports.backend import Connection
+from calibrator.ports.sweeps import Target
 
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 

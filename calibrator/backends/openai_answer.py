@@ -25,7 +25,7 @@ from typing import Any
 
 from calibrator.backends.http1 import Ending, Headers
 from calibrator.backends.sse import SseDecoder, SseError
-from calibrator.core.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
+from calibrator.core.records.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # of an answer that is not streamed
 MAX_DETAIL_BYTES = 2048  # of an error's text

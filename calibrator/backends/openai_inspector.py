@@ -28,12 +28,13 @@ from calibrator import __version__
 from calibrator.backends.http1_client import Endpoint, endpoint
 from calibrator.backends.openai import PATHS, OpenAIBackend
 from calibrator.backends.suspect_looks import LookPlan, take_looks
-from calibrator.core.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
-from calibrator.core.spans import ProbeTrace
-from calibrator.core.suspects import suspicions
-from calibrator.core.workload import TokenScale, Workload, WorkloadClass, make_text
+from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.report.spans import ProbeTrace
+from calibrator.core.workload.classes import TokenScale, Workload, WorkloadClass, make_text
+from calibrator.core.workload.stub_detection import suspicions
 from calibrator.errors import CalibratorError, ConfigurationError, GeneratorError, UnreachableError
-from calibrator.ports import BackendFacts, Permit, Target, forever
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.sweeps import Permit, Target, forever
 
 SHORT_WORDS = 16
 FORCED_TOKENS = 8  # long enough to see that forcing works, short enough to be polite

@@ -1,4 +1,4 @@
-"""The requests behind `core.suspects`: at most `MAX_REQUESTS`, one after the other, before a sweep.
+"""The requests behind `core.workload.stub_detection`: at most `MAX_REQUESTS`, one after the other, before a sweep.
 
     rounds    a short prompt, then a long one, each new from its first word; 3 to 5, until the price is clear
     repeats   the last short prompt twice more, letter by letter
@@ -15,9 +15,9 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from calibrator.core.sample import Sample
-from calibrator.core.suspects import LEAST, Look, Looks, Reading, read_price
-from calibrator.core.workload import TokenScale, make_text
+from calibrator.core.records.sample import Sample
+from calibrator.core.workload.classes import TokenScale, make_text
+from calibrator.core.workload.stub_detection import LEAST, Look, Looks, Reading, read_price
 
 ROUNDS = 5
 REPEATS = 2

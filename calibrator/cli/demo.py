@@ -19,8 +19,8 @@ from rich.console import Console
 from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
 from calibrator.cli.sweep import exit_code
-from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
 from calibrator.wiring.logs import LogPlan, configure_logs

@@ -16,19 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from calibrator.cli import plot
-from calibrator.core.curve import read_curve
-from calibrator.core.measurement import Capacity
-from calibrator.core.objective import format_duration, parse_objective
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import (
-    BurstReport,
-    Grade,
-    LatencySummary,
-    LevelReport,
-    QuantileEstimate,
-    SweepRecord,
-    VerdictKind,
-)
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.objective import format_duration, parse_objective
+from calibrator.core.records.sweep import BurstReport, Grade, LevelReport, SweepRecord, VerdictKind
+from calibrator.core.report.curve import read_curve
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 
 STATUS_ROWS = 6  # of the live view: level, evidence, three budgets, and the cursor's
 PLOT_ROWS, RESULT_PLOT_ROWS = 11, 16

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from calibrator.cli.report import fetched, token_in, write_text
-from calibrator.core.sample_log import unpack
+from calibrator.core.records.sample_log import unpack
 from calibrator.errors import ConfigurationError, StoreLockedError
 from calibrator.settings import load_settings
-from calibrator.web.sample_export import TYPES, export_samples
+from calibrator.web.api.sample_export import TYPES, export_samples
 from calibrator.wiring.stores import make_store
 
 NOT_KEPT = "Only the newest sweeps keep them (store.keep_samples), and those that were cut off do not."

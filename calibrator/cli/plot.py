@@ -20,9 +20,10 @@ from itertools import groupby, pairwise
 
 from rich.text import Text
 
-from calibrator.core.measurement import Capacity
-from calibrator.core.objective import Objective
-from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.objective import Objective
+from calibrator.core.records.sweep import LevelReport
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 
 CUT = 2.0
 HEADROOM = 1.05

@@ -10,8 +10,8 @@ import httpx
 from pydantic import ValidationError
 
 from calibrator.errors import ConfigurationError, UnreachableError
-from calibrator.web.report import FORMATS, report
-from calibrator.web.sweep_models import SweepDocument
+from calibrator.web.report.report import FORMATS, report
+from calibrator.web.wire.sweeps import SweepDocument
 
 READ_LIMIT_S = 30.0
 LEAST_READABLE = 'Give a file that "calibrator sweep --output json" wrote, or the address of a sweep in a service.'

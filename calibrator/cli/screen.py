@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from calibrator.cli import display
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import LevelReport
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sweep import LevelReport
 
 REFRESHES_PER_SECOND = 4
 

@@ -9,10 +9,10 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from calibrator.core.render import number
-from calibrator.core.selftest import SelfTest, SelfTestLevel
+from calibrator.core.generator_rating import SelfTest, SelfTestLevel
+from calibrator.core.report.documents import number
 from calibrator.errors import ConfigurationError, ExitCode
-from calibrator.ports import LoadPlan
+from calibrator.ports.load import LoadPlan
 from calibrator.wiring.generator import generator
 from calibrator.wiring.selftest import run_selftest
 

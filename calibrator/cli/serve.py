@@ -11,11 +11,11 @@ import structlog
 import yaml
 from rich.console import Console
 
-from calibrator.core.cost import sweep_cost
-from calibrator.core.objective import format_duration
+from calibrator.core.records.objective import format_duration
+from calibrator.core.search.cost import sweep_cost
 from calibrator.settings import Settings, backend_plans, load_settings, redacted
 from calibrator.settings.plans import one_token, token_keys
-from calibrator.web.auth import fingerprint
+from calibrator.web.http.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.logs import configure_logs, log_plan

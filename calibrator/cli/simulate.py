@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrator import __version__
-from calibrator.core.measurement import Bounds, History
-from calibrator.core.search import next_step
-from calibrator.core.search_steps import Conclusion, Step
-from calibrator.core.simulate import Result, Stress, simulate_cold, simulate_recalibrations
-from calibrator.core.simulation_figures import Figure, figures, groups
-from calibrator.core.synthetic import CORE, Family
+from calibrator.core.records.history import Bounds, History
+from calibrator.core.search.policy import next_step
+from calibrator.core.search.steps import Conclusion, Step
+from calibrator.core.simulation.backends import CORE, Family
+from calibrator.core.simulation.figures import Figure, figures, groups
+from calibrator.core.simulation.play import Result, Stress, simulate_cold, simulate_recalibrations
 from calibrator.errors import ConfigurationError
 
 FAMILIES = {"core": CORE, "all": tuple(Family)}

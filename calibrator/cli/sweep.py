@@ -19,17 +19,18 @@ from rich.console import Console
 
 from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
-from calibrator.core.burst import BurstMode
-from calibrator.core.cost import can_certify, judged_share
-from calibrator.core.measurement import Bounds, Capacity
-from calibrator.core.objective import Objective, parse_duration_s, parse_objective
-from calibrator.core.recommendation import replica_cap
-from calibrator.core.render import level_document, sweep_document
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.publish.recommendation import replica_cap
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Bounds, Capacity
+from calibrator.core.records.objective import Objective, parse_duration_s, parse_objective
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.report.documents import level_document, sweep_document
+from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.cost import can_certify, judged_share
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
-from calibrator.ports import LoadPlan, SweepOrder, Target
+from calibrator.ports.load import LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.settings.traces import read_trace
 from calibrator.settings.tracing import TracingSettings
 from calibrator.wiring.logs import LogPlan, configure_logs

@@ -22,7 +22,7 @@ from dns.exception import DNSException
 from dns.rdtypes.IN.SRV import SRV
 from dns.resolver import NXDOMAIN, Answer, NoAnswer
 
-from calibrator.core.fleet import DnsPlan, Found, ReplicaAddress
+from calibrator.core.publish.fleet import DnsPlan, Found, ReplicaAddress
 from calibrator.errors import UnreachableError
 
 TTL_MIN_S = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from calibrator.core.fleet import Found, ReplicaAddress
+from calibrator.core.publish.fleet import Found, ReplicaAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ be "no limit". So a cluster that has to wait while others have a cap gets 1; 0 w
 
 The version is a digest of the layer: it changes exactly when this Envoy is told something else, and survives restarts.
 
-**Who shares.** `node.id` is the client's name (core.shares). Circuit breakers of one Envoy do not know each other, so
-where several mapped clusters lead to one backend each is a client of its own, `<node.id>/<cluster>`. An Envoy that has
-only some of the mapped clusters says so in `node.metadata.calibrator_clusters`, or it holds shares that it cannot use.
+**Who shares.** `node.id` is the client's name (core.sharing.allocator). Circuit breakers of one Envoy do not know each
+other, so where several mapped clusters lead to one backend each is a client of its own, `<node.id>/<cluster>`. An Envoy
+that has only some of the mapped clusters says so in `node.metadata.calibrator_clusters`, or it holds shares that it
+cannot use.
 
 The body is 77 KB on every poll, nearly all of it a list of Envoy's extensions, which is skipped.
 
@@ -44,7 +45,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from calibrator.ports import Operator, Poll
+from calibrator.ports.operator import Operator
+from calibrator.ports.sharing import Poll
 
 PATH = "/v3/discovery:runtime"
 TYPE_URL = "type.googleapis.com/envoy.service.runtime.v3.Runtime"

@@ -12,7 +12,8 @@
 Never 0 nor less ("no limit"), never a percentage, `up`, `down`, `drain`: those would change what is not ours.
 
 Each server is one replica, so N is a share of `replica_cap`, the same for all servers of a backend. `<gateway>` names
-the HAProxy process (core.shares); without it the peer's address does, which takes two processes on one host for one.
+the HAProxy process (core.sharing.allocator); without it the peer's address does, which takes two processes on one host
+for one.
 
 **Raises wait.** A share that shrinks is told to a gateway's servers one after the other, within one `agent-inter`. The
 division counts it as told with the first of them; so whoever gains by it, a joiner too, is told `RAISE_AFTER_S` later,
@@ -35,8 +36,10 @@ from typing import cast
 
 import structlog
 
-from calibrator.core.shares import MAX_CLIENTS
-from calibrator.ports import Clock, Operator, Poll
+from calibrator.core.sharing.allocator import MAX_CLIENTS
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
+from calibrator.ports.sharing import Poll
 
 RAISE_AFTER_S = 5.0  # above two `agent-inter` of 2 s
 LINE_LIMIT_S = 5.0

@@ -2,7 +2,7 @@
 
 Each backend becomes one `inFlightReq` middleware, `llm-cap-<backend>`, that routers of another provider name as
 `llm-cap-<backend>@http`. Without `backend` all of them: name those that this Traefik routes to, or it holds shares
-that it cannot use. Without `client` it is told the whole cap (core.shares).
+that it cannot use. Without `client` it is told the whole cap (core.sharing.allocator).
 
 | rule | because Traefik |
 |---|---|
@@ -28,7 +28,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from calibrator.ports import Operator, Poll
+from calibrator.ports.operator import Operator
+from calibrator.ports.sharing import Poll
 
 PATH = "/v1/integrations/traefik"
 BUCKET_HEADER = "X-Calibrator-Unset"

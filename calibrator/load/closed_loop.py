@@ -5,14 +5,14 @@ follow each other without draining: `aim` changes the number of users, and the l
 
 - Users are added spread over the stagger time; their first request has a residual output length, so that they do not
   march in step. Surplus users leave when their request ends; nothing is cut off.
-- Violation bits are decided while requests are in flight (`core.objective.decide_live`), at each `poll`, and when they
-  end. A violation decided by the clock is reported again once its first token shows when the stall behind it ended: the
-  time, not the bit, changes (clumps are made of first-token times).
+- Violation bits are decided while requests are in flight (`core.records.objective.decide_live`), at each `poll`, and
+  when they end. A violation decided by the clock is reported again once its first token shows when the stall behind it
+  ended: the time, not the bit, changes (clumps are made of first-token times).
 - A user whose request failed waits before the next: `PAUSE_S`, doubled with each failure in a row. A backend that
   refuses is not hammered; the places that come free in its queue are users' as much as ours.
 - The loop watches itself (`lateness`): violations that its own lateness may have made are marked as doubtful.
 
-Caller: `service.sweep`, or a worker of a multi-process generator.
+Caller: `service.sweep.run`, or a worker of a multi-process generator.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calibrator.core.objective import Metric, Objective, decide_final, decide_live, decided_at_s
-from calibrator.core.sample import Flight, Label, Phase, ProbeRequest, Sample
+from calibrator.core.records.objective import Metric, Objective, decide_final, decide_live, decided_at_s
+from calibrator.core.records.sample import Flight, Label, Phase, ProbeRequest, Sample
 from calibrator.errors import GeneratorError
 from calibrator.load.lateness import PROBE_S, Lateness
-from calibrator.ports import Backend, Batch, Clock, Connection, Decided, PromptSource, Started
+from calibrator.ports.backend import Backend, Connection
+from calibrator.ports.clock import Clock
+from calibrator.ports.load import Batch, Decided, PromptSource, Started
 
 PAUSE_S = (0.05, 1.0)  # after a request that failed: first, and at most
 STOP_GRACE_S = 0.8  # aborted requests end within a loop turn; the rest of the promised second is for cancellation

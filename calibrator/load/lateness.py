@@ -22,8 +22,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 
-from calibrator.core.objective import Metric, Objective
-from calibrator.core.sample import Sample
+from calibrator.core.records.objective import Metric, Objective
+from calibrator.core.records.sample import Sample
 
 PROBE_S = 0.01
 NOTICE_S = 0.002  # timers of event loops have a resolution of 1 ms

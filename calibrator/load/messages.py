@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from calibrator.core.sample import Label
+from calibrator.core.records.sample import Label
 from calibrator.errors import CalibratorError
-from calibrator.ports import Batch, LoadGenerator
+from calibrator.ports.load import Batch, LoadGenerator
 
 REPORT_S = 0.05
 _LENGTH = struct.Struct("!I")

@@ -20,7 +20,7 @@ that lives without reporting is killed, which leads to the same.
 
 Request ids are index + k * `INDEX_SPACE`, the index being new for every worker ever started: they never meet.
 
-Caller: `service.sweep`, through wiring.
+Caller: `service.sweep.run`, through wiring.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from calibrator.core.sample import Label, Phase, Sample
+from calibrator.core.records.sample import Label, Phase, Sample
 from calibrator.errors import CalibratorError, GeneratorError
 from calibrator.load.lateness import PROBE_S
 from calibrator.load.messages import Aim, Allow, Failed, Hello, Ready, Report, Stop, WorkerFactory
 from calibrator.load.remote_clock import RemoteClock
-from calibrator.ports import Batch, Decided, Started
+from calibrator.ports.load import Batch, Decided, Started
 
 USERS_PER_WORKER = 64
 LOOK_AHEAD = 2  # the ramp's largest step

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from calibrator import __version__
-from calibrator.core.selftest import SelfTest
+from calibrator.core.generator_rating import SelfTest
 from calibrator.errors import CalibratorError
 from calibrator.load.messages import Failed
 from calibrator.load.processes import LocalLauncher, LocalLink

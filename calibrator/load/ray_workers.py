@@ -36,7 +36,7 @@ from collections.abc import Callable
 from typing import Any
 
 from calibrator import __version__
-from calibrator.core.selftest import SelfTest
+from calibrator.core.generator_rating import SelfTest
 from calibrator.errors import CalibratorError, ConfigurationError, GeneratorError, UnreachableError
 from calibrator.load.messages import Failed
 from calibrator.load.processes import usable_cores

@@ -9,7 +9,8 @@ carried over:
 `told` is the worker's clock when it made a report, `heard` ours when it arrived: their difference is the true offset
 plus what the report took. So a carried moment is late by what the *fastest* recent report took, never early; and all
 moments of one worker by the same, so that their order and their distances stay as they were. On a usual network that
-is a millisecond, far below one poll (`service.visit.POLL_S`), which is how exactly the end of a ramp is known anyway.
+is a millisecond, far below one poll (`service.sweep.level_runner.POLL_S`), which is how exactly the end of a ramp is
+known anyway.
 
 Only recent reports count, because clocks drift: 30 s at the 500 ppm that NTP allows at worst is 15 ms.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from calibrator.ports import Batch
+from calibrator.ports.load import Batch
 
 KEEP = 600  # reports: half a minute
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from calibrator.core.sample import Label, Phase, Sample
-from calibrator.core.selftest import STREAM_EVENTS_PER_S, SelfTestLevel, SelfTestRun, summarise_level
+from calibrator.core.generator_rating import STREAM_EVENTS_PER_S, SelfTestLevel, SelfTestRun, summarise_level
+from calibrator.core.records.sample import Label, Phase, Sample
 from calibrator.errors import GeneratorError
 from calibrator.load.messages import Channel, Pace, Sent, Serving, Tell
-from calibrator.ports import Batch, LoadGenerator
+from calibrator.ports.load import Batch, LoadGenerator
 
 TOTAL_EVENTS_PER_S = 20_000.0  # of all streams: beyond this the loopback server itself takes much of a core
 OUTPUT_TOKENS = 24

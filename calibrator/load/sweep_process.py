@@ -34,10 +34,10 @@ from typing import Any
 
 import uvloop
 
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import CalibratorError, GeneratorError
-from calibrator.ports import Permit, SweepListener, SweepOrder, forever
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 
 CANCEL_GRACE_S = 1.5  # DESIGN: a level is cancelled within one second; then the process is killed
 PERMIT_S = 0.1  # between two looks at it

@@ -20,7 +20,7 @@ import uvloop
 
 from calibrator.errors import CalibratorError
 from calibrator.load.messages import REPORT_S, Aim, Allow, Channel, Failed, Hello, Ready, Report, Stop
-from calibrator.ports import LoadGenerator
+from calibrator.ports.load import LoadGenerator
 
 
 class Worker:

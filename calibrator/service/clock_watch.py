@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 
 STEP_S = 2.0  # between two calls; smaller ones change nothing that matters here
 

@@ -6,9 +6,10 @@ A tick waits for nothing, so it is atomic, and the endless loop around it is tri
 its own: each sweep, each look at an engine's metrics, and the writing to the store. Everything a backend can do wrong
 stays with that backend: its errors set its own health. A valid cap is never removed by an error.
 
-Sweeps themselves are in `service.turns`, the look at the replicas in `service.fleet`. Where several instances share a
-database, `service.tenancy` says what this one may do, and `service.peers` what the others did: only who leads an engine
-group sweeps, publishes, guards and reacts to triggers for it; every instance scrapes and answers.
+Sweeps themselves are in `service.sweep_scheduler`, the look at the replicas in `service.backend.fleet`. Where several
+instances share a database, `service.publishing.leases` says what this one may do, and `service.replication` what the
+others did: only who leads an engine group sweeps, publishes, guards and reacts to triggers for it; every instance
+scrapes and answers.
 """
 
 from __future__ import annotations
@@ -20,42 +21,32 @@ from functools import partial
 
 import structlog
 
-from calibrator.core.fleet import FleetLook, Probes
-from calibrator.core.guard_signals import certified_queue
-from calibrator.core.guarded import after_event
-from calibrator.core.recommendation import for_fleet
-from calibrator.core.snapshot import Health, Override, Recommendation, Snapshot, State
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.tenancy import SOLE, LeasePolicy
+from calibrator.core.live.liveness import certified_queue
+from calibrator.core.publish.fleet import FleetLook, Probes
+from calibrator.core.publish.guard_cap import after_event
+from calibrator.core.publish.lease import SOLE, LeasePolicy
+from calibrator.core.publish.recommendation import for_fleet
+from calibrator.core.publish.snapshot import Health, Override, Recommendation, Snapshot, State
+from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import ConfigurationError
-from calibrator.ports import (
-    BackendPlan,
-    Clock,
-    Discovery,
-    Leases,
-    Poll,
-    Poller,
-    Share,
-    Store,
-    SweepRunner,
-    Target,
-    Telemetry,
-    Tenure,
-    Wish,
-)
-from calibrator.service.backend_state import BackendState, Wanted
+from calibrator.ports.clock import Clock
+from calibrator.ports.sharing import Poll, Poller, Share
+from calibrator.ports.store import Leases, Store, Tenure, Wish
+from calibrator.ports.sweeps import BackendPlan, SweepRunner, Target
+from calibrator.ports.telemetry import Discovery, Telemetry
+from calibrator.service.backend.checkpoints import Memories
+from calibrator.service.backend.fleet import Fleet, Surroundings
+from calibrator.service.backend.outcome import STOPPED
+from calibrator.service.backend.state import BackendState, Wanted
 from calibrator.service.clock_watch import ClockWatch
-from calibrator.service.fleet import Fleet, Surroundings
-from calibrator.service.joint_shares import JointShares
-from calibrator.service.memories import Memories
-from calibrator.service.overrides import OverrideKeeper
-from calibrator.service.peers import Peers
-from calibrator.service.publisher import Publisher
-from calibrator.service.shares import ShareKeeper, Shares
-from calibrator.service.store_health import StoreHealth
-from calibrator.service.sweep_end import STOPPED
-from calibrator.service.tenancy import Tenancy
-from calibrator.service.turns import Turns
+from calibrator.service.publishing.joint_shares import JointShares
+from calibrator.service.publishing.leases import Tenancy
+from calibrator.service.publishing.overrides import OverrideKeeper
+from calibrator.service.publishing.publisher import Publisher
+from calibrator.service.publishing.shares import ShareKeeper, Shares
+from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.replication import Peers
+from calibrator.service.sweep_scheduler import Turns
 
 TICK_S = 0.25
 STOP_LIMIT_S = 2.0  # a sweep's process is killed after 1.5 s

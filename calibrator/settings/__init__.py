@@ -1,4 +1,10 @@
-"""The only reader of the environment and of files; frozen values go inward (`calibrator.ports`)."""
+"""The only reader of the environment and of files; frozen values go inward (`calibrator.ports`).
+
+Does:      reads and validates the YAML file and `CALIBRATOR_...` variables; makes the reference of every setting.
+Comes in:  a file, the environment.
+Goes out:  `Settings`, plans of backends, tokens; ConfigurationError with the nearest valid name.
+Imports:   `ports`, `core`, `errors`; no adapter.
+"""
 
 from calibrator.settings.load import load_settings, parse_settings
 from calibrator.settings.plans import Tokens, backend_plans, database_url, redacted, tokens

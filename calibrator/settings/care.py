@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from calibrator.core.admission import CarePolicy
-from calibrator.core.harm import AbortLimits
+from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.records.harm import AbortLimits
 from calibrator.settings.values import DurationS, Frozen
 
 

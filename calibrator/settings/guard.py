@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from calibrator.core.guard import GuardPolicy
+from calibrator.core.live.change_test import GuardPolicy
 from calibrator.settings.values import DurationS, Frozen
 
 _DEFAULT = GuardPolicy()

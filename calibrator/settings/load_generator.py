@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from calibrator.ports import LoadPlan
+from calibrator.ports.load import LoadPlan
 from calibrator.settings.values import DurationS, Frozen
 
 

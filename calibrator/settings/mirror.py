@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from calibrator.core.mirror import MirrorPolicy, MirrorWeight
-from calibrator.core.workload import MAX_PREFIX_REUSE
+from calibrator.core.workload.classes import MAX_PREFIX_REUSE
+from calibrator.core.workload.mirror import MirrorPolicy, MirrorWeight
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import DurationS, Frozen, Word
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from calibrator.core.burst import BurstMode
-from calibrator.core.recommendation import PublishPolicy
-from calibrator.core.schedule import Schedule, Window
-from calibrator.ports import BackendPlan, Target
+from calibrator.core.admission.schedule import Schedule, Window
+from calibrator.core.publish.recommendation import PublishPolicy
+from calibrator.core.search.burst import BurstMode
+from calibrator.ports.sweeps import BackendPlan, Target
 from calibrator.settings.problems import Problem, configuration_error
 from calibrator.settings.tree import DAYS, BackendSettings, Settings
 from calibrator.settings.values import Secret

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from calibrator.core.fleet import Balancing, DnsPlan, ReplicaPlan
+from calibrator.core.publish.fleet import Balancing, DnsPlan, ReplicaPlan
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import ApiUrl, DurationS, Frozen
 

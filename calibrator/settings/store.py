@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from calibrator.core.tenancy import LEAST_LEASE_S
+from calibrator.core.publish.lease import LEAST_LEASE_S
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import DurationS, File, Frozen, Secret
 

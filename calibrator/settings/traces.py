@@ -1,11 +1,11 @@
-"""Reading a trace file (`core.trace` has its format), bounded before anything of it is kept."""
+"""Reading a trace file (`core.workload.trace_file` has its format), bounded before anything of it is kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from calibrator.core.trace import MAX_TRACE_BYTES, parse_trace
-from calibrator.core.workload import WorkloadClass
+from calibrator.core.workload.classes import WorkloadClass
+from calibrator.core.workload.trace_file import MAX_TRACE_BYTES, parse_trace
 from calibrator.errors import ConfigurationError
 
 _REMEDY = "Give the path of a file with one JSON object a line."

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from calibrator.core.admission import too_small
-from calibrator.core.cost import can_certify, judged_share, sweep_cost
-from calibrator.core.measurement import Bounds
-from calibrator.core.mirror import MirrorPolicy
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.admission.admission import too_small
+from calibrator.core.records.history import Bounds
+from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
+from calibrator.core.workload.classes import Workload, WorkloadClass
+from calibrator.core.workload.mirror import MirrorPolicy
 from calibrator.errors import ConfigurationError
 from calibrator.settings.care import CareSettings
 from calibrator.settings.gateways import GatewaysSettings

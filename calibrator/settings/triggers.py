@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from calibrator.core.drift import DriftPolicy
-from calibrator.core.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
+from calibrator.core.admission.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
+from calibrator.core.workload.drift import DriftPolicy
 from calibrator.settings.values import DurationS, Frozen
 
 _DEFAULT = TriggerPolicy()

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from calibrator.core.objective import Objective, format_duration, parse_duration_s, parse_objective
+from calibrator.core.records.objective import Objective, format_duration, parse_duration_s, parse_objective
 from calibrator.errors import ConfigurationError
 from calibrator.settings.problems import Problem, refuse, refuse_value
 

@@ -1,1 +1,7 @@
-"""What the service remembers over restarts: sweeps and recommendations."""
+"""What the service remembers over restarts: sweeps, recommendations, shares, pins, checkpoints.
+
+Does:      SQLite and PostgreSQL behind one port, leases of several instances, migrations.
+Comes in:  frozen values of `core`.
+Goes out:  the same values; `StoreError` with cause and remedy.
+Imports:   `ports`, `core`, `errors`; no other adapter.
+"""

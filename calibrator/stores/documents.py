@@ -11,11 +11,11 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from calibrator.core.share_desk import InstanceReport, ShareTable
-from calibrator.core.snapshot import Override, Recommendation
-from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.publish.snapshot import Override, Recommendation
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import ConfigurationError, StoreError
-from calibrator.ports import Activity, Wish
+from calibrator.ports.store import Activity, Wish
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ recommendations = Table(  # append-only: what was published, when, and under whi
     Column("document", Text, nullable=False),
 )
 
-samples = Table(  # the single requests of the newest sweeps, packed (core.sample_log)
+samples = Table(  # the single requests of the newest sweeps, packed (core.records.sample_log)
     "samples",
     metadata,
     Column("sweep_id", Text, primary_key=True),

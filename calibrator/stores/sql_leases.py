@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Update, and_, select
 
-from calibrator.ports import Tenure
+from calibrator.ports.store import Tenure
 from calibrator.stores.database import Database
 from calibrator.stores.schema import leases
 

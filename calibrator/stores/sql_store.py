@@ -8,12 +8,12 @@ from dataclasses import replace
 from sqlalchemy import delete, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from calibrator.core.share_desk import InstanceReport, ShareTable
-from calibrator.core.shares import HeldShare
-from calibrator.core.snapshot import Override, Recommendation
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.publish.snapshot import Override, Recommendation
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.sharing.allocator import HeldShare
+from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports import Activity, Leases, Tenure, Wish
+from calibrator.ports.store import Activity, Leases, Tenure, Wish
 from calibrator.stores.database import Database
 from calibrator.stores.documents import (
     ACTIVITY,

@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 
-from calibrator.core.spans import Span, SweepTrace, sweep_trace
-from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.report.spans import Span, SweepTrace, sweep_trace
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 
 CLOSE_LIMIT_S = 1.0
 PATH = "/v1/traces"

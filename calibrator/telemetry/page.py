@@ -23,7 +23,7 @@ from itertools import pairwise
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from calibrator.core.server_load import Histogram, ServerLoad
+from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.telemetry.engines import (
     ENGINES,
     HISTOGRAMS,

@@ -23,9 +23,9 @@ from dataclasses import replace
 import httpx
 
 from calibrator import __version__
-from calibrator.core.server_load import ServerLoad
+from calibrator.core.records.server_load import ServerLoad
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Target
+from calibrator.ports.sweeps import Target
 from calibrator.telemetry.engines import ENGINES, PROCESS_START_HEADER
 from calibrator.telemetry.page import PageError, PageReader, server_load
 

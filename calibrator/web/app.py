@@ -24,27 +24,28 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from calibrator.errors import StoreError
-from calibrator.ports import Clock, Operator
-from calibrator.web import problems
-from calibrator.web.api import Api
-from calibrator.web.assets import Assets
-from calibrator.web.audit import Trail
-from calibrator.web.auth import Gatekeeper, Tokens
-from calibrator.web.events import Events
-from calibrator.web.exchange import RETRY_AFTER_S, Views
-from calibrator.web.headers import SafeHeaders
-from calibrator.web.history import History
-from calibrator.web.metrics import MetricsPage
-from calibrator.web.openapi import Json, openapi_document
-from calibrator.web.operation import PROGRAM_PATHS, Answer, Operation, guarded, routes
-from calibrator.web.overriding import Overriding
-from calibrator.web.page import Pages
-from calibrator.web.page_forms import Forms
-from calibrator.web.poll_lane import PollLane, Refusals
-from calibrator.web.polling import CapPolls
-from calibrator.web.samples import Samples
-from calibrator.web.sessions import Sessions
-from calibrator.web.signing_in import SigningIn
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
+from calibrator.web.api.backends import Api
+from calibrator.web.api.events import Events
+from calibrator.web.api.history import History
+from calibrator.web.api.override import Overriding
+from calibrator.web.api.samples import Samples
+from calibrator.web.api.session import SigningIn
+from calibrator.web.http import problems
+from calibrator.web.http.audit import Trail
+from calibrator.web.http.auth import Gatekeeper, Tokens
+from calibrator.web.http.headers import SafeHeaders
+from calibrator.web.http.openapi import Json, openapi_document
+from calibrator.web.http.operation import PROGRAM_PATHS, Answer, Operation, guarded, routes
+from calibrator.web.http.requests import RETRY_AFTER_S, Views
+from calibrator.web.http.sessions import Sessions
+from calibrator.web.pages.assets import Assets
+from calibrator.web.pages.forms import Forms
+from calibrator.web.pages.page import Pages
+from calibrator.web.poll.cap import CapPolls
+from calibrator.web.poll.fast_path import PollLane, Refusals
+from calibrator.web.prometheus.metrics import MetricsPage
 
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]

@@ -16,7 +16,8 @@ except `/livez`: a crowd must not have the process restarted. All of these are p
 their connection.
 
 The protocol stamps the phases, which costs a request next to nothing; `watch` looks at all connections every second, so
-limits are met within a second. Bodies are bounded by the handlers that read them (web.exchange, gateways.envoy_rtds).
+limits are met within a second. Bodies are bounded by the handlers that read them (web.http.requests,
+gateways.envoy_rtds).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from calibrator.web.headers import SafeHeaders, with_defaults
-from calibrator.web.problems import Problem
+from calibrator.web.http.headers import SafeHeaders, with_defaults
+from calibrator.web.http.problems import Problem
 from calibrator.wiring.tls import ServerTls
 
 LOOK_S = 1.0

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection as Pipe
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.server import run_server
-from calibrator.core.workload import WorkloadClass
+from calibrator.core.workload.classes import WorkloadClass
 from calibrator.errors import ConfigurationError, GeneratorError
 
 START_TIMEOUT_S = 30.0

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 from calibrator.settings import Settings
 from calibrator.settings.plans import one_token, token_keys
 from calibrator.settings.values import Secret

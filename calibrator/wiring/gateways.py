@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from calibrator.gateways import envoy_rtds, traefik
 from calibrator.gateways.haproxy_agent import HaproxyAgent
-from calibrator.ports import Clock, Operator
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
 from calibrator.settings.gateways import GatewaysSettings, HaproxySettings
 from calibrator.wiring.listening import listen
 

@@ -9,16 +9,18 @@ import structlog
 
 from calibrator.backends.openai import OpenAIBackend
 from calibrator.clock import SystemClock
-from calibrator.core.objective import Objective, gap_quantiles
-from calibrator.core.selftest import SelfTest, too_slow
-from calibrator.core.spans import ProbeTrace
-from calibrator.core.workload import PromptFactory
+from calibrator.core.generator_rating import SelfTest, too_slow
+from calibrator.core.records.objective import Objective, gap_quantiles
+from calibrator.core.report.spans import ProbeTrace
+from calibrator.core.workload.classes import PromptFactory
 from calibrator.errors import GeneratorError
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.load.pool import USERS_PER_WORKER, Launcher, WorkerPool
 from calibrator.load.processes import LocalLauncher, usable_cores
 from calibrator.load.ray_workers import RayLauncher, require_ray
-from calibrator.ports import BackendFacts, LoadGenerator, LoadPlan, SweepOrder
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator, LoadPlan
+from calibrator.ports.sweeps import SweepOrder
 from calibrator.wiring.selftest import run_selftest
 
 STALL_LIMITS = 20.0  # a stream without progress for this many of the largest limit is stalled ...

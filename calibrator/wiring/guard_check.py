@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from calibrator.core.guard import FAR_BOUND_RATIO, histogram_of, next_bound_s
-from calibrator.core.objective import Objective, format_duration
-from calibrator.core.server_load import ServerLoad
-from calibrator.ports import BackendPlan
+from calibrator.core.live.change_test import FAR_BOUND_RATIO, histogram_of, next_bound_s
+from calibrator.core.records.objective import Objective, format_duration
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.ports.sweeps import BackendPlan
 from calibrator.telemetry.scrape import HttpTelemetry
 
 

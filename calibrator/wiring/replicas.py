@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from calibrator.discovery.dns import DnsDiscovery
 from calibrator.discovery.static import StaticDiscovery
-from calibrator.ports import BackendPlan, Discovery
+from calibrator.ports.sweeps import BackendPlan
+from calibrator.ports.telemetry import Discovery
 
 
 def discovery(plan: BackendPlan) -> Discovery:

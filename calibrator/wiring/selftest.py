@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calibrator.clock import SystemClock
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.selftest import SelfTest
-from calibrator.core.workload import TokenScale, Workload, WorkloadClass
+from calibrator.core.generator_rating import SelfTest
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.workload.classes import TokenScale, Workload, WorkloadClass
 from calibrator.load.processes import usable_cores
 from calibrator.load.selftest import OUTPUT_TOKENS, StampServer, measure_level
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
 
 PROMPT_TOKENS = 256  # as the probes of a sweep have by default
 

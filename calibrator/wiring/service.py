@@ -21,7 +21,8 @@ import uvicorn
 
 from calibrator import __version__
 from calibrator.clock import SystemClock
-from calibrator.ports import Operator, Store
+from calibrator.ports.operator import Operator
+from calibrator.ports.store import Store
 from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
 from calibrator.telemetry.scrape import HttpTelemetry

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from calibrator.core.selftest import STREAM_EVENTS_PER_S, SelfTest, too_slow
+from calibrator.core.generator_rating import STREAM_EVENTS_PER_S, SelfTest, too_slow
 from calibrator.errors import CalibratorError
-from calibrator.ports import BackendPlan
+from calibrator.ports.sweeps import BackendPlan
 from calibrator.wiring.generator import node_selftest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from calibrator.core.tenancy import SOLE, LeasePolicy
+from calibrator.core.publish.lease import SOLE, LeasePolicy
 from calibrator.settings import Settings, database_url
 from calibrator.stores.database import Database
 from calibrator.stores.migrate import head as newest_schema

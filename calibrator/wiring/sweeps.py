@@ -9,11 +9,12 @@ from functools import partial
 
 from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.clock import SystemClock
-from calibrator.core.spans import ProbeTrace
-from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.report.spans import ProbeTrace
 from calibrator.load.sweep_process import ProcessSweepRunner
-from calibrator.ports import LoadPlan, Permit, SweepListener, SweepOrder, SweepRunner
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.load import LoadPlan
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, SweepRunner
+from calibrator.service.sweep.run import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
 from calibrator.wiring.logs import LogPlan, configure_logs

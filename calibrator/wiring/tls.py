@@ -19,9 +19,9 @@ from typing import Any
 
 import structlog
 
-from calibrator.core.objective import format_duration
+from calibrator.core.records.objective import format_duration
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 from calibrator.settings.tls import TlsSettings
 
 LOOK_S = 5.0  # so soon is a rotation noticed

@@ -22,11 +22,12 @@ import structlog
 
 from calibrator import __version__
 from calibrator.clock import SystemClock
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError, ConfigurationError
-from calibrator.ports import Clock, Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
-from calibrator.service.backend_state import begun
+from calibrator.ports.clock import Clock
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
+from calibrator.service.backend.state import begun
 from calibrator.settings.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 

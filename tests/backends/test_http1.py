@@ -14,7 +14,7 @@ from support.virtual_time import run_virtual
 from support.wire import MemoryTransport
 
 from calibrator.backends.http1 import Ending, Headers, Http1Connection, Patience
-from calibrator.core.sample import FailureKind
+from calibrator.core.records.sample import FailureKind
 
 
 @dataclass

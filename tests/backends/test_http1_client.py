@@ -17,9 +17,10 @@ from support.scripted_server import Act, ScriptedServer, scripted
 from support.wire import GOOD_BODY, HELLO, ROLE, chunked, head, probe, sized
 
 from calibrator.backends.openai import OpenAIBackend
-from calibrator.core.sample import Failure, FailureKind, Flight, Sample
+from calibrator.core.records.sample import Failure, FailureKind, Flight, Sample
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Connection, Target
+from calibrator.ports.backend import Connection
+from calibrator.ports.sweeps import Target
 
 GOOD = chunked(ROLE, GOOD_BODY)
 

@@ -17,7 +17,7 @@ from support.wire import usage as tokens
 
 from calibrator.backends.http1 import Http1Connection, Patience
 from calibrator.backends.openai_answer import Answer, gap_quantiles
-from calibrator.core.sample import Failure, FailureKind, Flight, Sample
+from calibrator.core.records.sample import Failure, FailureKind, Flight, Sample
 
 
 def play(*reads: bytes, stream: bool = True, closes: bool = False) -> Sample:

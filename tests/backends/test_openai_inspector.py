@@ -15,9 +15,10 @@ from support.scripted_server import Act, read_request, scripted
 from support.wire import DONE, HELLO, chunk, event, sized
 
 from calibrator.backends.openai_inspector import OpenAIInspector
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, UnreachableError
-from calibrator.ports import BackendFacts, Target
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.sweeps import Target
 
 Reply = bytes | None  # None: never answer
 Body = dict[str, Any]

@@ -13,8 +13,8 @@ from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD, WORKLOADS, EngineParameters
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
 from calibrator.clock import LoopClock
-from calibrator.core.sample import Flight, Label, Phase, Sample
-from calibrator.core.workload import PromptFactory, Workload
+from calibrator.core.records.sample import Flight, Label, Phase, Sample
+from calibrator.core.workload.classes import PromptFactory, Workload
 
 SEED = PARAMETER_SETS["seed"]
 COUNTED = Label(1, Phase.COUNTED)

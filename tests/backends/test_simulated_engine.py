@@ -14,7 +14,7 @@ from calibrator.backends.simulated.engine import Engine, Fate, Job
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS, EngineParameters, Faults
 from calibrator.backends.simulated.prefix_cache import BLOCK_TOKENS, PrefixCache, block_hashes
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 
 ROUND = EngineParameters(

@@ -12,8 +12,8 @@ from support.virtual_time import run_virtual
 from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend, SimulatedInspector, SimulatedTelemetry
 from calibrator.backends.simulated.parameters import SEED_WORKLOAD, EngineParameters, Faults, Refusal
 from calibrator.clock import LoopClock
-from calibrator.core.sample import FailureKind, Flight, Label, Phase, ProbeRequest, Sample
-from calibrator.core.workload import PromptFactory, Workload, WorkloadClass
+from calibrator.core.records.sample import FailureKind, Flight, Label, Phase, ProbeRequest, Sample
+from calibrator.core.workload.classes import PromptFactory, Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 
 PLAIN = EngineParameters(slots=2, decode_base_s=0.1, prefill_per_token_s=0.001, max_context_tokens=2000)

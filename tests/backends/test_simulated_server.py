@@ -19,9 +19,9 @@ from support.metrics_pages import real_page
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD, EngineParameters, Refusal
 from calibrator.backends.simulated.server import ServedEngine, run_server, serving
 from calibrator.backends.simulated.truth import true_capacity
-from calibrator.core.objective import parse_objective
-from calibrator.core.server_load import Histogram, ServerLoad
-from calibrator.core.workload import Workload
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.workload.classes import Workload
 from calibrator.errors import ConfigurationError
 from calibrator.telemetry.page import PageReader, server_load
 

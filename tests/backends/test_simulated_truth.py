@@ -10,8 +10,8 @@ import pytest
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS, EngineParameters, Faults, Refusal
 from calibrator.backends.simulated.truth import BOUNDARY_REQUESTS, TruthQuestion, count_level, true_capacity
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
-from calibrator.core.objective import Objective, parse_objective
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.records.objective import Objective, parse_objective
+from calibrator.core.workload.classes import Workload, WorkloadClass
 
 # Four slots, everybody alike: above four, somebody waits for a slot.
 FOUR = EngineParameters(slots=4, decode_base_s=0.01, prefill_per_token_s=1e-5, prefix_cache_tokens=0)

@@ -23,10 +23,10 @@ from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, EngineParameters
 from calibrator.backends.suspect_looks import MAX_REQUESTS, LookPlan, take_looks
 from calibrator.clock import LoopClock
-from calibrator.core.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
-from calibrator.core.suspects import Looks, Reading, read_price, suspicions
-from calibrator.core.workload import Workload, WorkloadClass
-from calibrator.ports import Target
+from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.workload.classes import Workload, WorkloadClass
+from calibrator.core.workload.stub_detection import Looks, Reading, read_price, suspicions
+from calibrator.ports.sweeps import Target
 
 
 # ---------------------------------------------------------------------------------------------- simulated, virtual time

@@ -27,14 +27,16 @@ from support.wire import FINISH, USAGE, MemoryTransport, chunk, head
 from calibrator.backends.http1 import Http1Connection, Patience
 from calibrator.backends.openai_answer import Answer
 from calibrator.clock import LoopClock
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Flight, ProbeRequest, Sample
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory, Workload, WorkloadClass
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Flight, ProbeRequest, Sample
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import PromptFactory, Workload, WorkloadClass
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.run import SweepParts, run_sweep
 
 TOKENS = 500
 LEVEL = 64

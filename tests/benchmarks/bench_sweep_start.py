@@ -16,12 +16,13 @@ from statistics import median
 
 import uvloop
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import Workload, WorkloadClass
-from calibrator.ports import LoadPlan, SweepOrder, Target
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import Workload, WorkloadClass
+from calibrator.ports.load import LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.wiring.embedded import EmbeddedEngine
 from calibrator.wiring.sweeps import sweep_runner
 

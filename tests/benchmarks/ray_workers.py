@@ -19,20 +19,22 @@ import ray
 from support import worker_factories
 from support.real_processes import is_alive, on_uvloop
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Label, Phase
-from calibrator.core.selftest import SelfTest
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.generator_rating import SelfTest
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.messages import WorkerFactory
 from calibrator.load.pool import INDEX_SPACE, WorkerPool
 from calibrator.load.processes import LocalLauncher, usable_cores
 from calibrator.load.ray_workers import RayLauncher
 from calibrator.load.selftest import StampServer, measure_level
-from calibrator.ports import BackendFacts, Batch, LoadGenerator, LoadPlan, SweepOrder, Target
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import Batch, LoadGenerator, LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.wiring.embedded import EmbeddedEngine
 from calibrator.wiring.generator import closed_loop, node_selftest, refuse_slow
 from calibrator.wiring.sweeps import sweep_runner

@@ -12,8 +12,8 @@ from support.browser import Watched, watched
 from support.page_site import PageSite, page_site
 from support.web_fakes import EPOCH_S, OBJECTIVE, FakeOperator, calibrated, fallback, level, record, running, snapshot
 
-from calibrator.core.guard import GuardReason
-from calibrator.core.snapshot import (
+from calibrator.core.live.change_test import GuardReason
+from calibrator.core.publish.snapshot import (
     BackendView,
     CapPoint,
     GuardView,
@@ -24,9 +24,10 @@ from calibrator.core.snapshot import (
     State,
     Uncut,
 )
-from calibrator.core.sweep_record import LatencySummary, QuantileEstimate, SweepRecord, VerdictKind
+from calibrator.core.records.sweep import SweepRecord, VerdictKind
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 from calibrator.errors import StoreError
-from calibrator.ports import Poller
+from calibrator.ports.sharing import Poller
 
 CUT_OFF = r"ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_EMPTY_RESPONSE"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"

@@ -11,8 +11,9 @@ from support.browser import watched
 from support.page_site import PageSite, page_site
 from support.web_fakes import FakeOperator, calibrated, level, record, snapshot
 
-from calibrator.core.measurement import Capacity
-from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate, VerdictKind
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.sweep import LevelReport, VerdictKind
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 
 REPORT = "/v1/backends/chat/sweeps/sweep-6/report?compare=sweep-5"
 

@@ -8,9 +8,10 @@ import pytest
 from support.web_fakes import level
 
 from calibrator.cli.plot import ASCII, CUT, LABEL_COLUMNS, UNICODE, curve_plot, glyphs, legend
-from calibrator.core.measurement import Capacity
-from calibrator.core.objective import parse_objective
-from calibrator.core.sweep_record import LatencySummary, LevelReport, QuantileEstimate
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sweep import LevelReport
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 
 SLA = parse_objective("ttft p99 <= 300ms")
 SIZE = (80, 14)

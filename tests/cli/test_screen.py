@@ -10,7 +10,7 @@ from support.web_fakes import level
 
 from calibrator.cli.display import plain_level
 from calibrator.cli.screen import SweepScreen
-from calibrator.core.sweep_record import LevelReport, VerdictKind
+from calibrator.core.records.sweep import LevelReport, VerdictKind
 
 
 def told(*moments: tuple[LevelReport, ...], lines: bool = True) -> list[str]:

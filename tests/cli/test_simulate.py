@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from calibrator.cli.app import app
 from calibrator.cli.simulate import SimulateOptions, read_history, replay, replayed, simulate
-from calibrator.core.measurement import Bounds, History
-from calibrator.core.render import sweep_document
-from calibrator.core.search_steps import Conclusion
+from calibrator.core.records.history import Bounds, History
+from calibrator.core.report.documents import sweep_document
+from calibrator.core.search.steps import Conclusion
 from calibrator.errors import ConfigurationError
 
 OPTIONS = SimulateOptions(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from calibrator.cli.sweep import SweepOptions, exit_code, order_from
-from calibrator.core.burst import BurstMode
-from calibrator.core.sweep_record import SweepOutcome
+from calibrator.core.records.sweep import SweepOutcome
+from calibrator.core.search.burst import BurstMode
 from calibrator.errors import ConfigurationError, ExitCode
 
 GOOD = SweepOptions(

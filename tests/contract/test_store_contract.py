@@ -13,12 +13,12 @@ from support.memory_store import MemoryStore
 from support.postgres_process import PostgresProcess
 from support.records import recommendation, running, sweep
 
-from calibrator.core.share_desk import DeskOf, DeskReport, Grant, Heard, InstanceReport, ShareTable
-from calibrator.core.shares import HeldShare
-from calibrator.core.snapshot import Override, Progress
-from calibrator.core.sweep_record import SweepOutcome
+from calibrator.core.publish.snapshot import Override, Progress
+from calibrator.core.records.sweep import SweepOutcome
+from calibrator.core.sharing.allocator import HeldShare
+from calibrator.core.sharing.share_cache import DeskOf, DeskReport, Grant, Heard, InstanceReport, ShareTable
 from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports import Activity, Leases, Store, Tenure, Wish
+from calibrator.ports.store import Activity, Leases, Store, Tenure, Wish
 from calibrator.stores.postgresql import PostgresDatabase
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore

@@ -14,7 +14,7 @@ from dns.asyncresolver import Resolver
 from dnslib import AAAA, QTYPE, RCODE, RR, SRV, A, DNSRecord
 from dnslib.server import BaseResolver, DNSLogger, DNSServer
 
-from calibrator.core.fleet import DnsPlan, Found, ReplicaAddress
+from calibrator.core.publish.fleet import DnsPlan, Found, ReplicaAddress
 from calibrator.discovery.dns import TTL_MAX_S, TTL_MIN_S, DnsDiscovery
 from calibrator.discovery.static import StaticDiscovery
 from calibrator.errors import UnreachableError

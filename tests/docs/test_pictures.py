@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from support.pictures import PICTURES, SIZE, curve
 
-from calibrator.web.report import STYLE
+from calibrator.web.report.report import STYLE
 
 SVG = "{http://www.w3.org/2000/svg}"
 MOST_BYTES = 250_000

@@ -15,11 +15,12 @@ from calibrator.backends.simulated.inprocess import MODEL, SCALE
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.server import serving
 from calibrator.clock import SystemClock
-from calibrator.core.harm import AbortReason
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.workload import PromptFactory
-from calibrator.ports import LoadPlan, SweepOrder, Target
+from calibrator.core.records.harm import AbortReason
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.workload.classes import PromptFactory
+from calibrator.ports.load import LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.wiring.sweeps import sweep_runner
 
 USERS = 16

@@ -21,7 +21,7 @@ import pytest
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.truth import true_capacity
-from calibrator.core.objective import parse_objective
+from calibrator.core.records.objective import parse_objective
 
 CALIBRATOR = [sys.executable, "-m", "calibrator"]
 OBJECTIVE = "ttft p99 <= 100ms"

@@ -10,8 +10,8 @@ import pytest
 from support.llamacpp import MODEL_NAME, llama_server
 
 from calibrator.backends.openai_inspector import OpenAIInspector
-from calibrator.core.workload import Workload
-from calibrator.ports import Target
+from calibrator.core.workload.classes import Workload
+from calibrator.ports.sweeps import Target
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 

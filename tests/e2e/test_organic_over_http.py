@@ -14,7 +14,7 @@ from support.organic_cases import PREFILL, SLOTS, truth_of
 from support.organic_http import slowed, sweep_over_http
 from support.organic_sweep import Engine
 
-from calibrator.core.measurement import Bounds
+from calibrator.core.records.history import Bounds
 
 TOLERANCE_RATIO = 0.20
 BOUNDS = Bounds(max_level=64, requests=900, duration_s=120.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from support.service_process import serving, simulated_engine, write_config
 
-from calibrator.core.balance import Balance
-from calibrator.core.fleet import Balancing
+from calibrator.core.publish.balance import Balance
+from calibrator.core.publish.fleet import Balancing
 
 SCRAPE_PERIOD_S = 1.0
 SLACK_S = 3.0  # of a busy machine

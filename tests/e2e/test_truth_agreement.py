@@ -23,14 +23,16 @@ from calibrator.backends.simulated.inprocess import SimulatedBackend, SimulatedI
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.truth import Truth, true_capacity
 from calibrator.clock import LoopClock
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import Objective, gap_quantiles, parse_objective
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.core.workload import PromptFactory
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import Objective, gap_quantiles, parse_objective
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.workload.classes import PromptFactory
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.run import SweepParts, run_sweep
 
 TOO_LOW_RATIO, TOO_HIGH_RATIO = 0.75, 1.15
 SEEDS = range(1, 6)

@@ -21,13 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support import records
 from support.web_fakes import fallback as fresh_view
 
-from calibrator.core.balance import Balance, FleetSize
-from calibrator.core.guarded import cut, step_up
-from calibrator.core.measurement import Capacity
-from calibrator.core.override import overlaid
-from calibrator.core.recommendation import PublishPolicy, decide, fallback, for_fleet, replica_cap, under_policy
-from calibrator.core.snapshot import Override, Recommendation, State
-from calibrator.core.sweep_record import Grade, SweepOutcome, SweepRecord
+from calibrator.core.publish.balance import Balance, FleetSize
+from calibrator.core.publish.guard_cap import cut, step_up
+from calibrator.core.publish.override import overlaid
+from calibrator.core.publish.recommendation import PublishPolicy, decide, fallback, for_fleet, replica_cap, under_policy
+from calibrator.core.publish.snapshot import Override, Recommendation, State
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
 
 CAPS = st.integers(1, 300)
 DAY_S = 86_400.0

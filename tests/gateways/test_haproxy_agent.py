@@ -16,7 +16,7 @@ from support.web_fakes import FakeOperator, calibrated, snapshot
 from support.wire import MemoryTransport
 
 from calibrator.clock import LoopClock
-from calibrator.core.shares import MAX_CLIENTS
+from calibrator.core.sharing.allocator import MAX_CLIENTS
 from calibrator.gateways.haproxy_agent import (
     LINE_LIMIT_S,
     MAX_CONNECTIONS,
@@ -26,7 +26,7 @@ from calibrator.gateways.haproxy_agent import (
     Ration,
     _Check,
 )
-from calibrator.ports import Poll
+from calibrator.ports.sharing import Poll
 
 
 def agent_of(operator: FakeOperator) -> HaproxyAgent:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.service_process import Service, serving, write_config
 
-from calibrator.core.shares import MAX_CLIENTS
+from calibrator.core.sharing.allocator import MAX_CLIENTS
 
 CAP = 20
 PATH = "/v1/backends/llm/cap"

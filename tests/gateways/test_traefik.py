@@ -11,7 +11,7 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, calibrated, client_of, fallback, snapshot
 
 from calibrator.gateways.traefik import PATH, routes
-from calibrator.ports import Poll
+from calibrator.ports.sharing import Poll
 
 CAPS = (
     b'{"http":{"middlewares":{'

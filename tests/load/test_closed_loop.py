@@ -10,12 +10,12 @@ from support.scripted_backend import Answer, ScriptedBackend, failing
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Flight, Label, Phase, ProbeRequest, Sample
-from calibrator.core.workload import PromptFactory, TokenScale, Workload, WorkloadClass
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Flight, Label, Phase, ProbeRequest, Sample
+from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload, WorkloadClass
 from calibrator.errors import GeneratorError
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import Batch
+from calibrator.ports.load import Batch
 
 TTFT = parse_objective("ttft p99 <= 100ms")
 E2E = parse_objective("e2e p99 <= 1s")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Failure, FailureKind, Label, Phase, Sample
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
 from calibrator.load.lateness import KEEP_SPELLS, PROBE_S, Lateness
 
 TTFT, E2E = parse_objective("ttft p99 <= 100ms"), parse_objective("e2e p99 <= 1s")

@@ -17,15 +17,17 @@ import pytest
 from support import worker_factories
 from support.real_processes import is_alive, on_uvloop
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.sample import Label, Phase
-from calibrator.core.workload import TokenScale, Workload
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.workload.classes import TokenScale, Workload
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.load.messages import Aim, Channel, Ready, WorkerFactory
 from calibrator.load.pool import INDEX_SPACE, MOST_DEATHS, WorkerPool
 from calibrator.load.processes import LocalLauncher, usable_cores
-from calibrator.ports import BackendFacts, Batch, LoadPlan, SweepOrder, Target
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import Batch, LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.wiring.generator import generator
 
 COUNTED = Label(1, Phase.COUNTED)
@@ -251,9 +253,9 @@ def test_stop_before_any_worker_is_ready_leaves_nothing() -> None:
 ORPHAN = """
 import asyncio, sys
 from support import worker_factories
-from calibrator.core.measurement import Bounds
-from calibrator.core.sample import Label, Phase
-from calibrator.core.workload import TokenScale, Workload
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.workload.classes import TokenScale, Workload
 from calibrator.load.pool import WorkerPool
 from calibrator.load.processes import LocalLauncher
 

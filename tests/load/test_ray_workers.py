@@ -17,17 +17,19 @@ from support import worker_factories
 from support.fake_ray import FakeRay, RayError, never
 from support.real_processes import on_uvloop
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.sample import Label, Phase
-from calibrator.core.selftest import SelfTest, SelfTestLevel
-from calibrator.core.workload import TokenScale, Workload
+from calibrator.core.generator_rating import SelfTest, SelfTestLevel
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.workload.classes import TokenScale, Workload
 from calibrator.errors import CalibratorError, ConfigurationError, GeneratorError
 from calibrator.load.messages import WorkerFactory
 from calibrator.load.pool import WorkerPool
 from calibrator.load.processes import LocalLink
 from calibrator.load.ray_outpost import Outpost
 from calibrator.load.ray_workers import RayLauncher, _translated
-from calibrator.ports import BackendFacts, Batch, LoadPlan, SweepOrder, Target
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import Batch, LoadPlan
+from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.wiring.generator import generator, refuse_slow, require_parts
 
 COUNTED = Label(1, Phase.COUNTED)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrator.core.sample import Label, Phase, Sample
+from calibrator.core.records.sample import Label, Phase, Sample
 from calibrator.load.remote_clock import KEEP, RemoteClock
-from calibrator.ports import Batch, Decided, Started
+from calibrator.ports.load import Batch, Decided, Started
 
 LABEL = Label(1, Phase.COUNTED)
 SAMPLE = Sample(7, LABEL, "c", stream=True, wanted_prompt_tokens=1, started_s=100.0, duration_s=2.0, ttft_s=0.5)

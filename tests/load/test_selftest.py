@@ -14,10 +14,10 @@ import pytest
 import uvloop
 
 from calibrator.cli.selftest import document, selftest
-from calibrator.core.selftest import SelfTest, SelfTestRun, summarise_level
+from calibrator.core.generator_rating import SelfTest, SelfTestRun, summarise_level
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.selftest import TOTAL_EVENTS_PER_S, StampServer, pace_per_s
-from calibrator.ports import LoadPlan
+from calibrator.ports.load import LoadPlan
 from calibrator.wiring.generator import generator
 from calibrator.wiring.selftest import run_selftest
 

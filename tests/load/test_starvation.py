@@ -19,16 +19,17 @@ from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.worker_factories import FACTS, humble
 
 from calibrator.clock import SystemClock
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Label
-from calibrator.core.sweep_record import SweepRecord, VerdictKind
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Label
+from calibrator.core.records.sweep import SweepRecord, VerdictKind
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.load.pool import WorkerPool
 from calibrator.load.processes import LocalLauncher, usable_cores
 from calibrator.load.selftest import StampServer
-from calibrator.ports import Batch, LoadGenerator, SweepOrder, Target
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.load import Batch, LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.run import SweepParts, run_sweep
 from calibrator.wiring.generator import closed_loop
 
 LIMIT_S = 0.25  # the server's first tokens come after 20 to 40 ms

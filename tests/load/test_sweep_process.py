@@ -16,8 +16,8 @@ import pytest
 from support import sweep_entries
 from support.real_processes import is_alive, on_uvloop
 
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.errors import ConfigurationError, GeneratorError
 from calibrator.load.sweep_process import ProcessSweepRunner, SweepEntry
 

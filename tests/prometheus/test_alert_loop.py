@@ -15,7 +15,7 @@ from support.alert_site import BACKEND, AlertSite, alert_site, shortened
 from support.otlp_receiver import attributes
 from support.prometheus_process import REPOSITORY, RULES, accepted, as_query
 
-from calibrator.core.spans import ProbeTrace
+from calibrator.core.report.spans import ProbeTrace
 
 ALERT = "CalibratorHeadroomCritical"
 DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboard.json"

@@ -28,16 +28,16 @@ from support.virtual_time import run_virtual
 from support.web_fakes import level, snapshot
 
 from calibrator.clock import LoopClock, SystemClock
-from calibrator.core.admission import HoldReason
-from calibrator.core.guard import GuardReason
-from calibrator.core.harm import AbortReason
-from calibrator.core.measurement import Audit
-from calibrator.core.objective import parse_objective
-from calibrator.core.render import LATENCIES, QUANTILES
-from calibrator.core.sample import RequestOutcome
-from calibrator.core.snapshot import Health, Snapshot, State
-from calibrator.core.sweep_record import Grade, SweepOutcome
-from calibrator.web.metrics import METRICS, MetricsPage
+from calibrator.core.admission.admission import HoldReason
+from calibrator.core.live.change_test import GuardReason
+from calibrator.core.publish.snapshot import Health, Snapshot, State
+from calibrator.core.records.harm import AbortReason
+from calibrator.core.records.history import Audit
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import RequestOutcome
+from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.core.report.documents import LATENCIES, QUANTILES
+from calibrator.web.prometheus.metrics import METRICS, MetricsPage
 
 PROCESS_SERIES = 5  # without the label `backend`
 WORDS = {

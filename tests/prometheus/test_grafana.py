@@ -14,7 +14,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from support.prometheus_process import REPOSITORY, RULES, accepted, as_query
 
-from calibrator.web.metrics import METRICS, PREFIX
+from calibrator.web.prometheus.metrics import METRICS, PREFIX
 
 FOLDER = REPOSITORY / "deploy" / "grafana"
 BOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())

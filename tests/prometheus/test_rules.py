@@ -10,7 +10,7 @@ import pytest
 import yaml
 from support.prometheus_process import REPOSITORY, RULES, accepted, promtool
 
-from calibrator.web.metrics import METRICS, PREFIX
+from calibrator.web.prometheus.metrics import METRICS, PREFIX
 
 HERE = Path(__file__).parent
 UNIT_TESTS = sorted(HERE.glob("*_test.yaml"))

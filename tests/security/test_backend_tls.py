@@ -26,9 +26,9 @@ from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, workload_for
 from calibrator.backends.simulated.routes import Api
 from calibrator.clock import SystemClock
-from calibrator.core.sample import FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.records.sample import FailureKind, Label, Phase, ProbeRequest, Sample
 from calibrator.errors import ConfigurationError, UnreachableError
-from calibrator.ports import Target
+from calibrator.ports.sweeps import Target
 from calibrator.settings.tls import TlsSettings
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.connection_guard import guarded_config

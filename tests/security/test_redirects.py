@@ -17,10 +17,10 @@ from calibrator.backends.openai import OpenAIBackend
 from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.cli.report import write_report
 from calibrator.client import AsyncCap, SyncCap
-from calibrator.core.sample import FailureKind, Label, Phase, ProbeRequest
-from calibrator.core.workload import Workload
+from calibrator.core.records.sample import FailureKind, Label, Phase, ProbeRequest
+from calibrator.core.workload.classes import Workload
 from calibrator.errors import ConfigurationError, UnreachableError
-from calibrator.ports import Target
+from calibrator.ports.sweeps import Target
 from calibrator.telemetry.scrape import HttpTelemetry
 
 KEY = "a-key-for-one-host-only"

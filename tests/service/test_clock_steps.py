@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 from support.virtual_time import run_virtual
 from support.watched_site import CHAT, site
 
-from calibrator.core.admission import CarePolicy, HoldReason
-from calibrator.core.schedule import Schedule
+from calibrator.core.admission.admission import CarePolicy, HoldReason
+from calibrator.core.admission.schedule import Schedule
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S

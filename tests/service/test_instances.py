@@ -13,13 +13,13 @@ from support.fakes import FakeTelemetry, Script, plan
 from support.instances import Instance, Site, until
 from support.virtual_time import run_virtual
 
-from calibrator.core.schedule import Schedule
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Override, State
-from calibrator.core.sweep_record import SweepOutcome
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.snapshot import Override, State
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import SweepOutcome
 from calibrator.errors import ConfigurationError
-from calibrator.ports import BackendPlan
-from calibrator.service.publisher import VERSION_GAP
+from calibrator.ports.sweeps import BackendPlan
+from calibrator.service.publishing.publisher import VERSION_GAP
 
 LEASE_S = 15.0
 NEWS_S = 2.0  # contract: all instances serve the same within this time of a change

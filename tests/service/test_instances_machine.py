@@ -1,4 +1,5 @@
-"""Three calibrators on one database, whatever befalls them in whatever order: the promises of `service.peers` hold.
+"""Three calibrators on one database, whatever befalls them in whatever order: the promises of `service.replication`
+hold.
 
 Each rule lets something happen and time pass; the judgements are those of an onlooker who sees the engines and the
 database, never what an instance believes.
@@ -19,10 +20,10 @@ from support.fakes import Script, plan
 from support.instances import Instance, Site
 from support.virtual_time import VirtualLoop
 
-from calibrator.core.schedule import Schedule
-from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import Grade
-from calibrator.core.tenancy import LeasePolicy
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.lease import LeasePolicy
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.sweep import Grade
 from calibrator.errors import ConfigurationError
 
 FALLBACK = 8

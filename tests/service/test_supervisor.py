@@ -28,18 +28,20 @@ from support.memory_store import MemoryStore
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
-from calibrator.core.objective import parse_objective
-from calibrator.core.recommendation import PublishPolicy
-from calibrator.core.sample import RequestOutcome
-from calibrator.core.schedule import Schedule, Window
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import BackendView, Health, State
-from calibrator.core.sweep_record import Grade, SweepOutcome
+from calibrator.core.admission.schedule import Schedule, Window
+from calibrator.core.publish.recommendation import PublishPolicy
+from calibrator.core.publish.snapshot import BackendView, Health, State
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import RequestOutcome
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import Grade, SweepOutcome
 from calibrator.errors import ConfigurationError, StoreError, UnreachableError
-from calibrator.ports import BackendPlan, Poll, Store
-from calibrator.service.fleet import LOOK_LIMIT_S
+from calibrator.ports.sharing import Poll
+from calibrator.ports.store import Store
+from calibrator.ports.sweeps import BackendPlan
+from calibrator.service.backend.fleet import LOOK_LIMIT_S
 from calibrator.service.supervisor import Supervisor
-from calibrator.service.turns import OVERTIME_S
+from calibrator.service.sweep_scheduler import OVERTIME_S
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 REFUSED = UnreachableError("Nobody listens at http://chat/v1.", "Start it.")

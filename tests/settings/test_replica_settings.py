@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrator.core.fleet import Balancing, DnsPlan, ReplicaPlan
+from calibrator.core.publish.fleet import Balancing, DnsPlan, ReplicaPlan
 from calibrator.errors import ConfigurationError
-from calibrator.ports import BackendPlan
+from calibrator.ports.sweeps import BackendPlan
 from calibrator.settings import backend_plans, load_settings
 
 CHAT: dict[str, Any] = {"model": "m", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 8}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrator.core.admission import CarePolicy
-from calibrator.core.burst import BurstMode
-from calibrator.core.harm import AbortLimits
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import Metric, Objective
-from calibrator.core.recommendation import PublishPolicy
-from calibrator.core.schedule import Schedule, Window
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.schedule import Schedule, Window
+from calibrator.core.publish.recommendation import PublishPolicy
+from calibrator.core.records.harm import AbortLimits
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import Metric, Objective
+from calibrator.core.search.burst import BurstMode
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 from calibrator.settings import (
     Settings,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrator.core.mirror import MirrorPolicy, MirrorWeight
-from calibrator.core.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
+from calibrator.core.admission.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
+from calibrator.core.workload.mirror import MirrorPolicy, MirrorWeight
 from calibrator.errors import ConfigurationError
-from calibrator.ports import BackendPlan
+from calibrator.ports.sweeps import BackendPlan
 from calibrator.settings import backend_plans, load_settings, redacted
 
 BACKEND = {"url": "http://h/v1", "model": "m", "objectives": ["ttft p99 <= 500ms"], "fallback_cap": 8}

@@ -12,10 +12,10 @@ from support.live_sweep import sweep_beside
 from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.workload import Workload
-from calibrator.ports import SweepOrder, Target
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.workload.classes import Workload
+from calibrator.ports.sweeps import SweepOrder, Target
 
 
 @dataclass(frozen=True, slots=True)

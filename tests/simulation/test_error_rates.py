@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from support.synthetic import Player, Synthetic
 
-from calibrator.core.measurement import History
-from calibrator.core.objective import parse_objective
-from calibrator.core.search_steps import Measure, Test
-from calibrator.core.sweep_record import VerdictKind
-from calibrator.core.verdict import level_verdict, zone
+from calibrator.core.records.history import History
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sweep import VerdictKind
+from calibrator.core.search.steps import Measure, Test
+from calibrator.core.search.verdict import level_verdict, zone
 
 RUNS = 150
 

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.simulate import (
+from calibrator.core.records.history import Bounds
+from calibrator.core.simulation.backends import CORE, MAX_LEVEL, Family, SyntheticBackend, draw
+from calibrator.core.simulation.figures import figures, groups
+from calibrator.core.simulation.play import (
     COLD,
     RECALIBRATED,
     Result,
@@ -21,8 +23,6 @@ from calibrator.core.simulate import (
     simulate_cold,
     simulate_recalibrations,
 )
-from calibrator.core.simulation_figures import figures, groups
-from calibrator.core.synthetic import CORE, MAX_LEVEL, Family, SyntheticBackend, draw
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from support.postgres_stores import SECONDS, instances, store_at, take
 from support.records import recommendation, sweep
 
 from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports import Tenure
+from calibrator.ports.store import Tenure
 from calibrator.stores.schema import metadata
 from calibrator.stores.sql_store import SqlStore
 

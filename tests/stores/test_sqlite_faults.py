@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from support.records import recommendation, running, sweep
 from support.small_disk import small_disk
 
-from calibrator.core.sweep_record import SweepRecord
+from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
-from calibrator.ports import Tenure
+from calibrator.ports.store import Tenure
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, inspect, text
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
-from calibrator.ports import Tenure
+from calibrator.ports.store import Tenure
 from calibrator.stores.documents import RECOMMENDATION
 from calibrator.stores.migrate import alembic_config, migrate
 from calibrator.stores.retention import Retention

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from calibrator.core.fleet import Found, ReplicaAddress
-from calibrator.core.measurement import Bounds, Capacity
-from calibrator.core.objective import parse_objective
-from calibrator.core.recommendation import PublishPolicy
-from calibrator.core.schedule import Schedule
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress, Recommendation
-from calibrator.core.sweep_record import Grade, SweepOutcome, SweepRecord
-from calibrator.core.workload import Workload
-from calibrator.ports import BackendPlan, Permit, SweepListener, SweepOrder, Target, Tenure, forever
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.fleet import Found, ReplicaAddress
+from calibrator.core.publish.recommendation import PublishPolicy
+from calibrator.core.publish.snapshot import Progress, Recommendation
+from calibrator.core.records.history import Bounds, Capacity
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
+from calibrator.core.workload.classes import Workload
+from calibrator.ports.store import Tenure
+from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, Target, forever
 from support import records
 from support.memory_store import MemoryStore
 

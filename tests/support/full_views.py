@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from calibrator.core.harm import AbortReason
-from calibrator.core.render import LATENCIES
-from calibrator.core.snapshot import BackendView, Snapshot
-from calibrator.core.sweep_record import SweepOutcome
+from calibrator.core.publish.snapshot import BackendView, Snapshot
+from calibrator.core.records.harm import AbortReason
+from calibrator.core.records.sweep import SweepOutcome
+from calibrator.core.report.documents import LATENCIES
 from support.web_fakes import calibrated, latency, level, snapshot
 
 

@@ -24,9 +24,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calibrator.core.measurement import Capacity
-from calibrator.core.snapshot import Recommendation, State
-from calibrator.core.sweep_record import Grade
+from calibrator.core.publish.snapshot import Recommendation, State
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.sweep import Grade
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase

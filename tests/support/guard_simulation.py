@@ -1,7 +1,8 @@
 """Many copies of the guard's change test at once, fed by simulated traffic on a clock of blocks.
 
-The test itself comes from `calibrator.core.guard`, block by block as tables over (requests, exceedances); only the
-recursion is repeated here, as an array operation, and `tests/core/test_guard.py` compares it with the original.
+The test itself comes from `calibrator.core.live.change_test`, block by block as tables over (requests, exceedances);
+only the recursion is repeated here, as an array operation, and `tests/core/live/test_change_test.py` compares it with
+the original.
 
 Traffic: requests are Poisson; a share of them exceeds the limit, in clumps (stalls) of geometric size with mean
 `clump`, each within one block or, by chance, across two. Latencies are scaled copies of one shape, so the exceedance of
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from calibrator.core.guard import (
+from calibrator.core.live.change_test import (
     RATIOS,
     GuardPolicy,
     alarm_at_s,
@@ -25,7 +26,7 @@ from calibrator.core.guard import (
     likelihood_ratio,
     null_ratio,
 )
-from calibrator.core.objective import parse_objective
+from calibrator.core.records.objective import parse_objective
 
 OBJECTIVE = parse_objective("ttft p99 <= 1s")
 STEP_S = 3.0  # a block: three looks

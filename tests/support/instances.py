@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calibrator.clock import LoopClock
-from calibrator.core.snapshot import BackendView
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.tenancy import LeasePolicy
+from calibrator.core.publish.lease import LeasePolicy
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
-from calibrator.ports import BackendPlan, Permit, SweepListener, SweepOrder, forever
+from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
 from support.fakes import FakeTelemetry, Script, begun, given_urls, progress, telemetry_by_host
 from support.memory_store import MemoryDatabase, MemoryStore
@@ -258,7 +258,7 @@ class Site:
 
     def unfounded_raises(self, backend: str = "chat") -> list[tuple[int, int]]:
         """Stored caps above the one before that no certified sweep stands behind. What replaces a fallback is none:
-        any measurement beats a guess (`core.recommendation`), and the first one may be lost on its way."""
+        any measurement beats a guess (`core.publish.recommendation`), and the first one may be lost on its way."""
         history = self._history(backend)
         return [
             (before.cap, after.cap)

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from calibrator.backends.simulated.inprocess import SimulatedBackend, SimulatedInspector, SimulatedTelemetry
 from calibrator.backends.simulated.parameters import EngineParameters, workload_for
 from calibrator.clock import LoopClock
-from calibrator.core.sample import Label, Phase
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import PromptFactory
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import Backend, BackendFacts, Connection, LoadGenerator, SweepOrder, Telemetry
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.backend import Backend, BackendFacts, Connection
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder
+from calibrator.ports.telemetry import Telemetry
+from calibrator.service.sweep.run import SweepParts, run_sweep
 
 
 @dataclass(frozen=True, slots=True)

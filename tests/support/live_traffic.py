@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from calibrator.core.drift import in_buckets
-from calibrator.core.server_load import Histogram, ServerLoad
+from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.workload.drift import in_buckets
 
 TOKEN_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, math.inf)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from calibrator.backends.simulated.driver import Driver, Request
 from calibrator.backends.simulated.metrics import TTFT_BUCKETS_S
 from calibrator.backends.simulated.parameters import EngineParameters
-from calibrator.core.server_load import Histogram, ServerLoad
-from calibrator.ports import Clock
+from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.ports.clock import Clock
 
 BOUNDS_S = (*TTFT_BUCKETS_S, float("inf"))
 

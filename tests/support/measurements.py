@@ -14,7 +14,7 @@ from functools import cache
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.workload.classes import Workload, WorkloadClass
 
 REQUESTS = 10_000  # standard error of 1 %: 0.1 %
 LIMIT_S = 0.3  # the demo's SLA

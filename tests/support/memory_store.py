@@ -11,12 +11,12 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.share_desk import InstanceReport, ShareTable
-from calibrator.core.shares import HeldShare
-from calibrator.core.snapshot import Override, Recommendation
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
+from calibrator.core.publish.snapshot import Override, Recommendation
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.sharing.allocator import HeldShare
+from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports import Activity, Tenure, Wish
+from calibrator.ports.store import Activity, Tenure, Wish
 from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
 
 

@@ -8,9 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calibrator.core.sample import Flight, Label, Phase, Sample
-from calibrator.core.server_load import ServerLoad
-from calibrator.ports import Backend, Clock, Connection, PromptSource, Telemetry
+from calibrator.core.records.sample import Flight, Label, Phase, Sample
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.ports.backend import Backend, Connection
+from calibrator.ports.clock import Clock
+from calibrator.ports.load import PromptSource
+from calibrator.ports.telemetry import Telemetry
 
 Shape = Callable[[float], int]  # seconds since the traffic began -> requests in flight
 TICK_S = 0.05

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, WORKLOADS
 from calibrator.backends.simulated.truth import true_capacity
-from calibrator.core.harm import AbortLimits
-from calibrator.core.measurement import Bounds
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.records.harm import AbortLimits
+from calibrator.core.records.history import Bounds
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from support.organic import Shape, bursts, sinusoidal, steady
 from support.organic_sweep import Engine, sweep_beside
 

@@ -12,13 +12,14 @@ from calibrator.backends.simulated.inprocess import MODEL, SCALE
 from calibrator.backends.simulated.parameters import EngineParameters
 from calibrator.backends.simulated.server import serving
 from calibrator.clock import SystemClock
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import PromptFactory
 from calibrator.load.sweep_process import ProcessSweepRunner
-from calibrator.ports import LoadPlan, Permit, SweepListener, SweepOrder, Target
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.load import LoadPlan
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, Target
+from calibrator.service.sweep.run import SweepParts, run_sweep
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.wiring.generator import generator
 from support.live_sweep import Listener

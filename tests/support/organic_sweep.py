@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend, SimulatedInspector, SimulatedTelemetry
 from calibrator.backends.simulated.parameters import EngineParameters
 from calibrator.clock import LoopClock
-from calibrator.core.harm import AbortLimits
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import Objective, gap_quantiles, parse_objective
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import PromptFactory, Workload
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.harm import AbortLimits
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import Objective, gap_quantiles, parse_objective
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import PromptFactory, Workload
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
-from calibrator.service.sweep import SweepParts, run_sweep
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.run import SweepParts, run_sweep
 from support.live_sweep import Lent
 from support.organic import LateTelemetry, LiveUsers, Shape
 from support.virtual_time import run_virtual

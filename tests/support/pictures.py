@@ -12,11 +12,11 @@ from dataclasses import replace
 from playwright.sync_api import ViewportSize
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
-from calibrator.core.measurement import Bounds
-from calibrator.core.render import sweep_document
-from calibrator.web.chart import standalone
-from calibrator.web.report import STYLE, charts
-from calibrator.web.sweep_models import SweepDocument
+from calibrator.core.records.history import Bounds
+from calibrator.core.report.documents import sweep_document
+from calibrator.web.report.chart import standalone
+from calibrator.web.report.report import STYLE, charts
+from calibrator.web.wire.sweeps import SweepDocument
 from support.browser import chromium
 from support.demo_process import running_demo
 from support.organic import steady

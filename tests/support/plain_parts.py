@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import SweepRecord
-from calibrator.core.workload import TokenScale, Workload
-from calibrator.ports import BackendFacts
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.workload.classes import TokenScale, Workload
+from calibrator.ports.backend import BackendFacts
 
 
 class Inspector:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from calibrator.ports import Tenure
+from calibrator.ports.store import Tenure
 from calibrator.stores.postgresql import PostgresDatabase
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore

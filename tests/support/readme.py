@@ -16,7 +16,7 @@ import httpx
 import yaml
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
-from calibrator.web.metrics import reference_markdown as metrics_markdown
+from calibrator.web.prometheus.metrics import reference_markdown as metrics_markdown
 from support import measurements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +62,9 @@ async def _asked(app: Any, path: str) -> str:
 
 
 def layers_markdown() -> str:
-    from support.import_matrix import matrix
+    from support.import_matrix import matrices
 
-    return matrix()
+    return matrices()
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from calibrator.core.measurement import Audit, Capacity, Evidence, History, RampCount, Visit
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Label, Phase, Sample
-from calibrator.core.server_load import ServerLoadPeak
-from calibrator.core.snapshot import Rates, Recommendation, State
-from calibrator.core.sweep_record import (
+from calibrator.core.publish.snapshot import Rates, Recommendation, State
+from calibrator.core.records.history import Audit, Capacity, Evidence, History, RampCount, Visit
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Label, Phase, Sample
+from calibrator.core.records.server_load import ServerLoadPeak
+from calibrator.core.records.sweep import (
     BurstReport,
     ClassAchieved,
     Grade,
-    LatencySummary,
     LevelReport,
     ObjectiveVerdict,
     Provenance,
-    QuantileEstimate,
     SweepOutcome,
     SweepRecord,
     Verdict,
     VerdictKind,
 )
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 
 OBJECTIVE = parse_objective("ttft p99 <= 500ms for prompts <= 1024 tokens")
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from calibrator.core.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
+from calibrator.core.records.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
 
 
 @dataclass(frozen=True, slots=True)

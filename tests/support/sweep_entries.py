@@ -7,13 +7,13 @@ import os
 import signal
 from pathlib import Path
 
-from calibrator.core.measurement import Bounds, History
-from calibrator.core.objective import parse_objective
-from calibrator.core.snapshot import Progress
-from calibrator.core.sweep_record import Provenance, SweepOutcome, SweepRecord
-from calibrator.core.workload import Workload
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import Bounds, History
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sweep import Provenance, SweepOutcome, SweepRecord
+from calibrator.core.workload.classes import Workload
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Permit, SweepListener, SweepOrder, Target
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, Target
 
 
 def order(note: str = "", sweep_id: str = "s1") -> SweepOrder:

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from calibrator.core.measurement import Bounds, Evidence, History, RampCount, Visit, WarmStart
-from calibrator.core.objective import Objective, parse_objective
-from calibrator.core.search import next_step
-from calibrator.core.search_steps import Conclusion, Measure, Step
-from calibrator.core.verdict import is_settled
+from calibrator.core.records.history import Bounds, Evidence, History, RampCount, Visit, WarmStart
+from calibrator.core.records.objective import Objective, parse_objective
+from calibrator.core.search.policy import next_step
+from calibrator.core.search.steps import Conclusion, Measure, Step
+from calibrator.core.search.verdict import is_settled
 
 P99 = parse_objective("ttft p99 <= 1s")  # latencies of synthetic backends are in limits: 1.0 is the limit
 

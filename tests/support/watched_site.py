@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from calibrator.clock import LoopClock
-from calibrator.core.schedule import Schedule
-from calibrator.core.server_load import ServerLoad
-from calibrator.core.snapshot import BackendView
-from calibrator.core.workload import Workload, WorkloadClass
-from calibrator.ports import BackendPlan
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.workload.classes import Workload, WorkloadClass
+from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.supervisor import Supervisor
 from support.fakes import FakeRunner, FakeTelemetry, Script, given_urls, plan, telemetry_by_host
 from support.live_traffic import Users

@@ -14,15 +14,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from calibrator.clock import LoopClock
-from calibrator.core.guard import GuardReason
-from calibrator.core.harm import AbortReason
-from calibrator.core.measurement import Audit, Capacity, History
-from calibrator.core.objective import parse_objective
-from calibrator.core.override import overlaid
-from calibrator.core.recommendation import PublishPolicy
-from calibrator.core.sample import RequestOutcome
-from calibrator.core.server_load import ServerLoadPeak
-from calibrator.core.snapshot import (
+from calibrator.core.live.change_test import GuardReason
+from calibrator.core.publish.override import overlaid
+from calibrator.core.publish.recommendation import PublishPolicy
+from calibrator.core.publish.snapshot import (
     BackendView,
     Counters,
     GuardView,
@@ -35,22 +30,26 @@ from calibrator.core.snapshot import (
     State,
     SweepSummary,
 )
-from calibrator.core.sweep_record import (
+from calibrator.core.records.harm import AbortReason
+from calibrator.core.records.history import Audit, Capacity, History
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import RequestOutcome
+from calibrator.core.records.server_load import ServerLoadPeak
+from calibrator.core.records.sweep import (
     BurstReport,
     ClassAchieved,
     Grade,
-    LatencySummary,
     LevelReport,
     ObjectiveVerdict,
     Provenance,
-    QuantileEstimate,
     SweepOutcome,
     SweepRecord,
     Verdict,
     VerdictKind,
 )
+from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
 from calibrator.errors import ConfigurationError
-from calibrator.ports import Poll, Poller, Share
+from calibrator.ports.sharing import Poll, Poller, Share
 from calibrator.web.app import create_app
 
 EPOCH_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z, where LoopClock's wall time begins

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from calibrator.core.sample import Label, Phase, ProbeRequest
+from calibrator.core.records.sample import Label, Phase, ProbeRequest
 
 
 class MemoryTransport(asyncio.Transport):

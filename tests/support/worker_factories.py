@@ -7,12 +7,14 @@ import os
 import signal
 
 from calibrator.clock import LoopClock, SystemClock
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import ProbeRequest
-from calibrator.core.workload import PromptFactory, TokenScale, Workload
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import ProbeRequest
+from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.errors import ConfigurationError
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder
 from calibrator.wiring.generator import closed_loop
 from support.scripted_backend import Answer, ScriptedBackend, ScriptedConnection
 

@@ -12,7 +12,7 @@ from support.otlp_receiver import Receiver, attributes, otlp_receiver
 from support.records import sweep
 
 from calibrator.clock import SystemClock
-from calibrator.core.spans import span_id, sweep_trace, trace_id
+from calibrator.core.report.spans import span_id, sweep_trace, trace_id
 from calibrator.telemetry.otlp import CLOSE_LIMIT_S, OtlpTracer
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from support.fakes import plan
 
-from calibrator.core.guard import GuardPolicy
-from calibrator.core.objective import parse_objective
-from calibrator.core.server_load import Histogram, ServerLoad
+from calibrator.core.live.change_test import GuardPolicy
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.wiring.guard_check import guard_line, guard_lines
 
 LOAD = ServerLoad("vllm", ttft_s=Histogram((0.25, 0.5, 1.0, math.inf), (0.0, 0.0, 0.0, 0.0)))

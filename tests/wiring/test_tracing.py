@@ -19,13 +19,14 @@ from support.virtual_time import run_virtual
 from support.wire import GOOD_BODY, ROLE, chunked
 
 from calibrator.clock import LoopClock
-from calibrator.core.sample import Label, Phase
-from calibrator.core.snapshot import Progress
-from calibrator.core.spans import ProbeTrace
-from calibrator.core.sweep_record import SweepOutcome, SweepRecord
-from calibrator.core.workload import TokenScale
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.report.spans import ProbeTrace
+from calibrator.core.workload.classes import TokenScale
 from calibrator.errors import UnreachableError
-from calibrator.ports import BackendFacts, Permit, SweepListener, SweepOrder, Target, forever
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, Target, forever
 from calibrator.settings.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 from calibrator.wiring.generator import closed_loop

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from calibrator.backends.simulated.engine import Engine, Job
 from calibrator.backends.simulated.parameters import EngineParameters
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 
 
 @dataclass(slots=True, eq=False)

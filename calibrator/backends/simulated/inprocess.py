@@ -21,11 +21,12 @@ from calibrator.backends.simulated.engine import Fate
 from calibrator.backends.simulated.metrics import TTFT_BUCKETS_S
 from calibrator.backends.simulated.parameters import EngineParameters, Refusal
 from calibrator.backends.simulated.prefix_cache import block_hashes
-from calibrator.core.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
-from calibrator.core.server_load import Histogram, ServerLoad
-from calibrator.core.workload import TokenScale, Workload
+from calibrator.core.records.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
+from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.workload.classes import TokenScale, Workload
 from calibrator.errors import ConfigurationError
-from calibrator.ports import BackendFacts, Clock
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.clock import Clock
 
 MODEL = "simulated"
 SCALE = TokenScale(overhead=float(tokenizer.OVERHEAD_TOKENS), per_word=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 
 

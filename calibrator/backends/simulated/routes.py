@@ -30,10 +30,10 @@ from calibrator.backends.simulated.metrics import EngineMetrics
 from calibrator.backends.simulated.parameters import EngineParameters, Faults, Refusal
 from calibrator.backends.simulated.prefix_cache import block_hashes
 from calibrator.backends.simulated.truth import MAX_LEVEL, TruthQuestion
-from calibrator.core.objective import parse_objective
-from calibrator.core.workload import Workload
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.workload.classes import Workload
 from calibrator.errors import CalibratorError, ConfigurationError
-from calibrator.ports import Clock
+from calibrator.ports.clock import Clock
 
 MODEL = "simulated"
 

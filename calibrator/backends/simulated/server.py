@@ -17,7 +17,7 @@ import uvloop
 from calibrator.backends.simulated.arrival_log import ArrivalLog
 from calibrator.backends.simulated.parameters import EngineParameters, workload_for
 from calibrator.backends.simulated.routes import Api
-from calibrator.core.workload import Workload
+from calibrator.core.workload.classes import Workload
 from calibrator.errors import ConfigurationError
 
 STOP_TIMEOUT_S = 1

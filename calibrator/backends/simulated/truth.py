@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 
 from calibrator.backends.simulated.parameters import EngineParameters, Faults, Refusal
 from calibrator.backends.simulated.virtual_loop import VirtualRequest, run_level
-from calibrator.core.objective import Metric, Objective
-from calibrator.core.workload import Workload, WorkloadClass
+from calibrator.core.records.objective import Metric, Objective
+from calibrator.core.workload.classes import Workload, WorkloadClass
 
 BOUNDARY_REQUESTS = 100_000
 COARSE_EXCEEDANCES = 40  # expected at the allowance, while bisecting

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from calibrator.backends.simulated.engine import Engine, Fate, Job, Step
 from calibrator.backends.simulated.parameters import EngineParameters
-from calibrator.core.workload import PromptFactory, TokenScale, Workload
+from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 
 WARM_UP_TURNS = 10
 RETRY_S = 0.05

@@ -15,14 +15,16 @@ from functools import partial
 import numpy as np
 import uvloop
 
-from calibrator.core.measurement import Bounds
-from calibrator.core.objective import parse_objective
-from calibrator.core.sample import Label, Phase
-from calibrator.core.workload import TokenScale, Workload, WorkloadClass
+from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Label, Phase
+from calibrator.core.workload.classes import TokenScale, Workload, WorkloadClass
 from calibrator.load.pool import WorkerPool
 from calibrator.load.processes import LocalLauncher
-from calibrator.ports import BackendFacts, LoadGenerator, SweepOrder, Target
-from calibrator.service.self_watch import SelfWatch
+from calibrator.ports.backend import BackendFacts
+from calibrator.ports.load import LoadGenerator
+from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.generator_audit import SelfWatch
 from calibrator.wiring.generator import closed_loop
 
 RAMP, COUNTED = Label(1, Phase.RAMP), Label(1, Phase.COUNTED)

@@ -1,0 +1,259 @@
+"""The replicas of a backend: which of them count, and one look at all of them.
+
+The service makes one `FleetLook` a second for each backend and hands it to whoever watches. Pure values.
+
+| standing | when | counts in the cap |
+|---|---|---|
+| ready | it answers, is of the fleet's kind, and shows users' work or has answered for `scale_up_delay` | yes |
+| joining | it answers, but nobody has sent it work yet: the gateway may not know it | no |
+| down | it stopped answering, or never answered while others do | no: at the first scrape that fails |
+| apart | it runs another engine, model or version than the fleet: a measured capacity says nothing about it | no |
+| balanced | its URL answers as changing processes: a load balancer | no, and it is not measured |
+| reserve | it is named to be measured on and takes no users | no |
+
+The replicas found when the service starts need not show work: the remembered cap counted them. Where no replica shows
+metrics at all, each is taken as ready: unknown is not down. The fleet's kind is the one
+measured last while a replica of it is there, else the commonest; what a replica does not tell matches everything. So in
+a rolling update the new version stands apart until none of the old is left, and then needs a sweep of its own.
+
+A restart changes `process_start` once. A value that comes *back* after another was seen means that several processes
+answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is measured only
+after enough looks to show that (`service.backend.fleet`).
+
+**Users beside probes.** Gauges are up to `LAG_S` old and count both, so while probes come and go nobody can subtract
+ours from them. A sweep knows better (`core.live.organic_load`) and says what it found. Where it has not yet, and for
+`SETTLE_S` after its end, when the last probes may still be counted, users are taken as before, or as few as the gauge
+shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from calibrator.core.live.organic_load import LAG_S
+from calibrator.core.publish.snapshot import ReplicaView, Standing
+from calibrator.core.records.server_load import ServerLoad
+
+SUSPICION_S = 600.0
+SETTLE_S = LAG_S + 2.0  # ended probes leave an engine within 2 s
+STARTS_KEPT = 16  # processes behind one URL that are told apart
+BALANCED = "this URL balances over several engines; name them, or their headless service"
+
+Kind = tuple[str | None, str | None, str | None]  # engine, model, version
+
+
+class Balancing(StrEnum):
+    """How gateways choose a replica, as far as the configuration says."""
+
+    RANDOM = "random"
+    ROUND_ROBIN = "round_robin"
+    LEAST_REQUESTS = "least_requests"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPlan:
+    """A headless service: every address behind a name is a replica."""
+
+    name: str
+    port: int = 0  # of the replicas; SRV records bring their own
+    record: str = "a"  # "a": A and AAAA; "srv"
+    period_s: float | None = None  # between two questions; None: the records' TTL
+    host_name: str | None = None  # Host header and TLS server name; None: the name, with SRV the target's
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    """Where the replicas of a backend are, and how they are counted."""
+
+    urls: tuple[str, ...] = ()  # empty, without dns: the target's own
+    dns: DnsPlan | None = None
+    measure_on: tuple[str, ...] = ()  # out of rotation: measured for the whole fleet
+    scale_up_delay_s: float = 60.0
+    balancing: Balancing = Balancing.RANDOM
+    weight: float = 1.0  # of this backend in its engine group
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAddress:
+    """Where a replica is reached."""
+
+    url: str  # base URL; tells replicas apart
+    host_name: str | None = None  # sent as Host and TLS server name where the URL has only an address
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer of discovery."""
+
+    replicas: tuple[ReplicaAddress, ...]
+    valid_s: float  # ask again after this
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Ours on one replica, now or within the last `SETTLE_S`."""
+
+    in_flight: int = 0
+    organic: float | None = None  # users' requests beside them, as the sweep itself finds
+
+    def organic_beside(self, in_flight: float, before: float | None) -> float:
+        """Users' requests of those on the gauge. `before`: of the last look; None: there was none."""
+        if self.organic is not None:
+            return self.organic
+        if self.in_flight or before is None:
+            return max(0.0, in_flight - self.in_flight)
+        return min(before, in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLook:
+    """One replica in one look."""
+
+    url: str
+    load: ServerLoad | None  # None: it did not answer, or has no metrics
+    probes_in_flight: int = 0  # ours, at that moment, on this replica
+    is_ready: bool = True  # counts in the cap
+    organic: float | None = None  # what is better known than the difference
+
+    @property
+    def organic_in_flight(self) -> float | None:
+        """Requests in flight that are not ours."""
+        in_flight = None if self.load is None else self.load.in_flight_requests
+        if in_flight is None or self.organic is not None:
+            return self.organic
+        return max(0.0, in_flight - self.probes_in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetLook:
+    """All replicas in rotation of one backend at one moment."""
+
+    at_s: float  # monotonic
+    at: float  # Unix seconds
+    replicas: tuple[ReplicaLook, ...]
+    cap: int  # being served, for all replicas together
+    replica_cap: int
+
+    @property
+    def ready(self) -> tuple[ReplicaLook, ...]:
+        return tuple(replica for replica in self.replicas if replica.is_ready)
+
+    @property
+    def organic_in_flight(self) -> float | None:
+        """Over the ready replicas; None unless each of them tells."""
+        parts = [replica.organic_in_flight for replica in self.ready]
+        known = [part for part in parts if part is not None]
+        return sum(known) if known and len(known) == len(parts) else None
+
+    @property
+    def probes_in_flight(self) -> int:
+        return sum(replica.probes_in_flight for replica in self.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What is known of one replica after some looks."""
+
+    address: ReplicaAddress
+    found_s: float
+    is_founder: bool = False  # found when the service started
+    in_rotation: bool = True
+    load: ServerLoad | None = None
+    has_metrics: bool = False  # it has answered with metrics at least once
+    answers_since_s: float | None = None
+    is_known_to_users: bool = False  # since it answers: founder, seen with work, or long enough there
+    organic_in_flight: float | None = None
+    starts: tuple[str, ...] = ()  # distinct process starts, the current one last
+    returned_s: float | None = None  # when a process start came back
+
+    @property
+    def url(self) -> str:
+        return self.address.url
+
+    def after(self, load: ServerLoad | None, probes: Probes | None, at_s: float, delay_s: float) -> Member:
+        """One look later. `probes` None: there are only users."""
+        if load is None:
+            lost = replace(self, load=None, organic_in_flight=None)
+            if not self.has_metrics:
+                return replace(lost, is_known_to_users=self.is_founder or at_s - self.found_s >= delay_s)
+            return replace(lost, answers_since_s=None, is_known_to_users=False, is_founder=False)
+        organic = load.in_flight_requests
+        if organic is not None and probes is not None:
+            organic = probes.organic_beside(organic, self.organic_in_flight)
+        since_s = at_s if self.answers_since_s is None else self.answers_since_s
+        starts, returned_s = self._with_start(load.process_start, at_s)
+        return replace(
+            self,
+            load=load,
+            has_metrics=True,
+            organic_in_flight=organic,
+            answers_since_s=since_s,
+            is_known_to_users=self.is_known_to_users
+            or self.is_founder
+            or (organic or 0.0) > 0.0
+            or at_s - since_s >= delay_s,
+            starts=starts,
+            returned_s=returned_s,
+        )
+
+    def is_balanced(self, at_s: float) -> bool:
+        return self.returned_s is not None and at_s - self.returned_s < SUSPICION_S
+
+    def _with_start(self, start: str | None, at_s: float) -> tuple[tuple[str, ...], float | None]:
+        if start is None or self.starts[-1:] == (start,):
+            return self.starts, self.returned_s
+        others = tuple(known for known in self.starts if known != start)
+        returned_s = at_s if start in self.starts else self.returned_s
+        return (*others, start)[-STARTS_KEPT:], returned_s
+
+
+def kind_of(load: ServerLoad) -> Kind:
+    return load.engine, load.model, load.version
+
+
+def is_same_kind(one: Kind, other: Kind) -> bool:
+    """What is not told matches everything."""
+    return all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
+
+
+def fleet_kind(members: Sequence[Member], measured: Kind | None) -> Kind | None:
+    """The kind that the fleet's capacity is about; None: nobody tells. `measured`: that of the last measurement."""
+    in_rotation = [member for member in members if member.in_rotation and member.load is not None]
+    kinds = [kind_of(member.load) for member in in_rotation or members if member.load is not None]
+    if measured is not None and any(is_same_kind(kind, measured) for kind in kinds):
+        return measured
+    return Counter(kinds).most_common(1)[0][0] if kinds else None  # of equals the first
+
+
+def standings(members: Sequence[Member], measured: Kind | None, at_s: float) -> dict[str, Standing]:
+    """By URL; the table above."""
+    shows_metrics = any(member.has_metrics for member in members if member.in_rotation)
+    kind = fleet_kind(members, measured)
+    return {member.url: _standing(member, kind, at_s, shows_metrics=shows_metrics) for member in members}
+
+
+def _standing(member: Member, kind: Kind | None, at_s: float, *, shows_metrics: bool) -> Standing:
+    if member.is_balanced(at_s):
+        return Standing.BALANCED
+    if member.load is None and (member.has_metrics or (member.in_rotation and shows_metrics)):
+        return Standing.DOWN
+    if member.load is not None and kind is not None and not is_same_kind(kind_of(member.load), kind):
+        return Standing.APART
+    if not member.in_rotation:
+        return Standing.RESERVE
+    return Standing.READY if member.is_known_to_users else Standing.JOINING
+
+
+def replica_view(member: Member, standing: Standing) -> ReplicaView:
+    load = member.load
+    return ReplicaView(
+        url=member.url,
+        standing=standing,
+        organic_in_flight=member.organic_in_flight,
+        engine=None if load is None else load.engine,
+        model=None if load is None else load.model,
+        version=None if load is None else load.version,
+    )

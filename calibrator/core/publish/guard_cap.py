@@ -1,0 +1,81 @@
+"""What the guard makes of a published recommendation: down by a share at once, and back up in steps.
+
+    cut      cap <- max(min_cap, floor(cap * (1 - cut_ratio))), by at least one; state `guarded`; `uncut` remembers
+             what was published before the first cut
+    step up  cap <- min(uncut, floor(cap / (1 - cut_ratio))), by at least one; at `uncut` the guarded state ends
+
+The recommendation carries `uncut`, so a restart keeps the guarded cap and still finds the way back. `replica_cap`
+moves likewise, each within its own bound: rounding never lifts one above what was certified. A sweep that calibrates
+publishes a new recommendation, and with it the guarded state ends.
+
+Called by `service.supervisor`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from calibrator.core.live.change_test import GuardAction, GuardEvent
+from calibrator.core.publish.recommendation import PublishPolicy, scaled
+from calibrator.core.publish.snapshot import Recommendation, State, Uncut
+
+
+def after_event(
+    event: GuardEvent, known: Recommendation, cut_ratio: float, policy: PublishPolicy, now: float
+) -> Recommendation | None:
+    """None: what is published stays."""
+    if event.action is GuardAction.CUT:
+        return cut(known, cut_ratio, event.words, policy, now)
+    if event.action is GuardAction.RAISE:
+        return step_up(known, cut_ratio, event.words, policy, now)
+    return None
+
+
+def cut(
+    known: Recommendation, cut_ratio: float, words: str, policy: PublishPolicy, now: float
+) -> Recommendation | None:
+    """None: it cannot go lower."""
+    cap = policy.clamp(_lower(known.cap, cut_ratio))
+    if cap >= known.cap:
+        return None
+    uncut = known.uncut or Uncut(known.cap, known.replica_cap, known.state, now)
+    reason = f"{words}; lowered from {known.cap} to {cap}, {uncut.cap} was published before"
+    replica_cap = _lower(known.replica_cap, cut_ratio)
+    return replace(_moved(known, cap, replica_cap, reason, now), state=State.GUARDED, uncut=uncut)
+
+
+def step_up(
+    known: Recommendation, cut_ratio: float, words: str, policy: PublishPolicy, now: float
+) -> Recommendation | None:
+    """None: nothing is guarded."""
+    uncut = known.uncut
+    if known.state is not State.GUARDED or uncut is None:
+        return None
+    cap = policy.clamp(min(uncut.cap, _higher(known.cap, cut_ratio)))
+    is_back = cap >= min(uncut.cap, policy.clamp(uncut.cap))
+    replica_cap = uncut.replica_cap if is_back else min(uncut.replica_cap, _higher(known.replica_cap, cut_ratio))
+    reason = f"{words}; raised from {known.cap} to {cap}, {uncut.cap} was published before the guard's cut"
+    state = uncut.state if is_back else State.GUARDED
+    moved = _moved(known, cap, min(replica_cap, cap), reason, now)
+    return replace(moved, state=state, uncut=None if is_back else uncut)
+
+
+def _moved(known: Recommendation, cap: int, replica_cap: int, reason: str, now: float) -> Recommendation:
+    return replace(
+        known,
+        version=known.version + 1,
+        cap=cap,
+        replica_cap=replica_cap,
+        reason=reason,
+        rates=None if known.rates is None else scaled(known.rates, cap / known.cap),
+        published_at=now,
+    )
+
+
+def _lower(cap: int, cut_ratio: float) -> int:
+    return max(1, min(cap - 1, math.floor(cap * (1.0 - cut_ratio) + 1e-9)))
+
+
+def _higher(cap: int, cut_ratio: float) -> int:
+    return max(cap + 1, math.floor(cap / (1.0 - cut_ratio) + 1e-9))

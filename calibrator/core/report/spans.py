@@ -1,0 +1,164 @@
+"""A sweep as a trace: spans are a projection of its record, made once it has ended.
+
+    sweep ─┬─ preflight
+           ├─ level {calibrator.concurrency: 1}
+           ├─ level {calibrator.concurrency: 2} ...
+           └─ burst
+
+Nothing is exported while latencies are measured: an exporter would share the cores and the network with the probes.
+What the probes must know before the end, the ids, is derived from the sweep's id instead of being drawn: their
+`traceparent` (W3C Trace Context) names the trace of the sweep and the level's span as parent, whether or not anybody
+exports those spans. So the engine's own traces and logs of a probe lead to the sweep.
+
+A probe is marked as sampled only by request (`sampled_ratio`): otherwise a sweep would fill tracing stores with
+thousands of traces of requests that no user sent.
+
+Times: a record knows its wall time at both ends and the durations between; levels are placed back from the end. Of a
+sweep that was cut off only the start is exact, and its levels may be late by at most the one that was running.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from urllib.parse import urlsplit
+
+from calibrator.core.records.history import Visit
+from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.search.burst import FIRST_VISIT
+
+Value = str | bool | int | float | Sequence[str]
+SWEEP, PREFLIGHT, LEVEL, BURST = "sweep", "preflight", "level", "burst"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`started_at`, `ended_at` are Unix seconds; attributes hold only what is known."""
+
+    name: str
+    span_id: int  # 64 bits, not 0
+    started_at: float
+    ended_at: float
+    attributes: Mapping[str, Value]
+    error: str = ""  # why it failed, in words
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTrace:
+    trace_id: int  # 128 bits, not 0
+    root: Span
+    children: tuple[Span, ...]
+
+
+# --------------------------------------------------------------------------------------------------------------- ids
+@lru_cache(maxsize=16)  # every probe asks
+def trace_id(sweep_id: str) -> int:
+    return _hashed(sweep_id, 16)
+
+
+@lru_cache(maxsize=256)  # likewise, for that of its level
+def span_id(sweep_id: str, visit: int = 0) -> int:
+    """Of the span that a probe with this label belongs to; 0: of the sweep's own."""
+    return _hashed(f"{sweep_id}/{min(visit, FIRST_VISIT)}", 8)
+
+
+def _hashed(text: str, octets: int) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=octets).digest()) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTrace:
+    """What the probes of a sweep tell the engine. Picklable."""
+
+    sweep_id: str
+    sampled_ratio: float = 0.0
+
+    def traceparent(self, request_id: int, visit: int) -> str:
+        """https://www.w3.org/TR/trace-context/#traceparent-header"""
+        is_sampled = int((request_id + 1) * self.sampled_ratio) > int(request_id * self.sampled_ratio)
+        return f"00-{trace_id(self.sweep_id):032x}-{span_id(self.sweep_id, visit):016x}-{is_sampled:02x}"
+
+
+# ------------------------------------------------------------------------------------------------------------- spans
+def sweep_trace(record: SweepRecord, ended_at: float) -> SweepTrace:
+    """`ended_at` counts where the record has no end of its own."""
+    ended_at = ended_at if record.ended_at is None else record.ended_at
+    visits = record.history.visits
+    last_s = visits[-1].ended_at_s if visits else 0.0
+    origin = max(record.started_at, min(ended_at - record.duration_s, ended_at - last_s))
+    children = [Span(PREFLIGHT, _hashed(f"{record.sweep_id}/{PREFLIGHT}", 8), record.started_at, origin, {})]
+    children += _levels(record, origin)
+    if record.burst is not None:
+        burst = {"calibrator.concurrency": record.burst.concurrency, "calibrator.bursts": record.burst.bursts,
+                 "calibrator.exceedances": record.burst.exceedances}  # fmt: skip
+        children.append(Span(BURST, span_id(record.sweep_id, FIRST_VISIT), origin + last_s, ended_at, burst))
+    error = f"{record.reason} {record.remedy}".strip() if record.outcome is SweepOutcome.ERROR else ""
+    root = Span(SWEEP, span_id(record.sweep_id), record.started_at, ended_at, _of_sweep(record), error)
+    return SweepTrace(trace_id(record.sweep_id), root, tuple(children))
+
+
+def _of_sweep(record: SweepRecord) -> dict[str, Value]:
+    url = urlsplit(record.provenance.url)
+    known: dict[str, Value | None] = {
+        "calibrator.sweep_id": record.sweep_id,
+        "calibrator.backend": record.backend,
+        "calibrator.outcome": record.outcome and record.outcome.value,
+        "calibrator.grade": record.grade and record.grade.value,
+        "calibrator.reason": record.reason,
+        "calibrator.trigger": record.trigger or None,
+        "calibrator.objectives": record.provenance.objectives,
+        "calibrator.requests": record.requests,
+        "calibrator.prompt_tokens": record.prompt_tokens,
+        "calibrator.output_tokens": record.output_tokens,
+        "calibrator.overload_s": record.overload_s,
+        "calibrator.warnings": record.warnings or None,
+        "gen_ai.request.model": record.provenance.model,
+        "server.address": url.hostname,
+        "server.port": url.port,
+    }
+    if record.capacity is not None:
+        known |= {
+            "calibrator.capacity.estimate": record.capacity.estimate,
+            "calibrator.capacity.low": record.capacity.low,
+            "calibrator.capacity.high": record.capacity.high,
+        }
+    return _known(known)
+
+
+def _levels(record: SweepRecord, origin: float) -> Iterator[Span]:
+    verdicts = {level.concurrency: level.verdict.kind.value for level in record.levels}
+    for number, group in itertools.groupby(record.history.visits, key=lambda visit: visit.number):
+        visits = tuple(group)
+        yield Span(
+            LEVEL,
+            span_id(record.sweep_id, number),
+            origin + visits[0].started_at_s,
+            origin + visits[-1].ended_at_s,
+            _of_level(visits, verdicts.get(visits[0].level)),
+        )
+
+
+def _of_level(visits: Sequence[Visit], verdict: str | None) -> dict[str, Value]:
+    last = visits[-1]
+    return _known(
+        {
+            "calibrator.concurrency": last.level,
+            "calibrator.verdict": verdict,  # of the level, by all its visits
+            "calibrator.requests": sum(visit.requests for visit in visits),
+            "calibrator.counted_requests": sum(min(part.n for part in visit.evidence) for visit in visits),
+            "calibrator.exceedances": max(part.exceedances for visit in visits for part in visit.evidence),
+            "calibrator.residence_s": last.residence_s or None,
+            "calibrator.organic_in_flight": last.organic,
+            "calibrator.spoilt": tuple(reason for visit in visits for reason in visit.spoilt) or None,
+            "calibrator.engine.running_requests": last.server.running_requests,
+            "calibrator.engine.waiting_requests": last.server.waiting_requests,
+            "calibrator.engine.kv_usage_ratio": last.server.kv_usage_ratio,
+        }
+    )
+
+
+def _known(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {name: value for name, value in attributes.items() if value is not None}

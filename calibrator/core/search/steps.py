@@ -1,0 +1,43 @@
+"""What a search may answer: measure a level, or conclude. Shared by the policy, the sweep and the simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from calibrator.core.records.history import Capacity
+from calibrator.core.records.sweep import Grade, SweepOutcome
+
+
+class Test(StrEnum):
+    """When a visit may end early. `fixed` never looks: it takes exactly `max_samples`."""
+
+    __test__ = False  # not a pytest class
+
+    SCREEN = "screen"  # cheap: is this level grossly overloaded?
+    VERDICT = "verdict"  # full: SPRT between the ends of the indifference zone
+    SENTINEL = "sentinel"  # in between: does a level that held still hold?
+    FIXED = "fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Go to `level` (stay, if there already: no new warm-up) until `test` is settled or `max_samples` are decided."""
+
+    level: int
+    test: Test
+    max_samples: int  # decided samples of this visit, per objective
+    reason: str  # in words, for progress and records
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """The end of a sweep."""
+
+    outcome: SweepOutcome
+    grade: Grade | None
+    capacity: Capacity | None
+    reason: str
+
+
+Step = Measure | Conclusion

@@ -1,0 +1,168 @@
+"""State that outlives the process, and the leases of several instances."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from calibrator.core.publish.snapshot import Override, Progress, Recommendation
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.sharing.allocator import HeldShare
+from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """A lease as its holder has it. Whoever holds it may probe that engine group, and publish for its backends."""
+
+    group: str
+    holder: str  # the instance: its host name and a random suffix
+    epoch: int  # grows with each take-over and never repeats: the fence of what is published
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A running sweep as other instances see it."""
+
+    sweep_id: str
+    reserved_for_probes: int  # of the published cap
+    progress: Progress | None = None
+    url: str = ""  # the replica that it measures
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A sweep to start or to cancel, asked for at another instance; or a cap that one lowered and could not store."""
+
+    backend: str
+    sweep_id: str  # of the one to start; empty: cancel the one that runs
+    reason: str
+    asked_at: float
+    lowered: Recommendation | None = None  # served by an instance that lost its lease before it could be stored
+
+
+class Store(Protocol):
+    """Remembers. Every method raises StoreError when the database fails."""
+
+    async def open(self) -> None:
+        """Migrate and take the single-instance lock. Raises StoreLockedError if another instance has it."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+        """Append, in one transaction with the look at the lease; a (backend, version) that exists already is refused
+        with StoreError, an epoch that is no longer the lease's with StaleTenureError: nothing is written then."""
+        ...
+
+    async def latest_recommendations(self) -> Sequence[Recommendation]:
+        """The newest of each backend."""
+        ...
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        """Newest first."""
+        ...
+
+    async def save_sweep(self, record: SweepRecord) -> None:
+        """Insert, or replace the same sweep_id; what ended is not replaced by what runs. Samples are kept apart."""
+        ...
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        """The single requests of a sweep, packed (core.records.sample_log); None: not kept, or not any more."""
+        ...
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        """Newest first."""
+        ...
+
+    async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
+        """Replace all that was held of this cap."""
+        ...
+
+    async def shares(self, backend: str, *, per_replica: bool) -> Sequence[HeldShare]:
+        """By client name."""
+        ...
+
+    async def save_share_report(self, instance: str, report: InstanceReport | None) -> None:
+        """Replace this instance's of a lower number; None forgets it."""
+        ...
+
+    async def share_reports(self) -> Mapping[str, tuple[float, InstanceReport]]:
+        """By instance: for how long it has stood there by the database's clock, and what it says."""
+        ...
+
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+        """Replace the one before, in one transaction with the look at the lease. Raises StaleTenureError if that was
+        taken over, StoreError if what stands there is not the version before: nothing is written then."""
+        ...
+
+    async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
+        """By backend and whether the replica's cap is divided."""
+        ...
+
+    async def save_override(self, backend: str, override: Override | None) -> None:
+        """Replace the one of this backend; None removes it."""
+        ...
+
+    async def overrides(self) -> Mapping[str, Override]:
+        """By backend, ended ones included."""
+        ...
+
+    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
+        """Mark sweeps of these backends without outcome as interrupted (after a kill); returns how many."""
+        ...
+
+    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+        """What the holder's sweep of this backend does now, for the other instances; None: nothing."""
+        ...
+
+    async def activities(self) -> Mapping[str, Activity]:
+        """By backend."""
+        ...
+
+    async def add_wish(self, wish: Wish) -> None:
+        """What a person asked an instance for that does not hold the lease; the holder takes it."""
+        ...
+
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+        """Oldest first; each is taken by one instance only."""
+        ...
+
+    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+        """A small text that a watch wants to find again after a restart, such as its cool-downs; replaces the last."""
+        ...
+
+    async def memories(self, backend: str) -> Mapping[str, str]:
+        """By kind."""
+        ...
+
+    async def changed(self, limit_s: float) -> None:
+        """Return when another instance may have written something, at the latest after `limit_s`. Never raises: a lost
+        database only makes it wait the whole time."""
+        ...
+
+
+class Leases(Protocol):
+    """One row per engine group, taken and renewed by compare-and-set with the database's own clock.
+
+    Every method raises StoreError when the database fails, and ends within a few seconds whatever the database does.
+    """
+
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+        """None: another holds it. The same holder gets it again with a new epoch."""
+        ...
+
+    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+        """False: it is no longer ours."""
+        ...
+
+    async def release(self, tenure: Tenure) -> None:
+        """Others may take it at once; nothing happens if it is no longer ours."""
+        ...
+
+    async def holders(self) -> Mapping[str, str]:
+        """Holder by engine group, of leases in force."""
+        ...

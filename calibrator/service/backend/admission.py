@@ -1,0 +1,105 @@
+"""The door through which every sweep of a backend passes: what was spent in the last day, and the decision of now.
+
+Spending is remembered from the store after a restart, interrupted sweeps with what they had sent by their last visit.
+Its age is told by the monotonic clock from then on, so that setting the wall clock frees no budget. The decision itself
+is `core.admission.admit`.
+
+**Gentler.** A sweep that was ended because users suffered at some level is not repeated up to that level: each one that
+follows stays below `core.records.harm.ceiling`, until one has said something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from calibrator.core.admission.admission import DAY_S, Admitted, HeldBack, Situation, Spending, admit
+from calibrator.core.records.harm import ceiling
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.core.report.documents import timestamp
+from calibrator.core.search.cost import SweepCost, sweep_cost
+from calibrator.ports.clock import Clock
+from calibrator.ports.store import Store
+from calibrator.ports.sweeps import BackendPlan
+from calibrator.service.backend.outcome import SAID_SOMETHING
+
+TRY_AGAIN_S = 5.0  # where nobody knows when it will be possible
+READ_AT_ONCE, READ_MOST = 50, 800  # sweeps; so many in one day there are not
+
+
+@dataclass(slots=True)
+class Door:
+    """One for each backend; owned by the supervisor."""
+
+    plan: BackendPlan
+    clock: Clock
+    held: HeldBack | None = None  # the latest decision about a sweep that was due
+    _spent: list[tuple[float, Spending]] = field(default_factory=list)  # end (monotonic)
+    _cost: SweepCost = field(init=False)
+    _ceiling: int | None = None  # levels above it hurt users; until a sweep has said something
+
+    def __post_init__(self) -> None:
+        self._cost = sweep_cost(self.plan.bounds, self.plan.objectives, self.plan.workload)
+
+    async def restore(self, store: Store, now: float) -> None:
+        """Raises StoreError."""
+        self._spent = []
+        if self.plan.care.has_day_budget:
+            for record in await _sweeps_of_a_day(store, self.plan.name, now):
+                self._book(record, now - _ended_at(record))
+
+    def spend(self, record: SweepRecord) -> None:
+        """It has just ended."""
+        self._book(record, 0.0)
+        if record.aborted is None:
+            self._ceiling = None if record.outcome in SAID_SOMETHING else self._ceiling
+        elif record.history.visits:
+            hurt = ceiling(record.aborted, record.history.visits[-1].level, record.harm.most_organic)
+            known = (one for one in (self._ceiling, hurt) if one is not None)
+            self._ceiling = min(known, default=None)
+
+    def _book(self, record: SweepRecord, ago_s: float) -> None:
+        now_s = self.clock.monotonic()
+        tokens = record.prompt_tokens + record.output_tokens
+        one = Spending(_ended_at(record), record.requests, tokens, record.overload_s)
+        self._spent = [known for known in self._spent if known[0] > now_s - DAY_S]
+        self._spent.append((now_s - max(0.0, ago_s), one))
+
+    def ask(
+        self, now: float, *, is_asked: bool, organic: float | None, cap: int, capacity: int | None, replicas: int
+    ) -> Admitted | HeldBack:
+        """May a sweep start now?"""
+        now_s = self.clock.monotonic()
+        spent = [replace(one, at=now - (now_s - ended_s)) for ended_s, one in self._spent]
+        moment = Situation(now, is_asked, organic, cap, capacity, replicas, spent)
+        plan = self.plan
+        answer = admit(plan.care, plan.schedule, plan.bounds, self._cost, moment)
+        if isinstance(answer, HeldBack) or self._ceiling is None:
+            return answer
+        highest = max(answer.bounds.min_level, min(answer.bounds.max_level, self._ceiling))
+        return replace(answer, bounds=replace(answer.bounds, max_level=highest))
+
+    def knows(self, held: HeldBack) -> bool:
+        """Whether the same rule held the sweep back before: said once is enough."""
+        known, self.held = self.held, held
+        return known is not None and known.reason is held.reason
+
+
+def when(held: HeldBack) -> str:
+    """The remedy, for who asked."""
+    if held.until is not None:
+        return f"Possible again at {timestamp(held.until)}."
+    return "Change mode or care of this backend in the configuration."
+
+
+def _ended_at(record: SweepRecord) -> float:
+    return record.started_at + record.duration_s if record.ended_at is None else record.ended_at
+
+
+async def _sweeps_of_a_day(store: Store, backend: str, now: float) -> Sequence[SweepRecord]:
+    count = READ_AT_ONCE
+    while True:
+        records = await store.sweeps(backend, count)
+        if len(records) < count or records[-1].started_at < now - DAY_S or count >= READ_MOST:
+            return [record for record in records if record.started_at + record.duration_s > now - DAY_S]
+        count *= 2

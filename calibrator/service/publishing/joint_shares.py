@@ -1,0 +1,212 @@
+"""One cap over several instances: what `service.publishing.shares` is for one.
+
+Every second this instance stores who polls it and reads how the caps are divided; for the backends whose engine group
+it leads, it also reads what all have stored, and divides. A poll waits for none of this. What may be believed for how
+long is in `core.sharing.share_cache`, what may be given to whom in `core.sharing.leader`.
+
+A new client is answered after some three of those seconds. On the way down from a share it is told the lesser of the
+table's and of the cap as this instance knows it, which may be news of a moment ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+
+import structlog
+
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.sharing.leader import PAST_S, Division
+from calibrator.core.sharing.share_cache import Desk, DeskOf, InstanceReport, ShareTable, StoredReport
+from calibrator.errors import StaleTenureError
+from calibrator.ports.clock import Clock
+from calibrator.ports.sharing import Poll, Poller, Share
+from calibrator.ports.store import Store, Tenure
+from calibrator.service.publishing.notifier import Bells
+from calibrator.service.publishing.shares import CLOSE_LIMIT_S, JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
+from calibrator.service.publishing.store_health import StoreHealth
+
+EXCHANGE_S = 1.0
+EXCHANGE_LIMIT_S = 5.0
+NO_TABLE = ShareTable()
+
+
+class JointShares:
+    """Owns this instance's desks, and the divisions of the backends that it leads."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        instance: str,
+        tenure_of: Callable[[str], Tenure | None],
+        health: StoreHealth,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._instance = instance
+        self._tenure_of = tenure_of
+        self._health = health
+        self._bells = Bells()
+        self._desks: dict[Key, Desk] = {}
+        self._divisions: dict[Key, tuple[Tenure, Division]] = {}
+        self._tables: Mapping[Key, ShareTable] = {}
+        self._views: dict[str, BackendView] = {}
+        self._number = 0
+        self._is_troubled = False
+        self._exchanging: asyncio.Task[None] | None = None
+        self._due_s = 0.0
+        self._warned: set[Key] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return False
+
+    async def restore(self, views: Iterable[BackendView]) -> None:
+        """What is stored is read with the first exchange; until then everybody waits."""
+        self._views = {view.name: view for view in views}
+
+    def poll(self, view: BackendView, poll: Poll) -> Share:
+        key = (view.name, poll.per_replica)
+        cap, version = cap_of(view, per_replica=poll.per_replica), view.told.version
+        clients = self._tables.get(key, NO_TABLE).clients
+        if not poll.client:
+            return Share(cap, clients, version * VERSION_STEP + cap)
+        desk, now_s = self._desks.setdefault(key, Desk()), self._clock.monotonic()
+        if poll.is_waiting:
+            share = desk.look(poll.client, now_s)
+        else:
+            share = desk.poll(poll.client, now_s, poll.in_flight, poll.rejected)
+        if share is None:
+            return Share(None, max(1, clients), version * VERSION_STEP, JOIN_RETRY_S)
+        told = min(share, cap)
+        return Share(told, max(1, clients), version * VERSION_STEP + told)
+
+    def clients(self, backend: str) -> tuple[int, int]:
+        tables = [self._tables.get((backend, per_replica), NO_TABLE) for per_replica in (False, True)]
+        return sum(table.clients for table in tables), sum(table.over_cap for table in tables)
+
+    def pollers(self, backend: str) -> list[Poller]:
+        """All of them where this instance leads, else those that poll here."""
+        now_s, found = self._clock.monotonic(), []
+        for per_replica in (False, True):
+            led = self._divisions.get((backend, per_replica))
+            desk = self._desks.get((backend, per_replica))
+            if led is not None:
+                for name, client in led[1].live():
+                    age_s = max(0.0, now_s - client.seen_s)
+                    found.append(Poller(name, per_replica, client.told, client.target, age_s, client.gap_s))
+            elif desk is not None:
+                for name, told, share, age_s, gap_s in desk.callers(now_s):
+                    found.append(Poller(name, per_replica, told, share, age_s, gap_s))
+        return found
+
+    async def changed(self, backend: str, limit_s: float) -> None:
+        await self._bells.wait(backend, limit_s)
+
+    # ----------------------------------------------------------------------------------------------------- tick
+    def tick(self, views: Iterable[BackendView]) -> None:
+        now_s, now = self._clock.monotonic(), self._clock.wall()
+        self._views = {view.name: view for view in views}
+        for view in self._views.values():
+            versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
+            self._bells.ring(view.name, (*told_of(view, now), *versions))
+        is_running = self._exchanging is not None and not self._exchanging.done()
+        if not is_running and now_s >= self._due_s:
+            self._due_s = now_s + EXCHANGE_S
+            self._exchanging = asyncio.create_task(self._exchange())
+
+    def ring_all(self) -> None:
+        self._bells.ring_all()
+
+    async def close(self) -> None:
+        """Say good-bye, as far as the database lets us: then nobody waits for this instance."""
+        self.ring_all()
+        if self._exchanging is not None:
+            self._exchanging.cancel()
+            await asyncio.gather(self._exchanging, return_exceptions=True)
+        for desk in self._desks.values():
+            desk.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_LIMIT_S):
+                await self._exchange()
+
+    # ------------------------------------------------------------------------------------------------- exchange
+    async def _exchange(self) -> None:
+        """Never raises for what the database does."""
+        try:
+            async with asyncio.timeout(EXCHANGE_LIMIT_S):
+                await self._report_and_read()
+                await self._divide()
+        except StaleTenureError:
+            self._divisions.clear()  # made anew, of what is stored, while this instance leads
+        except Exception as error:  # noqa: BLE001 - whatever the database does, known shares go on
+            self._health.fails("shares", error)
+            return
+        self._health.works("shares")
+
+    async def _report_and_read(self) -> None:
+        begun_s = self._clock.monotonic()
+        reports = {key: desk.report(begun_s) for key, desk in self._desks.items()}
+        self._number += 1
+        whole = tuple(DeskOf(*key, report) for key, report in reports.items())
+        is_troubled, self._is_troubled = self._is_troubled, True
+        await self._store.save_share_report(self._instance, InstanceReport(self._number, whole, is_troubled))
+        self._tables = await self._store.share_tables()
+        for key, report in reports.items():
+            self._desks[key].exchanged(report, self._tables.get(key, ShareTable()), begun_s)
+        self._is_troubled = False
+
+    async def _divide(self) -> None:
+        tenures = {name: tenure for name in self._views if (tenure := self._tenure_of(name)) is not None}
+        self._divisions = {
+            key: (tenure, division)
+            for key, (tenure, division) in self._divisions.items()
+            if tenures.get(key[0]) == tenure
+        }
+        if not tenures:
+            return
+        asked_s = self._clock.monotonic()
+        stored = await self._store.share_reports()
+        now_s = self._clock.monotonic()
+        reports = dict[Key, dict[str, StoredReport]]()
+        for instance, (age_s, report) in stored.items():
+            if age_s >= PAST_S:
+                await self._store.save_share_report(instance, None)
+                continue
+            for desk in report.desks:
+                one = StoredReport(report.number, age_s, desk.report, report.is_troubled)
+                reports.setdefault((desk.backend, desk.per_replica), {})[instance] = one
+        for key in {**reports, **self._tables}:
+            if key[0] in tenures:
+                await self._divide_one(key, tenures[key[0]], reports.get(key, {}), asked_s, now_s)
+
+    async def _divide_one(
+        self, key: Key, tenure: Tenure, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
+    ) -> None:
+        backend, per_replica = key
+        cap, table = cap_of(self._views[backend], per_replica=per_replica), self._tables.get(key, ShareTable())
+        led = self._divisions.get(key)
+        division = Division(cap, table, now_s) if led is None else led[1]
+        self._divisions[key] = (tenure, division)
+        division.sync(table)
+        division.hear(reports, asked_s, now_s)
+        made = division.next(cap, now_s)
+        if made is not None:
+            await self._store.save_share_table(backend, made, tenure, per_replica=per_replica)
+            division.sync(made)
+            self._tables = {**self._tables, key: made}
+            if key in self._desks:
+                self._desks[key].adopt(made)
+            self._warn(key, made, cap)
+
+    def _warn(self, key: Key, table: ShareTable, cap: int) -> None:
+        if table.over_cap and key not in self._warned:
+            self._warned.add(key)
+            structlog.get_logger().warning(
+                "more gateways than the cap: each has 1, together more than the cap",
+                backend=key[0], clients=table.clients, cap=cap, per_replica=key[1],
+            )  # fmt: skip
+        elif not table.over_cap:
+            self._warned.discard(key)

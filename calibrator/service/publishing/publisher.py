@@ -1,0 +1,286 @@
+"""What gateways are told: stored before it is served, except where waiting would be unsafe.
+
+| change | database works | database fails |
+|---|---|---|
+| lower cap | served, then stored | **served at once**, stored when the database is back |
+| higher or equal cap | stored, then served | not served; stored and served when the database is back |
+
+A raised cap that was served but never stored would be lost by a restart, and gateways would see it fall for no reason.
+A lowered cap that waited for the database would let users suffer for it. Only the newest pending change is kept.
+
+Nothing else ever waits for the database: recommendations and sweep records are put down here, and written in the
+background, recommendations first. What could not be written is tried again every `RETRY_S`, and kept until then: the
+newest state of `MAX_WAITING` sweeps. What waits is readable as if it were stored.
+
+**Several instances.** Only who holds the lease of a backend's engine group publishes, and everything is written under
+the lease's epoch, which the database checks; the others serve what it stored.
+
+| what an instance has when its lease ends | what becomes of it |
+|---|---|
+| ran out, but nobody took it (the database is out of reach) | nothing is written; goes on under the same epoch |
+| taken over: a change that was never served | dropped: the new holder has the sweep's record, and decides itself |
+| taken over: a lowering that is served but not stored | **stays served here**, and the new holder is told |
+
+The new holder publishes such a lowering unless it measured since (`core.publish.lease.is_settled_by`). So a lowering is
+lost only with the process that made it, before it reached the database; the new holder's guard sees the same users.
+
+A new holder leaves `VERSION_GAP` versions free: those its predecessor gave out without storing them never name anything
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import structlog
+
+from calibrator.core.publish.lease import is_settled_by
+from calibrator.core.publish.snapshot import CapPoint, Recommendation
+from calibrator.core.records.sweep import SweepRecord
+from calibrator.errors import StaleTenureError, StoreError
+from calibrator.ports.clock import Clock
+from calibrator.ports.store import Store, Tenure
+from calibrator.service.publishing.store_health import StoreHealth
+
+RETRY_S = 5.0
+MAX_WAITING = 200  # sweep records; some 100 KB each
+CLOSE_LIMIT_S = 1.0
+VERSION_GAP = 100
+TREND_POINTS = 24  # what a glance can take in
+
+Item = TypeVar("Item", Recommendation, SweepRecord)
+
+
+def _nobody_minds(_backend: str) -> None:
+    """There is one instance."""
+
+
+class Publisher:
+    """Owns what is served."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        tenure_of: Callable[[str], Tenure | None],
+        health: StoreHealth | None = None,
+        on_stale: Callable[[str], None] = _nobody_minds,
+    ) -> None:
+        """`tenure_of` a backend: None while this instance does not lead; `on_stale`: it never will again."""
+        self._store = store
+        self._tenure_of = tenure_of
+        self._clock = clock
+        self._health = health or StoreHealth()
+        self._on_stale = on_stale
+        self._served: dict[str, Recommendation] = {}
+        self._stored: dict[str, Recommendation] = {}  # newest that the store is known to have
+        self._versions: dict[str, int] = {}  # newest one given out, stored or not
+        self._pending: dict[str, Recommendation] = {}
+        self._asked: dict[str, int] = {}  # version that a write was begun of: it may have been done
+        self._records: dict[str, SweepRecord] = {}
+        self._one_writer = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
+        self._not_before_s = 0.0
+        self._trends: dict[str, deque[CapPoint]] = {}
+        self.changes = 0  # of what is served
+        self._log = structlog.get_logger()
+
+    @property
+    def served(self) -> Mapping[str, Recommendation]:
+        return self._served
+
+    def newest(self, backend: str) -> Recommendation:
+        """What is served, or will be as soon as it is stored."""
+        return self._pending.get(backend) or self._served[backend]
+
+    def publish(self, recommendation: Recommendation) -> None:
+        """Serve now what must not wait; the rest is served once `flush` or `write_behind` has stored it."""
+        backend = recommendation.backend
+        version = max(recommendation.version, self._versions.get(backend, 0) + 1)  # that of a lost change is spent
+        recommendation = replace(recommendation, version=version)
+        self._versions[backend] = version
+        known = self._served.get(backend)
+        if known is None or recommendation.cap < known.cap:
+            self._serve(recommendation)
+        self._pending[backend] = recommendation
+
+    def keep(self, record: SweepRecord) -> None:
+        """Remember the newest state of a sweep."""
+        self._records[record.sweep_id] = record
+        if len(self._records) > MAX_WAITING:
+            lost = self._records.pop(next(iter(self._records)))
+            self._log.error("sweep lost: the database fails for too long", backend=lost.backend, sweep=lost.sweep_id)
+
+    def look_back(self, newest_first: Sequence[Recommendation]) -> None:
+        """After a restart: what was published before, of one backend."""
+        if newest_first:
+            past = (CapPoint(one.published_at, one.cap, one.state) for one in reversed(newest_first))
+            self._trends[newest_first[0].backend] = deque(past, TREND_POINTS)
+
+    # ------------------------------------------------------------------------------------------ other instances
+    def adopt(self, stored: Iterable[Recommendation]) -> None:
+        """What the store remembers is served at once after a restart."""
+        for recommendation in stored:
+            self._served[recommendation.backend] = self._stored[recommendation.backend] = recommendation
+            self._versions[recommendation.backend] = recommendation.version
+            self._note(recommendation)
+
+    def rest_on(self, resting: Recommendation) -> None:
+        """Serve this while nothing is stored and nothing may be published. Its version 0 is nobody's."""
+        self._served.setdefault(resting.backend, replace(resting, version=0))
+
+    def follow(self, stored: Recommendation) -> bool:
+        """Serve what the holder stored, if that is news and we do not lead; True if so."""
+        backend = stored.backend
+        known = self._stored.get(backend)
+        if known is not None and known.version >= stored.version:
+            return False
+        if self._tenure_of(backend) is not None:
+            return False  # read before we took the lease: `begin` knows better
+        lowered = self._unstored_lowering(backend)
+        self._pending.pop(backend, None)
+        self._stored[backend] = stored
+        self._versions[backend] = max(stored.version, self._versions.get(backend, 0))
+        if lowered is not None and not is_settled_by(stored, lowered):
+            return False
+        self._serve(stored)
+        return True
+
+    def step_down(self, backend: str) -> Recommendation | None:
+        """Another instance holds the lease now. The lowering that it must hear of, if there is one."""
+        self._pending.pop(backend, None)
+        return self._unstored_lowering(backend)
+
+    def begin(self, backend: str, stored: Recommendation | None, *, is_sole: bool) -> None:
+        """The lease was taken: `stored` is the newest there is, and what comes next stands above all before it."""
+        if stored is None:
+            return
+        lowered = self._unstored_lowering(backend)
+        self._pending.pop(backend, None)
+        self._stored[backend] = stored
+        gap = 0 if is_sole else VERSION_GAP
+        self._versions[backend] = max(stored.version + gap, self._versions.get(backend, 0))
+        if lowered is not None and not is_settled_by(stored, lowered):
+            self.publish(lowered)
+        elif self._served.get(backend) != stored:
+            self._serve(stored)
+
+    def _unstored_lowering(self, backend: str) -> Recommendation | None:
+        served, stored = self._served.get(backend), self._stored.get(backend)
+        return served if served is not None and stored is not None and served.cap < stored.cap else None
+
+    # -------------------------------------------------------------------------------------------------- reading
+    def trend(self, backend: str) -> tuple[CapPoint, ...]:
+        """What was served of late, oldest first."""
+        return tuple(self._trends.get(backend, ()))
+
+    async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
+        """Newest first. Raises StoreError."""
+        known = {one.version: one for one in await self._store.recommendations(backend, limit)}
+        served = self._served.get(backend)
+        if served is not None:
+            known[served.version] = served
+        return [known[version] for version in sorted(known, reverse=True)][:limit]
+
+    async def sweep(self, sweep_id: str) -> SweepRecord | None:
+        """Raises StoreError if the database must be asked and fails."""
+        return self._records.get(sweep_id) or await self._store.sweep(sweep_id)
+
+    async def samples(self, sweep_id: str) -> bytes | None:
+        """Raises StoreError if the database must be asked and fails."""
+        waiting = self._records.get(sweep_id)
+        return waiting.samples if waiting is not None and waiting.samples else await self._store.samples(sweep_id)
+
+    async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
+        """Newest first. Raises StoreError."""
+        known = {record.sweep_id: record for record in await self._store.sweeps(backend, limit)}
+        known.update({record.sweep_id: record for record in self._records.values() if record.backend == backend})
+        return sorted(known.values(), key=lambda record: (record.started_at, record.sweep_id), reverse=True)[:limit]
+
+    # -------------------------------------------------------------------------------------------------- writing
+    def write_behind(self) -> None:
+        """Write what waits in the background; does nothing while that is under way, or too soon after a failure."""
+        is_writing = self._writing is not None and not self._writing.done()
+        has_work = bool(self._records) or any(self._tenure_of(backend) is not None for backend in self._pending)
+        if not self._pending and not self._records:
+            self._health.works("writing")
+        if has_work and not is_writing and self._clock.monotonic() >= self._not_before_s:
+            self._writing = asyncio.create_task(self.flush())
+
+    async def flush(self) -> None:
+        """Try to write all that waits now; never raises. A failure ends the pass for its kind."""
+        async with self._one_writer:
+            ours = {name: one for name, one in self._pending.items() if self._tenure_of(name) is not None}
+            are_written = await self._drain(self._pending, ours, self._store_recommendation, self._was_stored)
+            are_kept = await self._drain(self._records, self._records, self._store.save_sweep, lambda _: None)
+            if are_written and are_kept:
+                self._health.works("writing")
+
+    async def close(self) -> None:
+        """Write what waits, as far as the database lets us in `CLOSE_LIMIT_S`."""
+        tasks = [asyncio.create_task(self.flush()), *([] if self._writing is None else [self._writing])]
+        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(
+        self,
+        waiting: dict[str, Item],
+        chosen: Mapping[str, Item],
+        write: Callable[[Item], Awaitable[None]],
+        then: Callable[[Item], None],
+    ) -> bool:
+        """False: the rest has to wait."""
+        for key, item in list(chosen.items()):
+            try:
+                await write(item)
+            except StaleTenureError as error:
+                self._log.warning("not published", backend=item.backend, why=str(error))
+                self._on_stale(item.backend)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever one write does, the others and the service go on
+                self._not_before_s = self._clock.monotonic() + RETRY_S
+                self._health.fails("writing", error)
+                self._log.warning("not stored yet", what=type(item).__name__, key=key, error=repr(error))
+                if key in waiting:
+                    waiting[key] = waiting.pop(key)  # the others have their turn before it
+                return False
+            if waiting.get(key) is item:
+                del waiting[key]
+                then(item)
+        return True
+
+    async def _store_recommendation(self, recommendation: Recommendation) -> None:
+        """A write whose answer was lost may have been done: look before it is repeated."""
+        backend, version = recommendation.backend, recommendation.version
+        tenure = self._tenure_of(backend)
+        if tenure is None:
+            raise StoreError("The lease ran out meanwhile.")
+        if self._asked.get(backend) == version and recommendation in await self._store.latest_recommendations():
+            return
+        self._asked[backend] = version
+        await self._store.add_recommendation(recommendation, tenure)
+
+    def _was_stored(self, recommendation: Recommendation) -> None:
+        self._stored[recommendation.backend] = recommendation
+        self._serve(recommendation)
+
+    def _serve(self, recommendation: Recommendation) -> None:
+        known = self._served.get(recommendation.backend)
+        self._served[recommendation.backend] = recommendation
+        self.changes += 1
+        if known is not recommendation:
+            self._note(recommendation)
+            state = recommendation.state.value
+            self._log.info("published", backend=recommendation.backend, cap=recommendation.cap, state=state)
+
+    def _note(self, recommendation: Recommendation) -> None:
+        trend = self._trends.setdefault(recommendation.backend, deque(maxlen=TREND_POINTS))
+        point = CapPoint(recommendation.published_at, recommendation.cap, recommendation.state)
+        if not trend or trend[-1] != point:
+            trend.append(point)

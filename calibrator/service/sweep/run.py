@@ -1,0 +1,352 @@
+"""A sweep: ask the policy, hold the level, add the visit to the history, ask again.
+
+    inspect ─▶ next_step(history) ─▶ Measure ─▶ hold ─▶ Visit ─▶ history ─┐
+                    ▲  └▶ Conclusion ─▶ record                           │
+                    └──────────────────────────────────────────────────────┘
+
+With `order.levels` there is no policy: exactly those levels are measured, each judged on its own requests.
+
+Failures of the backend are data until they say that load is not the matter (credentials, model, nobody listening): then
+the sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from calibrator import __version__
+from calibrator.core.live.organic_load import LAG_S
+from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.history import History, Visit
+from calibrator.core.records.level_accumulator import LevelFold, outcome_of
+from calibrator.core.records.sample import Phase, RequestOutcome
+from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.search.burst import BurstMode, unlimited
+from calibrator.core.search.policy import next_step
+from calibrator.core.search.state import must_leave, overload_s
+from calibrator.core.search.steps import Conclusion, Measure, Step, Test
+from calibrator.core.search.verdict import is_settled, level_verdict
+from calibrator.core.workload.achieved import AchievedFold
+from calibrator.errors import CalibratorError, ExitCode
+from calibrator.ports.backend import BackendFacts, Inspector
+from calibrator.ports.clock import Clock
+from calibrator.ports.load import Batch, LoadGenerator
+from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
+from calibrator.ports.telemetry import Telemetry
+from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, Sparing
+from calibrator.service.sweep.burst import Burster
+from calibrator.service.sweep.level_runner import Holder, ServerWatch
+from calibrator.service.sweep.live_traffic import LiveTraffic
+from calibrator.service.sweep.sample_buffer import SampleKeeper
+from calibrator.service.sweep.ttft_agreement import CrossWatch
+
+SCRAPE_S = 1.0
+PROGRESS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SweepParts:
+    """What wiring gives to a sweep."""
+
+    inspector: Inspector
+    telemetry: Telemetry
+    load: Callable[[BackendFacts], LoadGenerator]
+    clock: Clock
+    permit: Permit = forever
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Books of the whole sweep."""
+
+    outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    completed: int = 0
+    commonest_failure: Counter[str] = field(default_factory=Counter)
+
+
+async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
+    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes ended."""
+    sweep = _Sweep(order, parts, listener)
+    try:
+        conclusion = await sweep.run()
+    except CalibratorError as error:
+        return sweep.record(
+            Conclusion(SweepOutcome.ERROR, None, None, error.cause),
+            remedy=error.remedy,
+            error_exit_code=error.exit_code,
+        )
+    return sweep.record(conclusion)
+
+
+class _Sweep:
+    def __init__(self, order: SweepOrder, parts: SweepParts, listener: SweepListener) -> None:
+        self._order = order
+        self._parts = parts
+        self._listener = listener
+        self._history = History(order.objectives, warm=order.warm)
+        self._folds: dict[int, LevelFold] = {}
+        self._tally = _Tally()
+        self._achieved = AchievedFold(order.workload)
+        self._facts: BackendFacts | None = None
+        self._origin_s = 0.0
+        self._shown_at_s = -PROGRESS_S
+        self._server = ServerWatch()
+        self._live = LiveTraffic(parts.clock)
+        self._sparing = Sparing(order, parts.clock)
+        self._cross = CrossWatch()
+        self._samples = SampleKeeper(parts.clock)
+        self._load: LoadGenerator | None = None
+        self._holder: Holder | None = None
+        self._burster: Burster | None = None
+
+    async def run(self) -> Conclusion:
+        clock = self._parts.clock
+        self._origin_s = clock.monotonic()
+        self._listener.progress(self._progress(self._order.bounds.min_level))
+        self._facts = await self._parts.inspector.inspect(self._order.workload)
+        self._origin_s = clock.monotonic()
+        load = self._load = self._parts.load(self._facts)
+        load.allow(self._parts.permit())
+        self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book)
+        watcher = asyncio.create_task(self._watch_server())
+        try:
+            await load.start()
+            await self._live.begin()
+            conclusion = await self._measure_all(self._holder)
+            return await self._measure_burst(load, conclusion)
+        finally:
+            watcher.cancel()
+            await load.stop()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _measure_all(self, holder: Holder) -> Conclusion:
+        while True:
+            step = self._next()
+            if isinstance(step, Conclusion):
+                if await self._was_shaken(holder, step):
+                    continue
+                return step
+            fold = self._folds.setdefault(step.level, LevelFold(step.level, self._order.objectives))
+            measure = step
+
+            def should_leave(running: Visit, measure: Measure = measure, fold: LevelFold = fold) -> bool:
+                return self._should_leave(running, measure, fold)
+
+            visit = self._live.left(await holder.hold(measure, fold, should_leave))
+            self._cross.leave(visit.level)
+            before = self._live.voided(self._history.visits, self._origin_s)
+            self._history = replace(self._history, visits=(*before, visit))
+            self._listener.partial(self.record(None))
+
+    async def _was_shaken(self, holder: Holder, conclusion: Conclusion) -> bool:
+        """Did live traffic change just before the end? Then the last visit is void, and the search goes on.
+
+        Where nobody else was seen nothing is waited for, unless the whole backend is to be called infeasible.
+        """
+        live = self._live
+        is_waiting = live.most > 0.0 or (live.watch.looks > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
+        if not is_waiting or not self._history.visits or self._sparing.abort is not None:
+            return False
+        await holder.pause(LAG_S + SCRAPE_S)
+        before = self._history.visits
+        self._history = replace(self._history, visits=self._live.voided(before, self._origin_s))
+        return self._history.visits != before
+
+    async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
+        clock, watch = self._parts.clock, self._live.watch
+        objectives = self._order.objectives
+        self._burster = Burster(load, clock, objectives, self._book, lambda: watch.estimate or 0.0)
+        order, mode = self._order, self._order.burst if self._sparing.abort is None else BurstMode.OFF
+        try:
+            return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
+        except AbortedError:
+            return unlimited(conclusion) if mode is BurstMode.ENFORCE else conclusion
+
+    # --------------------------------------------------------------------------------------------- decisions
+    def _next(self) -> Step:
+        order = self._order
+        self._history = replace(self._history, organic_floor=self._live.watch.floor)
+        ended = self._sparing.conclusion(self._history)
+        if ended is not None:
+            return self._nothing_worked() or ended
+        if not order.levels:
+            step = next_step(self._history, order.bounds)
+            if isinstance(step, Conclusion) and step.outcome is not SweepOutcome.ERROR:
+                return self._nothing_worked() or step
+            return step
+        done = len(self._history.visits)
+        if done < len(order.levels) and self._history.elapsed_s < order.bounds.duration_s:
+            return Measure(order.levels[done], Test.FIXED, order.requests_per_level, "asked for")
+        if done < len(order.levels):
+            return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, "the time budget ended before the last level")
+        return self._nothing_worked() or Conclusion(SweepOutcome.CALIBRATED, None, None, "all levels were measured")
+
+    def _nothing_worked(self) -> Conclusion | None:
+        """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
+        if self._tally.completed or not self._tally.commonest_failure:
+            return None
+        (kind, count), *_ = self._tally.commonest_failure.most_common(1)
+        return Conclusion(SweepOutcome.ERROR, None, None, f"every request failed, {count} of them with: {kind}")
+
+    def _should_leave(self, running: Visit, measure: Measure, fold: LevelFold) -> bool:
+        now_s = running.ended_at_s
+        history = replace(self._history, visits=(*self._history.visits, running))
+        self._show(running, measure, history, now_s)
+        bounds = self._order.bounds
+        if now_s >= bounds.duration_s or self._sparing.must_stop(history) or running.level <= self._live.watch.floor:
+            return True
+        if measure.test is Test.FIXED:
+            enough = min(part.n for part in running.evidence) >= measure.max_samples
+            return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
+        return must_leave(history, bounds) or is_settled(history, measure)
+
+    # -------------------------------------------------------------------------------------------- observation
+    def _book(self, batch: Batch) -> None:
+        if self._load is not None:
+            self._load.allow(self._parts.permit())
+        self._cross.ended(batch.ended)
+        self._samples.add(batch.ended)
+        self._sparing.book(batch)
+        tally = self._tally
+        for sample in batch.ended:
+            tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
+            tally.prompt_tokens += sample.prompt_tokens or 0
+            tally.output_tokens += sample.completion_tokens or 0
+            tally.completed += sample.completed
+            self._achieved.add(sample)
+            if sample.failure is not None:
+                tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
+        if self._burster is not None and self._sparing.abort is not None:
+            raise AbortedError
+
+    async def _watch_server(self) -> None:
+        clock = self._parts.clock
+        while True:
+            asked_s = clock.monotonic()
+            load = await self._parts.telemetry.scrape()
+            answered_s = clock.monotonic()
+            if load is not None:
+                self._server.add(load)
+                if self._holder is not None and self._holder.phase is Phase.COUNTED:
+                    self._cross.scraped(load)
+            await self._sparing.saw(load)
+            self._live.saw(asked_s, answered_s, load)
+            await self._parts.clock.sleep(SCRAPE_S - SETTLE_S)
+
+    def _show(self, running: Visit, measure: Measure, history: History, now_s: float) -> None:
+        if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
+            return
+        self._shown_at_s = now_s
+        metric, fold = self._order.objectives[0].metric, self._folds[running.level]
+        progress = replace(
+            self._progress(running.level),
+            phase="ramp" if self._holder.phase is Phase.RAMP else measure.test.value,
+            n=min(part.n for part in running.evidence),
+            exceedances=max(part.exceedances for part in running.evidence),
+            verdict=level_verdict(history, running.level).kind.value,
+            p50_s=fold.quick_quantile(metric, 0.5),
+            p99_s=fold.quick_quantile(metric, 0.99),
+            requests=history.requests,
+            elapsed_s=now_s,
+            in_flight=self._holder.in_flight,
+            organic=self._live.watch.estimate,
+            overload_s=overload_s(history, self._sparing.overload(self._origin_s)),
+        )
+        self._listener.progress(progress)
+
+    def _progress(self, level: int) -> Progress:
+        """A blank one, with the budgets."""
+        order = self._order
+        fixed = len(order.levels) * order.requests_per_level
+        return Progress(
+            sweep_id=order.sweep_id,
+            level=level,
+            phase="preflight",
+            n=0,
+            exceedances=0,
+            verdict="",
+            p50_s=None,
+            p99_s=None,
+            requests=0,
+            requests_budget=fixed or order.bounds.requests + order.bounds.requests_per_level * level,
+            elapsed_s=0.0,
+            duration_budget_s=order.bounds.duration_s,
+            in_flight=0,
+            overload_budget_s=order.bounds.overload_s,
+        )
+
+    # ------------------------------------------------------------------------------------------------ record
+    def record(
+        self, conclusion: Conclusion | None, *, remedy: str = "", error_exit_code: int = ExitCode.UNEXPECTED
+    ) -> SweepRecord:
+        """The sweep so far; `conclusion` None while it runs."""
+        order, tally, facts = self._order, self._tally, self._facts
+        elapsed_s = self._parts.clock.monotonic() - self._origin_s
+        return SweepRecord(
+            sweep_id=order.sweep_id,
+            backend=order.backend,
+            mode="levels" if order.levels else "search",
+            started_at=order.started_at,
+            ended_at=None if conclusion is None else self._parts.clock.wall(),
+            outcome=None if conclusion is None else conclusion.outcome,
+            grade=None if conclusion is None else conclusion.grade,
+            capacity=None if conclusion is None else conclusion.capacity,
+            reason="" if conclusion is None else conclusion.reason,
+            requests=self._history.requests + (0 if self._burster is None else self._burster.requests),
+            duration_s=elapsed_s,
+            overload_s=overload_s(self._history, self._sparing.overload(self._origin_s)),
+            prompt_tokens=tally.prompt_tokens,
+            output_tokens=tally.output_tokens,
+            levels=self._levels(),
+            warnings=self._warnings(),
+            provenance=Provenance(
+                backend=order.backend,
+                url=order.target.url,
+                model=order.target.model,
+                engine=self._server.engine or (None if facts is None else facts.engine),
+                objectives=tuple(str(objective) for objective in order.objectives),
+                workload=str(order.workload),
+                prompt_tokens_achieved=tally.prompt_tokens / tally.completed if tally.completed else None,
+                output_tokens_achieved=tally.output_tokens / tally.completed if tally.completed else None,
+                seed=order.seed,
+                software=__version__,
+                bounds=order.bounds,
+                cached_ratio_achieved=self._achieved.cached_ratio,
+                classes_achieved=self._achieved.classes(),
+            ),
+            history=self._history,
+            remedy=remedy,
+            error_exit_code=int(error_exit_code),
+            burst=None if self._burster is None else self._burster.report,
+            aborted=self._sparing.abort,
+            harm=self._sparing.harm,
+            trigger=order.trigger,
+            samples=b"" if conclusion is None else self._samples.packed(self._history, order.objectives),
+            outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        if self._facts is None:
+            return ()
+        achieved = self._achieved.warnings(self._facts.token_scale.overhead)
+        return (*self._order.doubts, *self._facts.warnings, *achieved, *self._cross.warnings, *self._live.warnings)
+
+    def _levels(self) -> tuple[LevelReport, ...]:
+        return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))
+
+    def _level_report(self, level: int) -> LevelReport:
+        visits = self._history.at_level(level)
+        alone = replace(self._history, visits=visits)
+        verdict = level_verdict(alone if self._order.levels else self._history, level)
+        n = sum(min(part.n for part in visit.evidence) for visit in visits)
+        exceedances = max(
+            sum(visit.evidence[index].exceedances for visit in visits) for index in range(len(self._order.objectives))
+        )
+        known = [(visit.organic, visit.duration_s) for visit in visits if visit.organic is not None]
+        organic = sum(one * s for one, s in known) / sum(s for _, s in known) if known else None
+        return self._folds[level].report(verdict, (n, exceedances), visits[-1].audit, visits[-1].server, organic)

@@ -1,0 +1,176 @@
+"""`/v1`: backends, their caps, their sweeps. Handlers read the snapshot; nothing here waits for a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.report.documents import sweep_summary
+from calibrator.errors import ConfigurationError
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
+from calibrator.web.api.override import Overriding
+from calibrator.web.http.auth import Access
+from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.problems import Problem
+from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.poll.cap import CapPolls
+from calibrator.web.report.report import REPORT_HEADERS, REPORT_TYPES, report
+from calibrator.web.wire.backends import (
+    BackendDocument,
+    BackendList,
+    CapDocument,
+    CapQuery,
+    ReportQuery,
+    SweepRequest,
+    SweepsQuery,
+)
+from calibrator.web.wire.documents import backend_document, published_sweep
+from calibrator.web.wire.sweeps import SweepAccepted, SweepDocument, SweepList
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    operator: Operator
+    clock: Clock
+    views: Views
+    polls: CapPolls
+    overriding: Overriding
+
+    def operations(self, *, writable: bool) -> tuple[Operation, ...]:
+        """`writable` False: there is no write route at all."""
+        written = (self._start_sweep_operation(), *self.overriding.operations()) if writable else ()
+        return (*self._read_operations(), *written)
+
+    async def list_backends(self, _request: Request) -> Response:
+        views = self.views.all().values()
+        return json_answer(BackendList(backends=[backend_document(view, self.clock.wall()) for view in views]))
+
+    async def get_backend(self, request: Request) -> Response:
+        return json_answer(backend_document(self.views.one(request.path_params["name"]), self.clock.wall()))
+
+    async def list_sweeps(self, request: Request) -> Response:
+        view = self.views.one(request.path_params["name"])
+        query = parsed_query(SweepsQuery, request)
+        records = await self.operator.sweeps(view.name, query.limit)
+        return json_answer(SweepList.model_validate({"sweeps": [sweep_summary(record) for record in records]}))
+
+    async def get_sweep(self, request: Request) -> Response:
+        view = self.views.one(request.path_params["name"])
+        return json_answer(await self._sweep(view, request.path_params["sweep_id"]))
+
+    async def get_report(self, request: Request) -> Response:
+        view = self.views.one(request.path_params["name"])
+        query = parsed_query(ReportQuery, request)
+        sweep = await self._sweep(view, request.path_params["sweep_id"])
+        other = None if query.compare is None else await self._sweep(view, query.compare)
+        return Response(report(sweep, query.kind, other), headers=REPORT_HEADERS, media_type=REPORT_TYPES[query.kind])
+
+    async def _sweep(self, view: BackendView, sweep_id: str) -> SweepDocument:
+        record = await self.operator.sweep(sweep_id) if sweep_id.isprintable() else None
+        if record is None or record.backend not in (view.name, view.measured_by):
+            raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
+        return published_sweep(view, record)
+
+    async def start_sweep(self, request: Request) -> Response:
+        view = self.views.one(request.path_params["name"])
+        wanted = await parsed_body(SweepRequest, request)
+        try:
+            sweep_id = await self.operator.request_sweep(view.name, wanted.reason)
+        except ConfigurationError as error:
+            raise Problem(HTTPStatus.CONFLICT, str(error)) from None
+        location = f"/v1/backends/{quote(view.name, safe='')}/sweeps/{quote(sweep_id, safe='')}"
+        response = json_answer(SweepAccepted(sweep_id=sweep_id, backend=view.name), HTTPStatus.ACCEPTED)
+        response.headers["Location"] = location
+        return response
+
+    def _read_operations(self) -> tuple[Operation, ...]:
+        html, *others = REPORT_TYPES.values()
+        # The cap stands first: the router tries paths in this order, and gateways ask for nothing else.
+        return (
+            Operation(
+                "GET",
+                "/v1/backends/{name}/cap",
+                "getCap",
+                "What gateways poll: how many requests may be in flight",
+                self.polls.answer,
+                (
+                    Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    Answer(304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                ),
+                access=Access.READ,
+                query=CapQuery,
+                request_headers=(("If-None-Match", "ETags that the client has; a match answers 304"),),
+                problems=(400, 404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends",
+                "listBackends",
+                "Every backend: cap, state, health, headroom, last and next sweep",
+                self.list_backends,
+                (Answer(200, "The backends", BackendList),),
+                access=Access.READ,
+                problems=(503,),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}",
+                "getBackend",
+                "One backend",
+                self.get_backend,
+                (Answer(200, "The backend", BackendDocument),),
+                access=Access.READ,
+                problems=(404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/sweeps",
+                "listSweeps",
+                "Sweeps of a backend, newest first",
+                self.list_sweeps,
+                (Answer(200, "The sweeps", SweepList),),
+                access=Access.READ,
+                query=SweepsQuery,
+                problems=(400, 404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/sweeps/{sweep_id}",
+                "getSweep",
+                "One sweep with its curve and everything behind the number",
+                self.get_sweep,
+                (Answer(200, "The sweep", SweepDocument),),
+                access=Access.READ,
+                problems=(404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/sweeps/{sweep_id}/report",
+                "getReport",
+                "One sweep as a self-contained file for people",
+                self.get_report,
+                (Answer(200, "The report", media_type=html, other_types=tuple(others)),),
+                access=Access.READ,
+                query=ReportQuery,
+                problems=(400, 404, 503),
+            ),
+        )
+
+    def _start_sweep_operation(self) -> Operation:
+        return Operation(
+            "POST",
+            "/v1/backends/{name}/sweeps",
+            "startSweep",
+            "Queue a sweep now",
+            self.start_sweep,
+            (Answer(202, "Queued; its document exists once it started", SweepAccepted, headers=("Location",)),),
+            access=Access.OPERATE,
+            body=SweepRequest,
+            problems=(400, 404, 409, 413, 503),
+        )

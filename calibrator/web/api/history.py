@@ -1,0 +1,106 @@
+"""Under `/v1/backends/{name}`: what was published, who pinned the cap, who polls it; and ending a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.errors import ConfigurationError
+from calibrator.ports.operator import Operator
+from calibrator.web.http.audit import said
+from calibrator.web.http.auth import Access
+from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.problems import Problem
+from calibrator.web.http.requests import Views, json_answer, parsed_query
+from calibrator.web.wire.backends import ClearQuery
+from calibrator.web.wire.documents import client_document, pin_document, recommendation_document
+from calibrator.web.wire.events import (
+    ClientList,
+    HistoryQuery,
+    PinList,
+    RecommendationList,
+    SweepCancelled,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    operator: Operator
+    views: Views
+
+    async def list_recommendations(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        found = await self.operator.recommendations(name, parsed_query(HistoryQuery, request).limit)
+        return json_answer(RecommendationList(recommendations=[recommendation_document(one) for one in found]))
+
+    async def list_overrides(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        return json_answer(PinList(overrides=[pin_document(one) for one in await self.operator.pins(name)]))
+
+    async def list_clients(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        return json_answer(ClientList(clients=[client_document(one) for one in self.operator.pollers(name)]))
+
+    async def cancel_sweep(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        query = parsed_query(ClearQuery, request)
+        said(request, query)
+        try:
+            sweep_id = await self.operator.cancel_sweep(name, query.author)
+        except ConfigurationError as error:
+            raise Problem(HTTPStatus.NOT_FOUND, str(error)) from None
+        return json_answer(SweepCancelled(sweep_id=sweep_id, backend=name), HTTPStatus.ACCEPTED)
+
+    def operations(self, *, writable: bool) -> tuple[Operation, ...]:
+        return (*self._read_operations(), *((self._cancel_operation(),) if writable else ()))
+
+    def _read_operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/v1/backends/{name}/recommendations",
+                "listRecommendations",
+                "What was published for a backend, newest first",
+                self.list_recommendations,
+                (Answer(200, "The recommendations", RecommendationList),),
+                access=Access.READ,
+                query=HistoryQuery,
+                problems=(400, 404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/overrides",
+                "listOverrides",
+                "The last overrides of a backend and the one in force, newest first",
+                self.list_overrides,
+                (Answer(200, "The overrides", PinList),),
+                access=Access.READ,
+                problems=(404, 503),
+            ),
+            Operation(
+                "GET",
+                "/v1/backends/{name}/clients",
+                "listClients",
+                "Who polls the cap of a backend now, and which part of it each may use",
+                self.list_clients,
+                (Answer(200, "The pollers", ClientList),),
+                access=Access.READ,
+                problems=(404, 503),
+            ),
+        )
+
+    def _cancel_operation(self) -> Operation:
+        return Operation(
+            "DELETE",
+            "/v1/backends/{name}/sweeps/current",
+            "cancelSweep",
+            "End the running sweep, or take back the queued one; the cap stays as it is",
+            self.cancel_sweep,
+            (Answer(202, "Its probes end within a second", SweepCancelled),),
+            access=Access.OPERATE,
+            query=ClearQuery,
+            problems=(400, 404, 503),
+        )

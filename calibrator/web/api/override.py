@@ -1,0 +1,78 @@
+"""`PUT` and `DELETE /v1/backends/{name}/override`: a person pins the cap for a while (core.publish.override)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.publish.snapshot import Override
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
+from calibrator.web.http.audit import said
+from calibrator.web.http.auth import Access
+from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.problems import Problem
+from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.wire.backends import ClearQuery, OverrideAccepted, OverrideRequest
+from calibrator.web.wire.documents import override_document
+
+PATH = "/v1/backends/{name}/override"
+
+
+@dataclass(frozen=True, slots=True)
+class Overriding:
+    operator: Operator
+    clock: Clock
+    views: Views
+
+    async def put(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        wanted = await parsed_body(OverrideRequest, request)
+        now = self.clock.wall()
+        override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
+        stored = await self.operator.override(name, override)
+        view = self.views.one(name)
+        document = {
+            "backend": name,
+            "cap": view.recommendation.cap,
+            "override": override_document(view),
+            "stored": stored,
+        }
+        return json_answer(OverrideAccepted.model_validate(document))
+
+    async def delete(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        query = parsed_query(ClearQuery, request)
+        said(request, query)
+        if not await self.operator.clear_override(name, query.author):
+            raise Problem(HTTPStatus.NOT_FOUND, f"The cap of '{name}' is not overridden.")
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "PUT",
+                PATH,
+                "putOverride",
+                "Pin the cap for a while, over sweeps and guard, within the configured bounds",
+                self.put,
+                (Answer(200, "In force", OverrideAccepted),),
+                access=Access.OPERATE,
+                body=OverrideRequest,
+                problems=(400, 404, 413, 503),
+            ),
+            Operation(
+                "DELETE",
+                PATH,
+                "deleteOverride",
+                "End the override: the recommendation of this moment is served again",
+                self.delete,
+                (Answer(204, "Removed", media_type=None),),
+                access=Access.OPERATE,
+                query=ClearQuery,
+                problems=(400, 404, 503),
+            ),
+        )

@@ -1,0 +1,7 @@
+"""The pages for people, readable without scripts.
+
+Does:      overview, backend page, forms; style sheets, scripts and templates beside the code.
+Comes in:  the same documents that the API serves.
+Goes out:  HTML.
+Imports:   `web.report`, `web.http`, `web.wire`.
+"""

@@ -1,0 +1,238 @@
+"""The pages: `/`, every backend at a glance; `/backends/{name}`, one of them with its evidence.
+
+Made on the server and complete without scripts; `static/live.js` then keeps them young from `GET /v1/events`, and
+`static/curve.js` draws over the server's picture of the curve. What a page shows is what the API serves: templates get
+the same documents. A store that fails costs the history, and says so; caps, states and headroom do not depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import quote
+
+from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.report.documents import sweep_summary, timestamp
+from calibrator.errors import StoreError
+from calibrator.ports.clock import Clock
+from calibrator.ports.operator import Operator
+from calibrator.web.http.auth import Access, Gatekeeper
+from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.requests import Views, parsed_query
+from calibrator.web.pages.flags import GRADES, coming, flags, needs_a_look, summary
+from calibrator.web.pages.history import changes, history_svg, sparkline
+from calibrator.web.pages.render import Frame, html
+from calibrator.web.report.chart import svg
+from calibrator.web.report.report import charts
+from calibrator.web.wire.backends import BackendDocument
+from calibrator.web.wire.documents import (
+    backend_document,
+    client_document,
+    pin_document,
+    published_sweep,
+    recommendation_document,
+)
+from calibrator.web.wire.events import PinDocument, RecommendationDocument
+from calibrator.web.wire.sweeps import SweepDocument, SweepSummaryDocument
+
+RECOMMENDATIONS_SHOWN = 40
+SWEEPS_SHOWN = 20
+STORE_LIMIT_S = 5.0  # a page must come while a database hangs
+NOTICES: Mapping[str, str] = {  # by the word in `?done=`
+    "sweep": "The sweep is queued; it starts as soon as its engines are free.",
+    "cancel": "The sweep ends; the cap stays as it is.",
+    "override": "The cap is pinned.",
+    "unstored": "The cap is pinned, but the store cannot be written: a restart would forget it. It is tried again.",
+    "clear": "The pin is gone.",
+}
+
+
+class OverviewQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    q: str = Field(default="", max_length=200, description="words that a backend's name or model contains")
+    show: str = Field(default="all", max_length=20, description="all | look: those to look at | sweeping")
+
+
+class BackendPageQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    done: str = Field(default="", max_length=20, description="what a form has just done")
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    operator: Operator
+    clock: Clock
+    views: Views
+    gatekeeper: Gatekeeper
+    software_version: str
+    has_writes: bool  # an operator token was configured when the service started
+
+    def frame(self, request: Request, title: str, here: str, *, is_live: bool = True) -> Frame:
+        tokens = any(self.gatekeeper.operator_tokens()) or not self.gatekeeper.reading_is_open
+        caller = self.gatekeeper.caller(request)
+        return Frame(
+            title=title,
+            now=timestamp(self.clock.wall()) or "",
+            version=self.software_version,
+            here=here,
+            is_operator=self.has_writes and caller.has_session and caller.access is Access.OPERATE,
+            is_signed_in=caller.has_session,
+            may_sign_in=tokens,
+            is_live=is_live,
+        )
+
+    # --------------------------------------------------------------------------------------------------- overview
+    async def overview(self, request: Request) -> Response:
+        query = parsed_query(OverviewQuery, request)
+        now = self.clock.wall()
+        every = [backend_document(view, now) for view in self.views.all().values()]
+        shown = [one for one in every if _is_asked_for(one, query)]
+        frame = self.frame(request, "calibrator", "/")
+        return html(
+            "page_overview.html.jinja",
+            frame,
+            cards=[_card(one, now) for one in shown],
+            query=query,
+            total=len(every),
+            looks=sum(needs_a_look(one) for one in every),
+            sweeping=sum(one.progress is not None for one in every),
+            summary=summary(every),
+            store_problem=self.operator.snapshot().store_problem,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- backend
+    async def backend(self, request: Request) -> Response:
+        name = self.views.one(request.path_params["name"]).name
+        done = parsed_query(BackendPageQuery, request).done
+        return await self.show_backend(request, name, notice=NOTICES.get(done, ""))
+
+    async def show_backend(
+        self, request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **form: object
+    ) -> Response:
+        """`form`: what a form that was refused said, to be shown in its place."""
+        now, view = self.clock.wall(), self.views.one(name)
+        backend = backend_document(view, now)
+        history = await self._history(view)
+        rows = changes(history.published, history.sweeps, history.pins, timestamp(now) or "")
+        answer = {"form": "", "problem": "", "notice": "", "values": {}, **form}
+        return html(
+            "page_backend.html.jinja",
+            self.frame(request, name, path_of(name)),
+            status,
+            **_card(backend, now),
+            **answer,
+            has_writes=self.has_writes,
+            history_problem=history.problem,
+            sweep=history.shown,
+            charts=[] if history.shown is None else _drawn(history.shown),
+            levels=[] if history.shown is None else sorted(history.shown.levels, key=lambda one: one.concurrency),
+            metrics=list(dict.fromkeys(text.split()[0] for text in backend.objectives)),
+            history=rows,
+            history_svg=Markup(history_svg(rows, now)),  # noqa: S704 - it escapes its texts
+            clients=[client_document(one) for one in self.operator.pollers(name)],
+        )
+
+    async def _history(self, view: BackendView) -> _Kept:
+        wanted = _shown_sweep(view)
+        try:
+            async with asyncio.timeout(STORE_LIMIT_S):
+                published = await self.operator.recommendations(view.name, RECOMMENDATIONS_SHOWN)
+                ended = await self.operator.sweeps(view.name, SWEEPS_SHOWN)
+                pins = await self.operator.pins(view.name)
+                shown = None if wanted is None else await self.operator.sweep(wanted)
+        except (StoreError, TimeoutError) as error:
+            words = str(error) if isinstance(error, StoreError) else "The store does not answer."
+            return _Kept([recommendation_document(view.recommendation)], [], [], None, words)
+        return _Kept(
+            [recommendation_document(one) for one in published],
+            [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
+            [pin_document(one) for one in pins],
+            None if shown is None else published_sweep(view, shown),
+            "",
+        )
+
+    def operations(self) -> tuple[Operation, ...]:
+        page = (Answer(200, "The page", media_type="text/html"),)
+        return (
+            Operation(
+                "GET", "/", "getPage", "The page: every backend at a glance", self.overview, page,
+                access=Access.PAGE, query=OverviewQuery, problems=(400, 503),
+            ),
+            Operation(
+                "GET", "/backends/{name}", "getBackendPage", "The page of one backend", self.backend, page,
+                access=Access.PAGE, query=BackendPageQuery, problems=(400, 404, 503),
+            ),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the store told, or why it did not."""
+
+    published: Sequence[RecommendationDocument]
+    sweeps: Sequence[SweepSummaryDocument]
+    pins: Sequence[PinDocument]
+    shown: SweepDocument | None
+    problem: str
+
+
+def path_of(name: str) -> str:
+    return f"/backends/{quote(name, safe='')}"
+
+
+def _card(backend: BackendDocument, now: float) -> dict[str, object]:
+    return {
+        "backend": backend,
+        "flags": flags(backend),
+        "grade": GRADES[backend.grade],
+        "coming": coming(backend),
+        "spark": Markup(sparkline(backend, now)),  # noqa: S704 - it writes numbers only
+    }
+
+
+def _is_asked_for(backend: BackendDocument, query: OverviewQuery) -> bool:
+    words = query.q.lower().split()
+    text = f"{backend.name} {backend.model}".lower()
+    if query.show == "look" and not needs_a_look(backend):
+        return False
+    if query.show == "sweeping" and backend.progress is None:
+        return False
+    return all(word in text for word in words)
+
+
+def _shown_sweep(view: BackendView) -> str | None:
+    """The one that runs, else the one behind the cap, else the last."""
+    if view.progress is not None:
+        return view.progress.sweep_id
+    beneath = view.beneath or view.recommendation
+    return beneath.sweep_id or (None if view.last_sweep is None else view.last_sweep.sweep_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One chart; `metric` and `limit_s` are those of its objective, and empty for that of throughput."""
+
+    title: str
+    svg: Markup
+    metric: str = ""
+    limit_s: float | None = None
+
+
+def _drawn(sweep: SweepDocument) -> list[_Picture]:
+    *curves, rates = charts(sweep)
+    objectives = [parse_objective(text) for text in sweep.provenance.objectives]
+    found = [
+        _Picture(chart.title, Markup(svg(chart)), objective.metric.value, objective.limit_s)  # noqa: S704 - it escapes
+        for chart, objective in zip(curves, objectives, strict=True)
+    ]
+    return [*found, _Picture(rates.title, Markup(svg(rates)))]  # noqa: S704 - `svg` escapes its texts

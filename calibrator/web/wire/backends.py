@@ -1,0 +1,310 @@
+"""Everything that goes over the wire, as pydantic models: they validate requests, serialise answers and make OpenAPI.
+
+A key that may be unknown is nullable and always present, with one exception: in the cap document, which gateways
+read, a limit that is not known is left out, because programs take null or 0 for "no limit" or "block all".
+Documents of sweeps are projected in `core.report.documents`, which the command line shares; here they get their schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calibrator.core.admission.admission import HoldReason
+from calibrator.core.publish.snapshot import Health, Standing, State
+from calibrator.core.records.sweep import Grade, SweepOutcome
+
+MAX_WAIT_S = 60.0
+MAX_OVERRIDE_S = 30 * 86_400.0
+MAX_COUNT = 1_000_000_000
+CLIENT_PATTERN = r"^[A-Za-z0-9._:@/-]{1,128}$"
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="RFC 3339, UTC")]
+Interval = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[low, high], 95 %")]
+
+
+class Wire(BaseModel):
+    """What we send: exact, immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# --------------------------------------------------------------------------------------------------------- requests
+class CapQuery(BaseModel):
+    """How a gateway asks. Unknown parameters are ignored."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    client: str | None = Field(
+        default=None,
+        pattern=CLIENT_PATTERN,
+        description="who polls: one stable name a process; without it the whole cap is answered and nothing is shared",
+    )
+    in_flight: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="requests it has in flight now")
+    rejected: int | None = Field(
+        default=None, ge=0, le=MAX_COUNT, description="requests it refused since its last poll"
+    )
+    wait: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=MAX_WAIT_S,
+        description="seconds to wait: with If-None-Match for a change, as a joiner for a share",
+    )
+
+
+class SweepsQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    limit: int = Field(default=20, ge=1, le=200, description="how many, newest first")
+
+
+class ReportQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["html", "md", "json"] = Field(default="html", alias="format", description="of the report")
+    compare: str | None = Field(default=None, max_length=64, description="id of an earlier sweep to stand beside it")
+
+
+class SamplesQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["jsonl", "csv"] = Field(default="jsonl", alias="format", description="of the lines")
+
+
+Words = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class OverrideRequest(BaseModel):
+    """A cap that a person pins. It always ends: `expires_in_s` is its longest life."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cap: int = Field(ge=1, le=1_000_000, description="clamped to the configured bounds")
+    reason: Words
+    author: Words
+    expires_in_s: float = Field(gt=0, le=MAX_OVERRIDE_S, description="seconds from now")
+
+
+class ClearQuery(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    author: Words = Field(default="unnamed", description="who removes it, for the log")
+
+
+class SweepRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str = Field(default="asked for over HTTP", min_length=1, max_length=200)
+
+
+# -------------------------------------------------------------------------------------------------------------- caps
+class TokensPerMinute(Wire):
+    prompt: float = Field(gt=0)
+    output: float = Field(gt=0)
+
+
+class CapDocument(Wire):
+    """What gateways poll. `share` is what the asking gateway may have in flight."""
+
+    backend: str
+    cap: int = Field(ge=1, description="in-flight requests of the whole backend, less what probes take of it now")
+    replica_cap: int = Field(ge=1, description="in-flight requests of one replica, for per-server gateways")
+    share: int = Field(ge=1, description="in-flight requests of this client; the cap where it gave no name")
+    clients_seen: int = Field(ge=0, description="clients that the cap is divided among")
+    max_queue_wait_s: float | None = Field(
+        default=None, ge=0, exclude_if=_is_none, description="how long a gateway may queue above the cap; or absent"
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, exclude_if=_is_none, description="what the cap means at the measured mix; or absent"
+    )
+    tokens_per_minute: TokensPerMinute | None = Field(default=None, exclude_if=_is_none)
+    state: State
+    grade: Grade | None
+    version: int = Field(ge=0, description="grows with each change of the recommendation")
+    measured_at: Time | None
+    valid_until: Time | None
+
+
+# ---------------------------------------------------------------------------------------------------------- backends
+class CapacityDocument(Wire):
+    """Of one replica."""
+
+    estimate: int = Field(ge=0)
+    low: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+
+class InFlight(Wire):
+    organic: float | None
+    probe: int
+
+
+class RatesDocument(Wire):
+    requests_per_second: float
+    prompt_tokens_per_minute: float
+    output_tokens_per_minute: float
+
+
+class LastSweep(Wire):
+    sweep_id: str
+    outcome: SweepOutcome
+    grade: Grade | None
+    capacity: CapacityDocument | None
+    requests: int
+    duration_s: float
+    reason: str
+    started_at: Time
+    ended_at: Time
+
+
+class ProgressDocument(Wire):
+    """A sweep that runs now."""
+
+    sweep_id: str
+    phase: str
+    level: int
+    n: int
+    exceedances: int
+    verdict: str
+    p50_s: float | None
+    p99_s: float | None
+    requests: int
+    requests_budget: int
+    elapsed_s: float
+    duration_budget_s: float
+    in_flight: int = Field(description="probes")
+    organic: float | None = Field(description="live requests in flight beside them; null: the engine does not tell")
+    overload_s: float = Field(description="above the SLA because of us")
+    overload_budget_s: float
+
+
+class OverrideDocument(Wire):
+    """A person's pin, and what is served again when it ends."""
+
+    cap: int = Field(ge=1, description="as asked for; the published one may be clamped")
+    reason: str
+    author: str
+    set_at: Time
+    expires_at: Time
+    cap_beneath: int = Field(ge=1, description="what would be published without it, now")
+    state_beneath: State
+
+
+class OverrideAccepted(Wire):
+    backend: str
+    cap: int = Field(ge=1, description="published from now on")
+    override: OverrideDocument | None = Field(description="null: it was so short that it is over already")
+    stored: bool = Field(description="false: in force, but a restart would not remember it yet; it is tried again")
+
+
+class GuardDocument(Wire):
+    """The watch over live users between sweeps."""
+
+    is_watching: bool
+    bounds_s: dict[str, float | None] = Field(
+        description="by objective: the bucket bound above which requests are counted; null: the engine shows none"
+    )
+    guarded_since: Time | None = Field(description="first cut since the last sweep; null while the cap is not lowered")
+    uncut_cap: int | None = Field(ge=1, description="published before the first cut; steps back up end there")
+    breach_reason: str | None = Field(description="signal of a breach that a lower cap would not end; or null")
+    breach_since: Time | None
+    trips: dict[str, int] = Field(description="alarms by reason since this process started")
+
+
+class HeldBackDocument(Wire):
+    """`until`: next possible time, if it is known."""
+
+    reason: HoldReason
+    words: str
+    until: Time | None
+
+
+class ReplicaDocument(Wire):
+    """One engine of a backend."""
+
+    url: str
+    standing: Standing = Field(description="ready: counts in the cap; apart: another engine, model or version")
+    organic_in_flight: float | None
+    engine: str | None
+    model: str | None
+    version: str | None
+
+
+class CapPointDocument(Wire):
+    at: Time
+    cap: int = Field(ge=1)
+    state: State
+
+
+class BackendDocument(Wire):
+    name: str
+    model: str
+    engine: str | None
+    objectives: list[str]
+    health: Health
+    health_reason: str
+    up: bool | None
+    state: State
+    grade: Grade | None
+    cap: int = Field(ge=1)
+    replica_cap: int = Field(ge=1)
+    fallback_cap: int = Field(ge=1)
+    capacity: CapacityDocument | None
+    version: int
+    reason: str
+    published_at: Time
+    measured_at: Time | None
+    valid_until: Time | None
+    rates: RatesDocument | None
+    max_queue_wait_s: float | None
+    warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number doubtful")
+    ready_replicas: int | None
+    counted_replicas: int = Field(ge=1, description="replicas that the cap counts on")
+    balance_factor: float = Field(gt=0, le=1, description="lost to uneven spreading over them")
+    replicas: list[ReplicaDocument]
+    discovery_problem: str | None = Field(description="why the replicas may be out of date")
+    measured_by: str = Field(description="the backend whose sweeps are about these engines; often itself")
+    in_flight: InFlight
+    headroom: float | None
+    headroom_ratio: float | None
+    override: OverrideDocument | None
+    guard: GuardDocument | None
+    gateway_clients: int = Field(ge=0, description="live pollers of the cap")
+    gateway_clients_over_cap: int = Field(ge=0, description="pollers that the cap has no request left for")
+    progress: ProgressDocument | None
+    last_sweep: LastSweep | None
+    next_sweep_at: Time | None
+    traffic_note: str | None = Field(description="how live prompts differ from the probes', for which the cap holds")
+    metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
+    lease_held: bool = Field(description="this instance measures the backend and publishes its cap")
+    store_problem: str | None = Field(description="why the database fails; what is served may be out of date")
+    held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
+    queued: str | None = Field(description="why a sweep waits for its turn; null: none does")
+    trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
+    shadow: bool = Field(description="publish: shadow; gateways get the fallback")
+    gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")
+
+
+class BackendList(Wire):
+    backends: list[BackendDocument]
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+class ParameterError(Wire):
+    parameter: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457; `type` is absent, which means about:blank."""
+
+    title: str
+    status: int
+    detail: str
+    backends: list[str] | None = Field(default=None, description="404 of an unknown backend: the names there are")
+    errors: list[ParameterError] | None = Field(default=None, description="400: what is wrong where")

@@ -1,0 +1,53 @@
+"""A page that does not tell of our engine is said to be so, and a working one never is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from calibrator.core.live.metrics_sanity import BLIND, BLIND_LOOKS, FROZEN, FROZEN_S, PageTrust
+from calibrator.core.records.server_load import ServerLoad
+
+LOAD = ServerLoad("vllm", 8.0, 0.0, output_tokens_total=10.0)
+
+
+def after(looks: list[tuple[ServerLoad | None, int]], trust: PageTrust | None = None) -> PageTrust:
+    """One look a second."""
+    trust = trust or PageTrust()
+    for second, (load, probes) in enumerate(looks):
+        trust = trust.after(load, probes, float(second))
+    return trust
+
+
+def test_a_page_that_never_changes_while_our_requests_come_and_go_is_frozen() -> None:
+    looks: list[tuple[ServerLoad | None, int]] = [(LOAD, 4 + second % 3) for second in range(int(FROZEN_S) + 2)]
+    assert after(looks[:10]).problem == ""
+    assert after(looks).problem == FROZEN
+
+
+def test_one_long_request_changes_nothing_and_that_is_no_sign() -> None:
+    assert after([(LOAD, 1)] * 300).problem == ""
+
+
+def test_an_idle_engine_is_not_frozen() -> None:
+    assert after([(LOAD, 0)] * 300).problem == ""
+
+
+def test_another_engines_page_shows_fewer_requests_than_ours() -> None:
+    looks = [(replace(LOAD, output_tokens_total=float(second)), 16) for second in range(BLIND_LOOKS + 2)]
+    assert after([*looks[:BLIND_LOOKS]]).problem == ""
+    assert after([*looks]).problem == BLIND
+
+
+def test_gauges_that_lag_while_we_rise_are_believed() -> None:
+    """The page shows what we had a look ago."""
+    looks = [(replace(LOAD, running_requests=float(n), output_tokens_total=float(n)), n + 8) for n in range(8, 80, 8)]
+    assert after([*looks]).problem == ""
+
+
+@pytest.mark.parametrize("gap", [None, LOAD])
+def test_the_word_stays_until_a_page_with_our_requests_looks_right(gap: ServerLoad | None) -> None:
+    frozen = PageTrust(FROZEN)
+    assert after([(gap, 0)] * 5, frozen).problem == FROZEN
+    assert after([(LOAD, 8), (replace(LOAD, output_tokens_total=11.0), 8)], frozen).problem == ""

@@ -1,0 +1,90 @@
+"""What the generator's own error spoils, and what it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
+from calibrator.ports.load import Batch, Decided
+from calibrator.service.sweep.generator_audit import SelfWatch
+
+OBJECTIVES = (parse_objective("ttft p99 <= 200ms"), parse_objective("e2e p99 <= 5s"))
+LEVEL = 10
+
+
+def sample(*, failed: bool = False, send_delay_s: float = 0.0) -> Sample:
+    failure = Failure(FailureKind.STATUS, "busy", 503) if failed else None
+    return Sample(1, Label(1, Phase.COUNTED), "c", True, 10, 0.0, 1.0, 0.1, failure=failure, send_delay_s=send_delay_s)
+
+
+def bits(passes: int, violations: int, doubtful: int = 0, objective: int = 0) -> list[Decided]:
+    """`doubtful` of the violations."""
+    return [
+        Decided(index, objective, index >= passes, 0.0, doubtful=passes <= index < passes + doubtful)
+        for index in range(passes + violations)
+    ]
+
+
+def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
+    """Of a visit in which each poll brought the same gauges, and the first one the events."""
+    watch = SelfWatch()
+    gauges = {"in_flight": LEVEL, "lag_probe_s": 0.01, "loop_lag_s": [0.0] * 5, **batch}
+    watch.add(Batch(**gauges), counted=True)
+    events = {"decided": (), "ended": ()}
+    for _ in range(polls - 1):
+        watch.add(Batch(**{**gauges, **events, "broken": ""}), counted=True)
+    return "; ".join(watch.audit(LEVEL, OBJECTIVES, residence_s).reasons)
+
+
+@pytest.mark.parametrize(
+    ("decided", "spoilt"),
+    [
+        (bits(100, 10, doubtful=10), True),  # all of them may be ours
+        (bits(100, 10, doubtful=3), True),  # too many
+        (bits(100, 10, doubtful=2), False),  # the other eight decide as well
+        (bits(100, 1, doubtful=1), False),  # one violation never decides
+        (bits(1000, 3, doubtful=3), False),  # three of a thousand are within, whoever made them
+        (bits(100, 10, doubtful=10, objective=1), True),  # any objective
+        (bits(100, 0), False),
+    ],
+)
+def test_violations_that_may_be_ours_spoil_the_level_when_they_matter(*, decided: list[Decided], spoilt: bool) -> None:
+    assert ("its own lateness" in reasons(decided=decided)) is spoilt
+
+
+def test_the_last_word_about_a_violation_counts() -> None:
+    early = [Decided(index, 0, violated=True, at_s=0.0, doubtful=True) for index in range(5)]
+    settled = [Decided(index, 0, violated=True, at_s=0.0, doubtful=False) for index in range(5)]
+    assert reasons(decided=early + settled) == ""
+    assert "5 of 5 violations" in reasons(decided=settled + early)
+
+
+@pytest.mark.parametrize("violations", [0, 3])
+def test_a_saturated_core_and_late_sends_spoil_violations_only(violations: int) -> None:
+    decided = bits(100, violations)
+    assert ("of a core" in reasons(decided=decided, cpu_ratio=0.97)) is (violations > 0)
+    assert ("left 30 ms late" in reasons(decided=decided, ended=[sample(send_delay_s=0.03)])) is (violations > 0)
+    assert reasons(decided=decided, cpu_ratio=0.6, ended=[sample(send_delay_s=0.015)]) == ""
+
+
+def test_a_level_that_was_not_held_is_not_judged() -> None:
+    assert "held 8.0 of 10" in reasons(in_flight=8)
+    assert reasons(in_flight=9) == ""
+    assert reasons(in_flight=2, polls=5) == "", "too short to tell"
+
+
+def test_what_a_late_loop_did_not_see_end_was_not_in_flight() -> None:
+    """Late by 0.4 s at every probe: ends are seen 0.2 s late on average, a fifth of the residence."""
+    assert "held 8.0 of 10" in reasons(loop_lag_s=[0.4] * 5, lag_probe_s=0.0)
+    assert reasons(loop_lag_s=[0.4] * 5, lag_probe_s=0.0, residence_s=10.0) == ""
+
+
+def test_a_refusing_backend_keeps_the_level_down_itself() -> None:
+    assert reasons(in_flight=2, ended=[sample(failed=True)] * 2 + [sample()] * 8) == ""
+
+
+def test_a_death_voids_the_visit() -> None:
+    assert reasons(broken="a worker died") == "generator broken: a worker died"
