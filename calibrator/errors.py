@@ -71,5 +71,5 @@ class StoreLockedError(StoreError):
     exit_code = ExitCode.CONFIGURATION
 
 
-class StaleTenureError(StoreError):
+class StaleLeaseError(StoreError):
     """Another instance has taken the lease over: what was to be published is not."""

@@ -65,7 +65,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """Limits of one request, in seconds."""
 
     connect_s: float
@@ -76,7 +76,7 @@ class Patience:
 class Http1Connection(asyncio.Protocol):
     """One TCP or TLS connection, one request at a time."""
 
-    def __init__(self, now: Callable[[], float], patience: Patience) -> None:
+    def __init__(self, now: Callable[[], float], patience: Timeouts) -> None:
         self._now = now
         self._patience = patience
         self._parser: Any = httptools.HttpResponseParser(self)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from calibrator.backends.http1 import Ending, Http1Connection, Patience, Sink, describe, tls_detail
+from calibrator.backends.http1 import Ending, Http1Connection, Sink, Timeouts, describe, tls_detail
 from calibrator.core.records.sample import Failure, FailureKind
 from calibrator.errors import ConfigurationError
 
@@ -88,7 +88,7 @@ def tls_context(ca_file: str | None, cert_file: str | None, key_file: str | None
 class Http1Client:
     """At most one request at a time."""
 
-    def __init__(self, server: Endpoint, now: Callable[[], float], patience: Patience) -> None:
+    def __init__(self, server: Endpoint, now: Callable[[], float], patience: Timeouts) -> None:
         self._server = server
         self._now = now
         self._patience = patience

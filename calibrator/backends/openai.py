@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from calibrator import __version__
-from calibrator.backends.http1 import Patience
+from calibrator.backends.http1 import Timeouts
 from calibrator.backends.http1_client import Endpoint, Http1Client, endpoint
 from calibrator.backends.openai_answer import Answer
 from calibrator.core.records.sample import Flight, ProbeRequest, Sample
@@ -60,7 +60,7 @@ class OpenAIBackend:
         )
         self._dialect = _Dialect(target, self._server, forces_length=forces_length, trace=trace)
         self._now = now
-        self._patience = Patience(connect_timeout_s, stall_timeout_s, total_timeout_s)
+        self._patience = Timeouts(connect_timeout_s, stall_timeout_s, total_timeout_s)
 
     def connect(self) -> Connection:
         return OpenAIConnection(Http1Client(self._server, self._now, self._patience), self._dialect, self._now)
@@ -87,7 +87,7 @@ class OpenAIConnection:
 
 
 class _Dialect:
-    """Turns a ProbeRequest into bytes."""
+    """SweepScheduler a ProbeRequest into bytes."""
 
     def __init__(self, target: Target, server: Endpoint, *, forces_length: bool, trace: ProbeTrace | None) -> None:
         if target.api not in PATHS:
@@ -135,7 +135,7 @@ class _Dialect:
             f"{self._head}\r\n"
             f"Accept: {'text/event-stream' if request.stream else 'application/json'}\r\n"
             f"X-Request-ID: calibrator-{self._run}-{request.request_id}\r\n"
-            f"traceparent: {self._trace.traceparent(request.request_id, request.label.visit)}\r\n"
+            f"traceparent: {self._trace.traceparent(request.request_id, request.label.stage)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body

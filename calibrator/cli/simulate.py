@@ -180,11 +180,11 @@ def replay(file: Path, output: str) -> None:
     for heading in ("", "measured", "n", "exceeded", "the policy would have asked for"):
         table.add_column(heading)
     for index, step in enumerate(steps):
-        visit = history.visits[index] if index < len(history.visits) else None
-        parts = () if visit is None else visit.evidence
+        stage = history.stages[index] if index < len(history.stages) else None
+        parts = () if stage is None else stage.evidence
         table.add_row(
             str(index + 1),
-            "" if visit is None else str(visit.level),
+            "" if stage is None else str(stage.level),
             ", ".join(str(part.n) for part in parts),
             ", ".join(str(part.exceedances) for part in parts),
             _in_words(step),
@@ -193,8 +193,8 @@ def replay(file: Path, output: str) -> None:
 
 
 def replayed(history: History, bounds: Bounds) -> Sequence[Step]:
-    """One step per prefix: before the first visit, after it, ... after the last."""
-    prefixes = (replace(history, visits=history.visits[:count]) for count in range(len(history.visits) + 1))
+    """One step per prefix: before the first stage, after it, ... after the last."""
+    prefixes = (replace(history, stages=history.stages[:count]) for count in range(len(history.stages) + 1))
     return [next_step(prefix, bounds) for prefix in prefixes]
 
 
@@ -228,7 +228,7 @@ def _in_words(step: Step) -> str:
 
 
 def _step_document(history: History, index: int, step: Step) -> dict[str, object]:
-    measured = history.visits[index].level if index < len(history.visits) else None
+    measured = history.stages[index].level if index < len(history.stages) else None
     if isinstance(step, Conclusion):
         capacity = None if step.capacity is None else step.capacity.estimate
         return {"measured": measured, "ends": True, "grade": step.grade, "capacity": capacity, "reason": step.reason}

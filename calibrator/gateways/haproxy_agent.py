@@ -51,24 +51,24 @@ _LINE = re.compile(rb"([a-z0-9][a-z0-9-]{0,62})(?:/[\x21-\x7e]{1,128})?(?:[ ]+([
 
 
 @dataclass(slots=True)
-class Ration:
+class RaiseDelay:
     """What one gateway's servers of a backend are told."""
 
-    told: int = 0
+    advertised: int = 0
     awaited: int = 0  # a higher share, told after `RAISE_AFTER_S`; 0: none
     since_s: float = 0.0
 
     def next(self, share: int, clients: int, now_s: float) -> int:
         """Down at once, up when the others have heard. 0: nothing to tell yet."""
-        if share <= self.told or clients == 1:
-            self.told, self.awaited = share, 0
+        if share <= self.advertised or clients == 1:
+            self.advertised, self.awaited = share, 0
         elif not self.awaited:
             self.awaited, self.since_s = share, now_s
         else:
             self.awaited = min(self.awaited, share)  # a raise within the raise waits for its own turn
             if now_s - self.since_s >= RAISE_AFTER_S:
-                self.told, self.awaited = self.awaited, 0
-        return self.told
+                self.advertised, self.awaited = self.awaited, 0
+        return self.advertised
 
 
 class HaproxyAgent:
@@ -77,7 +77,7 @@ class HaproxyAgent:
     def __init__(self, operator: Operator, clock: Clock) -> None:
         self._operator = operator
         self._clock = clock
-        self._rations: dict[tuple[str, str], Ration] = {}  # by backend and gateway; longest silent first
+        self._rations: dict[tuple[str, str], RaiseDelay] = {}  # by backend and gateway; longest silent first
         self._open: dict[_Check, None] = {}  # oldest first
         self._server: asyncio.Server | None = None
         self._warned_s = -math.inf
@@ -108,7 +108,7 @@ class HaproxyAgent:
 
     def _maxconn(self, backend: str, gateway: str) -> int:
         share = self._operator.poll(backend, Poll(gateway, per_replica=True))
-        ration = self._rations.pop((backend, gateway), None) or Ration()
+        ration = self._rations.pop((backend, gateway), None) or RaiseDelay()
         if share.requests is None:
             return 0
         self._rations[backend, gateway] = ration

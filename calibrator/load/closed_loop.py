@@ -7,10 +7,10 @@ follow each other without draining: `aim` changes the number of users, and the l
   march in step. Surplus users leave when their request ends; nothing is cut off.
 - Violation bits are decided while requests are in flight (`core.records.objective.decide_live`), at each `poll`, and
   when they end. A violation decided by the clock is reported again once its first token shows when the stall behind it
-  ended: the time, not the bit, changes (clumps are made of first-token times).
+  ended: the time, not the bit, changes (clusters are made of first-token times).
 - A user whose request failed waits before the next: `PAUSE_S`, doubled with each failure in a row. A backend that
   refuses is not hammered; the places that come free in its queue are users' as much as ours.
-- The loop watches itself (`lateness`): violations that its own lateness may have made are marked as doubtful.
+- The loop watches itself (`lateness`): violations that its own lateness may have made are marked as suspect.
 
 Caller: `service.sweep.run`, or a worker of a multi-process generator.
 """
@@ -90,9 +90,9 @@ class ClosedLoop:
         self._watch = asyncio.create_task(self._watch_lag())
 
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
-        is_other, is_new_visit = users != self._wanted, label.visit != self._label.visit
+        is_other, is_new_stage = users != self._wanted, label.stage != self._label.stage
         self._label, self._wanted = label, users
-        if is_new_visit:
+        if is_new_stage:
             for user in self._users:
                 user.turned_over = False
         if not is_other:
@@ -198,9 +198,9 @@ class ClosedLoop:
             if bits[index] is not None and not awaited:
                 continue
             violated = True if awaited else decide_final(objective, sample)
-            doubtful = violated is True and self._late.doubts(objective, sample, self._clock.monotonic())
+            suspect = violated is True and self._late.doubts(objective, sample, self._clock.monotonic())
             at_s = decided_at_s(objective, sample)
-            self._decided(sample.request_id, index, violated=violated, at_s=at_s, doubtful=doubtful)
+            self._decided(sample.request_id, index, violated=violated, at_s=at_s, suspect=suspect)
         self._events.ended.append(sample)
 
     def _decide_in_flight(self, now_s: float) -> None:
@@ -219,8 +219,8 @@ class ClosedLoop:
                     violated = True
                 else:
                     continue
-                doubtful = violated and self._doubts(objective, flight, now_s)
-                self._decided(request_id, index, violated=violated, at_s=first_s or now_s, doubtful=doubtful)
+                suspect = violated and self._doubts(objective, flight, now_s)
+                self._decided(request_id, index, violated=violated, at_s=first_s or now_s, suspect=suspect)
 
     def _doubts(self, objective: Objective, flight: Flight, now_s: float) -> bool:
         stamps = {Metric.TTFT: flight.first_token_s, Metric.TTFC: flight.first_content_s}
@@ -229,9 +229,9 @@ class ClosedLoop:
         return self._late.doubts_stamp(objective, flight.started_s, (at_s, at_s), excess_s, now_s)
 
     def _decided(
-        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, doubtful: bool = False
+        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, suspect: bool = False
     ) -> None:
-        self._events.decided.append(Decided(request_id, objective, violated, at_s, doubtful))
+        self._events.decided.append(Decided(request_id, objective, violated, at_s, suspect))
 
     # ------------------------------------------------------------------------------------------- self-watch
     async def _watch_lag(self) -> None:

@@ -10,7 +10,7 @@ process did not run, or its event loop was busy, and what arrived meanwhile was 
 A stamp inside a spell may be late by up to the spell's error; a stamp outside is good to `NOTICE_S`. An answer sent in
 a spell was sent in a bunch with others, and a bunch slows the backend down by our fault.
 
-Hence a violation is *doubtful* if its excess over the limit is smaller than the error its stamps may carry, or if its
+Hence a violation is *suspect* if its excess over the limit is smaller than the error its stamps may carry, or if its
 request was sent in a spell that is material against the limit. Doubt can only concern violations: lateness adds
 latency, it never takes any away.
 

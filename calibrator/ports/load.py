@@ -25,7 +25,7 @@ class Decided:
     objective: int  # index in the SLA
     violated: bool | None
     at_s: float  # client's monotonic clock
-    doubtful: bool = False  # violated, but by less than the generator itself may have been late
+    suspect: bool = False  # violated, but by less than the generator itself may have been late
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Batch:
     ended: Sequence[Sample] = ()
     in_flight: int = 0
     users: int = 0
-    turned_over: int = 0  # users that ended at least one request since the visit of their label began
+    turned_over: int = 0  # users that ended at least one request since the stage of their label began
     all_started: bool = True  # every wanted user has been added
     loop_lag_s: Sequence[float] = ()  # one value a probe
     lag_probe_s: float = 0.0  # the probe's interval
@@ -65,7 +65,7 @@ class LoadGenerator(Protocol):
     def aim(self, users: int, label: Label, stagger_s: float) -> None:
         """Hold `users` from now on. Users are added spread over `stagger_s`; surplus users leave as they end.
 
-        Requests that start from now on carry `label`. Within a visit the number of users may change at any time: it
+        Requests that start from now on carry `label`. Within a stage the number of users may change at any time: it
         makes up for live traffic.
         """
         ...

@@ -13,7 +13,7 @@ from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 
 
 @dataclass(frozen=True, slots=True)
-class Tenure:
+class Lease:
     """A lease as its holder has it. Whoever holds it may probe that engine group, and publish for its backends."""
 
     group: str
@@ -22,7 +22,7 @@ class Tenure:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
+class SweepStatus:
     """A running sweep as other instances see it."""
 
     sweep_id: str
@@ -32,7 +32,7 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ForwardedCommand:
     """A sweep to start or to cancel, asked for at another instance; or a cap that one lowered and could not store."""
 
     backend: str
@@ -51,9 +51,9 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
         """Append, in one transaction with the look at the lease; a (backend, version) that exists already is refused
-        with StoreError, an epoch that is no longer the lease's with StaleTenureError: nothing is written then."""
+        with StoreError, an epoch that is no longer the lease's with StaleLeaseError: nothing is written then."""
         ...
 
     async def latest_recommendations(self) -> Sequence[Recommendation]:
@@ -94,8 +94,8 @@ class Store(Protocol):
         """By instance: for how long it has stood there by the database's clock, and what it says."""
         ...
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
-        """Replace the one before, in one transaction with the look at the lease. Raises StaleTenureError if that was
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
+        """Replace the one before, in one transaction with the look at the lease. Raises StaleLeaseError if that was
         taken over, StoreError if what stands there is not the version before: nothing is written then."""
         ...
 
@@ -115,19 +115,19 @@ class Store(Protocol):
         """Mark sweeps of these backends without outcome as interrupted (after a kill); returns how many."""
         ...
 
-    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
         """What the holder's sweep of this backend does now, for the other instances; None: nothing."""
         ...
 
-    async def activities(self) -> Mapping[str, Activity]:
+    async def activities(self) -> Mapping[str, SweepStatus]:
         """By backend."""
         ...
 
-    async def add_wish(self, wish: Wish) -> None:
+    async def add_wish(self, wish: ForwardedCommand) -> None:
         """What a person asked an instance for that does not hold the lease; the holder takes it."""
         ...
 
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
         """Oldest first; each is taken by one instance only."""
         ...
 
@@ -151,18 +151,18 @@ class Leases(Protocol):
     Every method raises StoreError when the database fails, and ends within a few seconds whatever the database does.
     """
 
-    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Lease | None:
         """None: another holds it. The same holder gets it again with a new epoch."""
         ...
 
-    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+    async def renew(self, tenure: Lease, lease_s: float) -> bool:
         """False: it is no longer ours."""
         ...
 
-    async def release(self, tenure: Tenure) -> None:
+    async def release(self, tenure: Lease) -> None:
         """Others may take it at once; nothing happens if it is no longer ours."""
         ...
 
     async def holders(self) -> Mapping[str, str]:
-        """Holder by engine group, of leases in force."""
+        """LevelRunner by engine group, of leases in force."""
         ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.admission.schedule import Schedule
 from calibrator.core.admission.triggers import TriggerPolicy
 from calibrator.core.live.change_test import GuardPolicy
@@ -63,7 +63,7 @@ class SweepOrder:
     started_at: float = 0.0
     abort: AbortLimits = field(default_factory=AbortLimits)
     limits: SweepLimits = field(default_factory=SweepLimits)
-    doubts: tuple[str, ...] = ()  # known before it begins; they become warnings of the record
+    prior_warnings: tuple[str, ...] = ()  # known before it begins; they become warnings of the record
     trigger: str = ""  # why it runs, in words
     sampled_probes_ratio: float = 0.0  # share of the probes that ask the engine to trace them
 
@@ -83,7 +83,7 @@ class BackendPlan:
     burst: BurstMode = BurstMode.OFF
     replicas: ReplicaPlan = field(default_factory=ReplicaPlan)
     guard: GuardPolicy = field(default_factory=GuardPolicy)
-    care: CarePolicy = field(default_factory=CarePolicy)
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
     triggers: TriggerPolicy = field(default_factory=TriggerPolicy)
     mirror: MirrorPolicy | None = None  # what of `workload` is taken from live traffic instead
 
@@ -102,7 +102,7 @@ class SweepListener(Protocol):
     def progress(self, progress: Progress) -> None: ...
 
     def partial(self, record: SweepRecord) -> None:
-        """After each visit: the record so far (outcome None), so that a killed sweep leaves its evidence."""
+        """After each stage: the record so far (outcome None), so that a killed sweep leaves its evidence."""
         ...
 
 

@@ -34,14 +34,14 @@ from calibrator.core.publish.snapshot import Override, Recommendation
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Activity, Store, Wish
-from calibrator.service.backend.checkpoints import Memories
+from calibrator.ports.store import ForwardedCommand, Store, SweepStatus
+from calibrator.service.backend.checkpoints import Checkpoints
 from calibrator.service.backend.state import BackendState
-from calibrator.service.publishing.leases import Tenancy
+from calibrator.service.publishing.leases import LeaseManager
 from calibrator.service.publishing.overrides import OverrideKeeper
 from calibrator.service.publishing.publisher import TREND_POINTS, Publisher
 from calibrator.service.publishing.store_health import StoreHealth
-from calibrator.service.sweep_scheduler import Turns
+from calibrator.service.sweep_scheduler import SweepScheduler
 
 FOLLOW_S = 1.0  # the fallback where news do not come through; the contract is 2 s
 LOOK_LIMIT_S = 5.0
@@ -57,26 +57,28 @@ class _Look:
 
     stored: Sequence[Recommendation]
     overrides: Mapping[str, Override]
-    activities: Mapping[str, Activity]
+    activities: Mapping[str, SweepStatus]
     asked: int  # of our own overrides when it was read
 
 
 @dataclass(slots=True)
-class Peers:
+class Replication:
     """Owned by the supervisor."""
 
     states: Mapping[str, BackendState]
     store: Store
     clock: Clock
-    tenancy: Tenancy
+    tenancy: LeaseManager
     publisher: Publisher
-    turns: Turns
+    turns: SweepScheduler
     overrides: OverrideKeeper
-    memories: Memories
+    memories: Checkpoints
     health: StoreHealth
     changed: Callable[[], None]  # the snapshot is to be made anew
-    _untold: list[Wish] = field(default_factory=list)  # of ours, for the holder: it was us when they came up
-    _told: dict[str, tuple[Activity | None, float]] = field(default_factory=dict)  # activity as written, and when
+    _untold: list[ForwardedCommand] = field(
+        default_factory=list
+    )  # of ours, for the holder: it was us when they came up
+    _told: dict[str, tuple[SweepStatus | None, float]] = field(default_factory=dict)  # activity as written, and when
     _see_until_s: dict[str, float] = field(default_factory=dict)  # for how long the last sweep is looked for
     _telling: asyncio.Task[None] | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Peers:
         await self.tenancy.begin()
         now = self.clock.wall()
         for name, state in self.states.items():
-            self.publisher.rest_on(fallback(name, state.plan.policy, now))
+            self.publisher.serve_fallback(fallback(name, state.plan.policy, now))
             self._see_until_s[name] = self.clock.monotonic() + SEE_S
         await self.publisher.flush()
         await self.overrides.restore()
@@ -126,7 +128,7 @@ class Peers:
     def _notice(self) -> None:
         for name, state in self.states.items():
             group = state.plan.engine_group
-            leads = self.tenancy.leads(group)
+            leads = self.tenancy.holds_lease(group)
             if state.is_led != leads:
                 self.changed()
             state.is_led = leads
@@ -141,9 +143,9 @@ class Peers:
         name, wanted, state.wanted = state.plan.name, state.wanted, None
         lowered = self.publisher.step_down(name)
         if lowered is not None:
-            self._untold.append(Wish(name, "", lowered.reason, lowered.published_at, lowered))
+            self._untold.append(ForwardedCommand(name, "", lowered.reason, lowered.published_at, lowered))
         if wanted is not None and wanted.by_person:
-            self._untold.append(Wish(name, wanted.sweep_id, wanted.reason, self.clock.wall()))
+            self._untold.append(ForwardedCommand(name, wanted.sweep_id, wanted.reason, self.clock.wall()))
 
     # -------------------------------------------------------------------------------------------------- take-over
     async def take_over(self, group: str) -> None:
@@ -168,7 +170,7 @@ class Peers:
         plan = state.plan
         self.publisher.begin(plan.name, known, is_sole=self.tenancy.is_sole)
         self.turns.restore(state, sweeps, now)
-        state.guard.begin_anew()
+        state.guard.reset()
         self._forget_activity(state)
         state.sized = None
         self._told[plan.name] = (None, float("-inf"))
@@ -181,18 +183,20 @@ class Peers:
             self.publisher.publish(today)
 
     async def _sweeps(self, state: BackendState, count: int) -> Sequence[SweepRecord]:
-        return await self.store.sweeps(state.leader.plan.name, count)
+        return await self.store.sweeps(state.group_primary.plan.name, count)
 
     # -------------------------------------------------------------------------------------------------- activities
-    def _activity(self, state: BackendState) -> Activity | None:
-        leader = state.leader
-        if leader.running_id is None or leader.running is None or leader.target is None:
+    def _activity(self, state: BackendState) -> SweepStatus | None:
+        group_primary = state.group_primary
+        if group_primary.running_id is None or group_primary.running is None or group_primary.target is None:
             return None
-        return Activity(leader.running_id, state.reserved_for_probes, leader.progress, leader.target.url)
+        return SweepStatus(
+            group_primary.running_id, state.reserved_for_probes, group_primary.progress, group_primary.target.url
+        )
 
-    def _news(self) -> dict[str, Activity | None]:
+    def _news(self) -> dict[str, SweepStatus | None]:
         """What the others are to hear, of the backends that we lead."""
-        now_s, found = self.clock.monotonic(), dict[str, Activity | None]()
+        now_s, found = self.clock.monotonic(), dict[str, SweepStatus | None]()
         for name, (told, told_s) in self._told.items():
             state = self.states[name]
             current = self._activity(state)
@@ -214,7 +218,7 @@ class Peers:
                 self._told[name] = (activity, self.clock.monotonic())
 
     # ------------------------------------------------------------------------------------------------------ wishes
-    async def wish(self, wish: Wish) -> None:
+    async def wish(self, wish: ForwardedCommand) -> None:
         """Raises StoreError."""
         await self.store.add_wish(wish)
 
@@ -224,7 +228,7 @@ class Peers:
             await self.store.add_wish(self._untold[0])
             del self._untold[0]
 
-    def _grant(self, wish: Wish) -> None:
+    def _grant(self, wish: ForwardedCommand) -> None:
         state = self.states.get(wish.backend)
         if state is None:
             return
@@ -266,7 +270,7 @@ class Peers:
                 )
                 self._heed(look)
                 await self._see_last_sweeps()
-                led = [name for name, state in self.states.items() if self.tenancy.leads(state.plan.engine_group)]
+                led = [name for name, state in self.states.items() if self.tenancy.holds_lease(state.plan.engine_group)]
                 for wish in await self.store.take_wishes(led) if led else ():
                     self._grant(wish)
         except Exception as error:  # noqa: BLE001 - whatever the database does, what is known is served on
@@ -278,7 +282,7 @@ class Peers:
         news = {stored.backend for stored in look.stored if stored.backend in self.states and self._served_anew(stored)}
         self.overrides.follow(look.overrides, look.asked)
         for name, state in self.states.items():
-            if self.tenancy.leads(state.plan.engine_group):
+            if self.tenancy.holds_lease(state.plan.engine_group):
                 continue
             before = state.elsewhere
             self._forget_activity(state)
@@ -298,7 +302,7 @@ class Peers:
 
     def _served_anew(self, stored: Recommendation) -> bool:
         state = self.states[stored.backend]
-        return not self.tenancy.leads(state.plan.engine_group) and self.publisher.follow(stored)
+        return not self.tenancy.holds_lease(state.plan.engine_group) and self.publisher.follow(stored)
 
     async def _see_last_sweeps(self) -> None:
         """What the page and the metrics show of them, and when the next are due."""
@@ -306,9 +310,9 @@ class Peers:
         self._see_until_s = {name: until_s for name, until_s in self._see_until_s.items() if now_s < until_s}
         for name in self._see_until_s:
             state = self.states[name]
-            if not self.tenancy.leads(state.plan.engine_group):
+            if not self.tenancy.holds_lease(state.plan.engine_group):
                 self.turns.see(state, await self._sweeps(state, 2), self.clock.wall())
 
 
-def _urgent_part(activity: Activity | None) -> tuple[str, int] | None:
+def _urgent_part(activity: SweepStatus | None) -> tuple[str, int] | None:
     return None if activity is None else (activity.sweep_id, activity.reserved_for_probes)

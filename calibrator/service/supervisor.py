@@ -31,22 +31,22 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Leases, Store, Tenure, Wish
+from calibrator.ports.store import ForwardedCommand, Lease, Leases, Store
 from calibrator.ports.sweeps import BackendPlan, SweepRunner, Target
 from calibrator.ports.telemetry import Discovery, Telemetry
-from calibrator.service.backend.checkpoints import Memories
-from calibrator.service.backend.fleet import Fleet, Surroundings
+from calibrator.service.backend.checkpoints import Checkpoints
+from calibrator.service.backend.fleet import Fleet, ScrapeContext
 from calibrator.service.backend.outcome import STOPPED
 from calibrator.service.backend.state import BackendState, Wanted
 from calibrator.service.clock_watch import ClockWatch
 from calibrator.service.publishing.joint_shares import JointShares
-from calibrator.service.publishing.leases import Tenancy
+from calibrator.service.publishing.leases import LeaseManager
 from calibrator.service.publishing.overrides import OverrideKeeper
 from calibrator.service.publishing.publisher import Publisher
 from calibrator.service.publishing.shares import ShareKeeper, Shares
 from calibrator.service.publishing.store_health import StoreHealth
-from calibrator.service.replication import Peers
-from calibrator.service.sweep_scheduler import Turns
+from calibrator.service.replication import Replication
+from calibrator.service.sweep_scheduler import SweepScheduler
 
 TICK_S = 0.25
 STOP_LIMIT_S = 2.0  # a sweep's process is killed after 1.5 s
@@ -81,15 +81,15 @@ class Supervisor:
         self._changes = 0
         self._health = StoreHealth()
         groups = dict.fromkeys(plan.engine_group for plan in plans)
-        self._tenancy = Tenancy(
+        self._leases = LeaseManager(
             groups, leases, holder, policy=lease, clock=clock, health=self._health, take_over=self._take_over
         )  # fmt: skip
         self._publisher = Publisher(store, clock, self._tenure_of, self._health, self._lost)
-        self._turns = Turns(
+        self._scheduler = SweepScheduler(
             self._states,
             runner=runner,
             publisher=self._publisher,
-            tenancy=self._tenancy,
+            tenancy=self._leases,
             clock=clock,
             max_parallel=max_parallel,
             draws=draws,
@@ -101,16 +101,16 @@ class Supervisor:
             else JointShares(store, clock, holder, self._tenure_of, self._health)
         )
         self._overrides = OverrideKeeper(store, clock, self._health, is_sole=lease.is_sole)
-        self._memories = Memories(store, clock)
-        self._peers = Peers(
+        self._checkpoints = Checkpoints(store, clock)
+        self._replication = Replication(
             self._states,
             store,
             clock,
-            self._tenancy,
+            self._leases,
             self._publisher,
-            self._turns,
+            self._scheduler,
             self._overrides,
-            self._memories,
+            self._checkpoints,
             self._health,
             self._change,
         )
@@ -125,7 +125,7 @@ class Supervisor:
     # --------------------------------------------------------------------------------------------- life cycle
     async def start(self) -> None:
         """Serve what the store remembers, or the fallback; lead what nobody else leads. Raises StoreError."""
-        await self._peers.begin()
+        await self._replication.begin()
         await self._shares.restore(self.snapshot().backends.values())
         self._is_ready = True
         self._change()
@@ -139,18 +139,18 @@ class Supervisor:
     async def stop(self) -> None:
         """End every sweep, save what they had, start nothing more, let others lead. May be called again."""
         self._is_stopping = True
-        self._shares.ring_all()
-        running = self._turns.end_all(STOPPED)
+        self._shares.notify_all()
+        running = self._scheduler.end_all(STOPPED)
         if running:
             await asyncio.wait(running, timeout=STOP_LIMIT_S)
         for state in self._states.values():
             if state.running is not None:
-                self._guard(self._turns.end, state)
-        led = [state for state in self._states.values() if self._leads(state)]
+                self._guard(self._scheduler.end, state)
+        led = [state for state in self._states.values() if self._holds_lease(state)]
         await asyncio.gather(
-            self._memories.close(led), self._publisher.close(), self._shares.close(), self._overrides.close()
+            self._checkpoints.close(led), self._publisher.close(), self._shares.close(), self._overrides.close()
         )
-        await self._peers.close(TELL_LIMIT_S)
+        await self._replication.close(TELL_LIMIT_S)
         rest = [state.settling for state in self._states.values() if state.settling is not None]
         for task in rest:
             task.cancel()
@@ -163,31 +163,31 @@ class Supervisor:
 
     # ---------------------------------------------------------------------------------------------------- leases
     async def _take_over(self, group: str) -> None:
-        await self._peers.take_over(group)
+        await self._replication.take_over(group)
 
-    def _tenure_of(self, backend: str) -> Tenure | None:
-        return self._tenancy.tenure(self._states[backend].plan.engine_group)
+    def _tenure_of(self, backend: str) -> Lease | None:
+        return self._leases.tenure(self._states[backend].plan.engine_group)
 
     def _lost(self, backend: str) -> None:
-        self._tenancy.lost(self._states[backend].plan.engine_group)
+        self._leases.lost(self._states[backend].plan.engine_group)
 
-    def _leads(self, state: BackendState) -> bool:
-        return self._tenancy.leads(state.plan.engine_group)
+    def _holds_lease(self, state: BackendState) -> bool:
+        return self._leases.holds_lease(state.plan.engine_group)
 
     # --------------------------------------------------------------------------------------------------- tick
     def tick(self) -> None:
         """One round; never raises, whatever a backend, the store or an engine does."""
         self._change()
         self._follow_clock()
-        self._peers.tick()
+        self._replication.tick()
         for state in self._states.values():
             self._guard(self._attend, state)
         if not self._is_stopping:
-            for state in self._turns.due():
-                self._guard(self._turns.start, state)
+            for state in self._scheduler.due():
+                self._guard(self._scheduler.start, state)
         self._publisher.write_behind()
         self._overrides.tick()
-        self._memories.tick(state for state in self._states.values() if self._leads(state))
+        self._checkpoints.tick(state for state in self._states.values() if self._holds_lease(state))
         if not self._shares.is_idle:
             self._shares.tick(self.snapshot().backends.values())
 
@@ -210,14 +210,14 @@ class Supervisor:
         state.gateways = self._shares.clients(state.plan.name)
         if not self._is_stopping:
             state.fleet.tend()
-        self._turns.attend(state)
+        self._scheduler.attend(state)
 
     # ------------------------------------------------------------------------------------------------ replicas
     def _fleet(
         self, plan: BackendPlan, discovery: Discovery, telemetry: Callable[[Target], Telemetry], clock: Clock
     ) -> Fleet:
         name = plan.name
-        return Fleet(plan, discovery, telemetry, clock, partial(self._surroundings, name), partial(self._saw, name))
+        return Fleet(plan, discovery, telemetry, clock, partial(self._scrape_context, name), partial(self._saw, name))
 
     def _share_engines(self) -> None:
         """Backends of one group at the same addresses share the sweeps of the first, and its capacity by weight.
@@ -232,11 +232,11 @@ class Supervisor:
         for states in sharing.values():
             total = sum(state.plan.replicas.weight for state in states)
             for state in states:
-                state.leader, state.share = states[0], state.plan.replicas.weight / total
+                state.group_primary, state.share = states[0], state.plan.replicas.weight / total
 
-    def _surroundings(self, name: str) -> Surroundings:
+    def _scrape_context(self, name: str) -> ScrapeContext:
         served = self._publisher.served[name]
-        return Surroundings(served.cap, served.replica_cap, self._probes_on)
+        return ScrapeContext(served.cap, served.replica_cap, self._probes_on)
 
     def _probes_on(self, url: str) -> Probes | None:
         """Backends of one engine group have the same replicas: the probes of each are probes to all."""
@@ -251,7 +251,7 @@ class Supervisor:
         What follows from it is the leading instance's matter; the others watch, so that they know when they lead.
         """
         state = self._states[name]
-        if self._leads(state):
+        if self._holds_lease(state):
             self._guard(self._fit_to_fleet, state)
             self._guard(partial(self._watch_users, look), state)
         self._guard(partial(self._watch_triggers, look), state)
@@ -282,7 +282,7 @@ class Supervisor:
         changed = after_event(event, served, state.plan.guard.cut_ratio, state.plan.policy, self._clock.wall())
         if changed is not None:
             self._publisher.publish(changed)
-        measures = state.leader
+        measures = state.group_primary
         if event.wants_sweep and measures.wanted is None and measures.running is None:
             measures.wanted = Wanted(self._new_id(), f"guard: {event.words}")
         self._log.warning("guard", backend=name, action=event.action.value, why=event.words)
@@ -291,10 +291,10 @@ class Supervisor:
         is_sweeping = self._is_sweeping(state.plan.engine_group)
         state.traffic.saw(look, is_sweeping=is_sweeping)
         due = state.triggers.saw(look, is_sweeping=is_sweeping)
-        if due is None or state.leader is not state or state.wanted is not None or not self._leads(state):
+        if due is None or state.group_primary is not state or state.wanted is not None or not self._holds_lease(state):
             return
         state.wanted = Wanted(self._new_id(), due.reason, may_raise=due.may_raise, is_warm=due.is_warm)
-        if state.plan.care.observe:  # it will be held back, which is told once
+        if state.plan.limits.observe:  # it will be held back, which is told once
             state.triggers.told(look.at_s)
         self._changes += 1
 
@@ -334,23 +334,23 @@ class Supervisor:
 
     async def request_sweep(self, backend: str, reason: str) -> str:
         state = self._asked_about(backend)
-        if self._leads(state):
-            return self._turns.request(state, reason)
+        if self._holds_lease(state):
+            return self._scheduler.request(state, reason)
         if state.elsewhere is not None:
             running_id = state.elsewhere.sweep_id
             raise ConfigurationError(f"Sweep {running_id} of '{backend}' is running.", "Wait for its end.")
         sweep_id = self._new_id()
-        await self._peers.wish(Wish(state.plan.name, sweep_id, reason, self._clock.wall()))
+        await self._replication.wish(ForwardedCommand(state.plan.name, sweep_id, reason, self._clock.wall()))
         return sweep_id
 
     async def cancel_sweep(self, backend: str, author: str) -> str:
         state = self._asked_about(backend)
         self._log.warning("sweep cancelled", backend=backend, by=author)
-        if self._leads(state):
-            return self._turns.cancel(state, author)
+        if self._holds_lease(state):
+            return self._scheduler.cancel(state, author)
         if state.elsewhere is None:
             raise ConfigurationError(f"No sweep of '{backend}' runs.", "There is nothing to do.")
-        await self._peers.wish(Wish(state.plan.name, "", author, self._clock.wall()))
+        await self._replication.wish(ForwardedCommand(state.plan.name, "", author, self._clock.wall()))
         return state.elsewhere.sweep_id
 
     def _asked_about(self, backend: str) -> BackendState:
@@ -361,7 +361,7 @@ class Supervisor:
         if self._is_stopping:
             raise ConfigurationError("The service is stopping.", "Ask again after its restart.")
         self._change()
-        return state.leader
+        return state.group_primary
 
     async def recommendations(self, backend: str, limit: int) -> Sequence[Recommendation]:
         return await self._publisher.recommendations(backend, limit)
@@ -374,7 +374,7 @@ class Supervisor:
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         state = self._states.get(backend)
-        return await self._publisher.sweeps(backend if state is None else state.leader.plan.name, limit)
+        return await self._publisher.sweeps(backend if state is None else state.group_primary.plan.name, limit)
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         for state in self._states.values():

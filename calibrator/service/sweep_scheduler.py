@@ -21,7 +21,7 @@ from itertools import takewhile
 
 import structlog
 
-from calibrator.core.admission.admission import Admitted, HeldBack, HoldReason
+from calibrator.core.admission.admission import Admitted, Deferral, DeferralReason
 from calibrator.core.admission.schedule import next_due_at, next_open_at, retry_at
 from calibrator.core.publish.recommendation import decide
 from calibrator.core.publish.snapshot import Health
@@ -43,14 +43,14 @@ from calibrator.service.backend.outcome import (
     is_about,
     what_changed,
 )
-from calibrator.service.backend.state import BackendState, Ear, Wanted, begun
-from calibrator.service.publishing.leases import Tenancy
+from calibrator.service.backend.state import BackendState, ProgressRecorder, Wanted, begun
+from calibrator.service.publishing.leases import LeaseManager
 from calibrator.service.publishing.publisher import Publisher
 
 OVERTIME_S = 300.0  # beyond the sweep's own time budget, which does not cover the first look at the backend
 
 
-class Turns:
+class SweepScheduler:
     """Starts and ends the sweeps of all backends."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Turns:
         *,
         runner: SweepRunner,
         publisher: Publisher,
-        tenancy: Tenancy,
+        tenancy: LeaseManager,
         clock: Clock,
         max_parallel: int,
         draws: random.Random,
@@ -68,7 +68,7 @@ class Turns:
         self._states = states
         self._runner = runner
         self._publisher = publisher
-        self._tenancy = tenancy
+        self._leases = tenancy
         self._clock = clock
         self._max_parallel = max_parallel
         self._draws = draws
@@ -110,7 +110,7 @@ class Turns:
         if state.wanted is not None:
             raise ConfigurationError(f"Sweep {state.wanted.sweep_id} of '{name}' is queued.", "Wait for its end.")
         held = self._admitted(state, is_asked=True)
-        if isinstance(held, HeldBack):
+        if isinstance(held, Deferral):
             raise ConfigurationError(f"Sweeps of '{name}' are held back: {held.words}.", when(held))
         state.wanted = Wanted(sweep_id or self._new_id(), reason, by_person=True)
         return state.wanted.sweep_id
@@ -135,7 +135,7 @@ class Turns:
                 state.due_at = max(state.due_at, next_open_at(state.plan.schedule, now))
         elif state.running.done():
             self.end(state)
-        elif not self._tenancy.leads(state.plan.engine_group):
+        elif not self._leases.holds_lease(state.plan.engine_group):
             self._end_early(state, LEASE_LOST)
         elif self._clock.monotonic() > state.must_end_at_s:
             self._end_early(state, OVERDUE)
@@ -145,7 +145,7 @@ class Turns:
         now = self._clock.wall()
         busy = [state.plan.engine_group for state in self._states.values() if state.running is not None]
         idle = (state for state in self._states.values() if state.running is None)
-        led = (state for state in idle if self._tenancy.leads(state.plan.engine_group))
+        led = (state for state in idle if self._leases.holds_lease(state.plan.engine_group))
         due = [state for state in led if state.may_start and (state.wanted is not None or state.due_at <= now)]
         for state in sorted(due, key=lambda state: (state.wanted is None, state.due_at)):
             if len(busy) >= self._max_parallel:
@@ -161,7 +161,7 @@ class Turns:
         if target is None:
             return
         answer = self._admitted(state, is_asked=state.wanted is not None and state.wanted.by_person)
-        if isinstance(answer, HeldBack):
+        if isinstance(answer, Deferral):
             self._hold_back(state, answer)
             return
         state.door.held = None
@@ -181,41 +181,43 @@ class Turns:
             workload=like.workload,
             bounds=answer.bounds,
             burst=plan.burst,
-            abort=plan.care.abort,
+            abort=plan.limits.abort,
             limits=answer.limits,
             seed=self._draws.getrandbits(31),
             started_at=self._clock.wall(),
             warm=state.warm_start() if wanted.is_warm and owed.is_warm else None,
-            doubts=() if like.is_live else (like.words,),
+            prior_warnings=() if like.is_live else (like.words,),
             trigger=wanted.reason,
         )
         state.running_id, state.progress, state.partial, state.target = order.sweep_id, None, begun(order), target
         state.must_end_at_s, state.ending = self._clock.monotonic() + plan.bounds.duration_s + OVERTIME_S, None
-        permit = partial(self._tenancy.until_s, plan.engine_group)
-        state.running = asyncio.create_task(self._runner.run(order, Ear(state, self._publisher.keep), permit))
+        permit = partial(self._leases.until_s, plan.engine_group)
+        state.running = asyncio.create_task(
+            self._runner.run(order, ProgressRecorder(state, self._publisher.keep), permit)
+        )
         self._publisher.keep(state.partial)
         self._log.info("sweep started", backend=plan.name, sweep=order.sweep_id, why=wanted.reason, workload=like.words)
 
-    def _admitted(self, state: BackendState, *, is_asked: bool) -> Admitted | HeldBack:
+    def _admitted(self, state: BackendState, *, is_asked: bool) -> Admitted | Deferral:
         served = self._publisher.served
         published = served[state.plan.name]
         return state.door.ask(
             self._clock.wall(),
             is_asked=is_asked,
             organic=state.fleet.in_flight_peak,
-            cap=sum(served[one.plan.name].cap for one in self._states.values() if one.leader is state),
+            cap=sum(served[one.plan.name].cap for one in self._states.values() if one.group_primary is state),
             capacity=None if published.capacity is None else published.capacity.estimate or None,
             replicas=state.fleet.ready_replicas,
         )
 
-    def _hold_back(self, state: BackendState, held: HeldBack) -> None:
+    def _hold_back(self, state: BackendState, held: Deferral) -> None:
         """A due sweep waits; in `observe` it counts as done, so that each one that would have run is told."""
         now = self._clock.wall()
-        if held.reason is HoldReason.OBSERVE:
+        if held.reason is DeferralReason.OBSERVE:
             state.wanted, state.due_at = None, next_due_at(state.plan.schedule, now, now, self._draws.random())
         else:
             state.due_at = max(state.due_at, now + TRY_AGAIN_S if held.until is None else held.until)
-        if not state.door.knows(held) or held.reason is HoldReason.OBSERVE:
+        if not state.door.knows(held) or held.reason is DeferralReason.OBSERVE:
             self._log.info("sweep held back", backend=state.plan.name, reason=held.reason.value, why=held.words)
 
     # ---------------------------------------------------------------------------------------------------- the end
@@ -239,7 +241,7 @@ class Turns:
         state.running, state.running_id, state.progress, state.partial = None, None, None, None
         if task is None or told is None:
             return
-        leads = self._tenancy.leads(state.plan.engine_group)
+        leads = self._leases.holds_lease(state.plan.engine_group)
         ending, state.ending = state.ending or (UNASKED if leads else LEASE_LOST), None
         now = self._clock.wall()
         record = ended_record(task, told, now, ending)
@@ -250,7 +252,7 @@ class Turns:
         state.heed(record)
         self._publisher.keep(record)
         state.count(record)
-        sharing = [one for one in self._states.values() if one.leader is state]
+        sharing = [one for one in self._states.values() if one.group_primary is state]
         state.settling = asyncio.create_task(self._settle(sharing, record))
         for one in sharing:
             self._set_health(one, record)
@@ -265,11 +267,11 @@ class Turns:
         size = state.size(measuring=record.provenance.url)
         served = self._publisher.served[state.plan.name]
         decided = decide(
-            record, served, state.plan.policy, self._clock.wall(), size, may_raise=state.leader.may_raise
+            record, served, state.plan.policy, self._clock.wall(), size, may_raise=state.group_primary.may_raise
         )  # fmt: skip
         if decided is not None:
             self._publisher.publish(decided)
-            state.guard.begin_anew()
+            state.guard.reset()
 
     async def _settle(self, sharing: Sequence[BackendState], record: SweepRecord) -> None:
         """Who sees that a sweep ended shall also see what it published: so first give the store its chance."""

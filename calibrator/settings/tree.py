@@ -17,9 +17,9 @@ from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.core.workload.mirror import MirrorPolicy
 from calibrator.errors import ConfigurationError
-from calibrator.settings.care import CareSettings
 from calibrator.settings.gateways import GatewaysSettings
 from calibrator.settings.guard import GuardSettings
+from calibrator.settings.limits import LimitsSettings
 from calibrator.settings.load_generator import LoadSettings
 from calibrator.settings.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.problems import Problem, refuse
@@ -250,7 +250,7 @@ class BackendSettings(Frozen):
     publish: Literal["enforce", "shadow"] = Field(
         default="enforce", description="shadow: gateways get fallback_cap; API and metrics show what was measured"
     )
-    care: CareSettings = Field(default=CareSettings(), description="what live users may have to bear for a sweep")
+    limits: LimitsSettings = Field(default=LimitsSettings(), description="what live users may have to bear for a sweep")
     triggers: TriggerSettings = Field(
         default=TriggerSettings(), description="what asks for a sweep before the schedule does"
     )
@@ -274,7 +274,7 @@ class BackendSettings(Frozen):
     def validity_s(self) -> float:
         return VALID_FOR_SWEEPS * self.every_s if self.valid_for_s is None else self.valid_for_s
 
-    def limits(self) -> Bounds:
+    def sweep_bounds(self) -> Bounds:
         return Bounds(
             self.bounds.min,
             self.bounds.max,
@@ -301,11 +301,14 @@ class BackendSettings(Frozen):
                 f"no class of the workload says anything about '{one}'.",
                 "Give a class that streams, or an e2e objective, and prompts within the objective's length.",
             )
-        if not blind and (refusal := can_certify(self.limits(), self.objectives, workload)):
+        if not blind and (refusal := can_certify(self.sweep_bounds(), self.objectives, workload)):
             yield Problem("budget.requests", refusal, "")
-        care, cost = self.care.value(observe=False, shadow=False), sweep_cost(self.limits(), self.objectives, workload)
-        for reason, words in too_small(care, cost):
-            yield Problem(f"care.{reason}_per_day", f"{words}: none would start.", "Allow more, or lower the budget.")
+        limits, cost = (
+            self.limits.value(observe=False, shadow=False),
+            sweep_cost(self.sweep_bounds(), self.objectives, workload),
+        )
+        for reason, words in too_small(limits, cost):
+            yield Problem(f"limits.{reason}_per_day", f"{words}: none would start.", "Allow more, or lower the budget.")
         if not self.cap.min <= self.fallback_cap <= self.cap.max:
             yield Problem(
                 "fallback_cap",

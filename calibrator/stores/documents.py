@@ -15,7 +15,7 @@ from calibrator.core.publish.snapshot import Override, Recommendation
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import ConfigurationError, StoreError
-from calibrator.ports.store import Activity, Wish
+from calibrator.ports.store import ForwardedCommand, SweepStatus
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Codec(Generic[T]):
 RECOMMENDATION = Codec(Recommendation)
 SWEEP = Codec(SweepRecord)
 OVERRIDE = Codec(Override)
-ACTIVITY = Codec(Activity)
-WISH = Codec(Wish)
+ACTIVITY = Codec(SweepStatus)
+WISH = Codec(ForwardedCommand)
 SHARE_REPORT = Codec(InstanceReport)
 SHARE_TABLE = Codec(ShareTable)

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Update, and_, select
 
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.stores.database import Database
 from calibrator.stores.schema import leases
 
 
-def in_force(tenure: Tenure) -> ColumnElement[bool]:
+def in_force(tenure: Lease) -> ColumnElement[bool]:
     """Nobody has taken the lease since."""
     return and_(leases.c.engine_group == tenure.group, leases.c.holder == tenure.holder, leases.c.epoch == tenure.epoch)
 
@@ -29,7 +29,7 @@ class SqlLeases:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Lease | None:
         expires_at = self._database.now_s + lease_s
         is_free = (leases.c.holder == "") | (leases.c.holder == holder) | (leases.c.expires_at < self._database.now_s)
         statement = (
@@ -44,12 +44,12 @@ class SqlLeases:
         )
         async with self._database.writing(is_urgent=True) as connection:
             epoch = await connection.scalar(statement)
-        return None if epoch is None else Tenure(group, holder, epoch)
+        return None if epoch is None else Lease(group, holder, epoch)
 
-    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+    async def renew(self, tenure: Lease, lease_s: float) -> bool:
         return await self._change(tenure, leases.update().values(expires_at=self._database.now_s + lease_s))
 
-    async def release(self, tenure: Tenure) -> None:
+    async def release(self, tenure: Lease) -> None:
         await self._change(tenure, leases.update().values(holder="", expires_at=0.0), is_news=True)
 
     async def holders(self) -> Mapping[str, str]:
@@ -59,6 +59,6 @@ class SqlLeases:
         async with self._database.reading() as connection:
             return dict((await connection.execute(held)).all())
 
-    async def _change(self, tenure: Tenure, update: Update, *, is_news: bool = False) -> bool:
+    async def _change(self, tenure: Lease, update: Update, *, is_news: bool = False) -> bool:
         async with self._database.writing(is_news=is_news, is_urgent=True) as connection:
             return (await connection.execute(update.where(in_force(tenure)))).rowcount == 1

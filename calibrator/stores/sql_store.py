@@ -12,8 +12,8 @@ from calibrator.core.publish.snapshot import Override, Recommendation
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.sharing.allocator import HeldShare
 from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
-from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports.store import Activity, Leases, Tenure, Wish
+from calibrator.errors import StaleLeaseError, StoreError
+from calibrator.ports.store import ForwardedCommand, Lease, Leases, SweepStatus
 from calibrator.stores.database import Database
 from calibrator.stores.documents import (
     ACTIVITY,
@@ -59,7 +59,7 @@ class SqlStore:
         await self._database.changed(limit_s)
 
     # ------------------------------------------------------------------------------------------- recommendations
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
         """One statement: the row comes from the lease, locked against a take-over under way; no lease, no row.
 
         What is there already, word for word, was committed before, and only the answer was lost.
@@ -92,7 +92,7 @@ class SqlStore:
             raise StoreError(
                 f"Version {version} of '{backend}' exists already.", "Two writers use this store; stop one."
             )
-        raise StaleTenureError(
+        raise StaleLeaseError(
             f"The lease of '{tenure.group}' was taken over by another instance, so version {version} of '{backend}' is "
             "not published.",
             "Nothing is to be done: the other instance publishes.",
@@ -233,7 +233,7 @@ class SqlStore:
             rows = (await connection.execute(select(share_reports.c.instance, age_s, share_reports.c.document))).all()
         return {instance: (max(0.0, age_s), SHARE_REPORT.read(document)) for instance, age_s, document in rows}
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
         """One statement, as for a recommendation: the row comes from the lease."""
         row = {
             "backend": backend,
@@ -258,7 +258,7 @@ class SqlStore:
             is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(tenure))) is not None
         if is_ours:
             raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow on what is stored.")
-        raise StaleTenureError(f"The lease of '{tenure.group}' was taken over; its holder divides '{backend}'.")
+        raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over; its holder divides '{backend}'.")
 
     async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
         columns = (share_tables.c.backend, share_tables.c.per_replica, share_tables.c.document)
@@ -279,7 +279,7 @@ class SqlStore:
         return {backend: OVERRIDE.read(document) for backend, document in rows}
 
     # ---------------------------------------------------------------------------------------- between instances
-    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
         async with self._database.writing() as connection:
             if activity is None:
                 await connection.execute(delete(activities).where(activities.c.backend == backend))
@@ -288,16 +288,16 @@ class SqlStore:
             insert = self._database.insert(activities).values(backend=backend, **row)
             await connection.execute(insert.on_conflict_do_update(index_elements=["backend"], set_=row))
 
-    async def activities(self) -> Mapping[str, Activity]:
+    async def activities(self) -> Mapping[str, SweepStatus]:
         async with self._database.reading() as connection:
             rows = (await connection.execute(select(activities.c.backend, activities.c.document))).all()
         return {backend: ACTIVITY.read(document) for backend, document in rows}
 
-    async def add_wish(self, wish: Wish) -> None:
+    async def add_wish(self, wish: ForwardedCommand) -> None:
         async with self._database.writing() as connection:
             await connection.execute(wishes.insert().values(backend=wish.backend, document=WISH.write(wish)))
 
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
         taken = delete(wishes).where(wishes.c.backend.in_(backends)).returning(wishes.c.wish_id, wishes.c.document)
         async with self._database.writing(is_news=False) as connection:
             rows = (await connection.execute(taken)).all()

@@ -33,7 +33,7 @@ from calibrator.web.api.override import Overriding
 from calibrator.web.api.samples import Samples
 from calibrator.web.api.session import SigningIn
 from calibrator.web.http import problems
-from calibrator.web.http.audit import Trail
+from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Gatekeeper, Tokens
 from calibrator.web.http.headers import SafeHeaders
 from calibrator.web.http.openapi import Json, openapi_document
@@ -68,7 +68,7 @@ def create_app(
     polls = CapPolls(operator, clock, views, is_stopping)
     api = Api(operator, clock, views, polls, Overriding(operator, clock, views))
     gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
-    trail, writable = Trail(clock), any(operator_tokens())
+    trail, writable = AuditLog(clock), any(operator_tokens())
     pages = Pages(operator, clock, views, gatekeeper, software_version, writable)
     forms = Forms(pages, trail)
     operations = [

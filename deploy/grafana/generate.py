@@ -151,7 +151,7 @@ PANELS = (
         "1 for the reason why a due sweep has not started, and sweeps that ended at once to spare users.",
         "short",
         (
-            (greatest("sweep_held_back", "reason"), "{{backend}} held back: {{reason}}"),
+            (greatest("sweep_deferred", "reason"), "{{backend}} held back: {{reason}}"),
             (grown("sweep_aborts_total", "reason", function="increase"), "{{backend}} aborted: {{reason}}"),
         ),
     ),
@@ -178,7 +178,7 @@ PANELS = (
     ),
     Shown(
         "Generator: levels not judged",
-        "Levels of the last sweep that our own lateness spoilt. Above zero, calibrator needs more CPU.",
+        "Levels of the last sweep that our own lateness invalid_reasons. Above zero, calibrator needs more CPU.",
         "short",
         ((greatest("generator_unfit_levels"), "{{backend}}"),),
     ),

@@ -13,7 +13,7 @@ import pytest
 from support.virtual_time import run_virtual
 from support.wire import MemoryTransport
 
-from calibrator.backends.http1 import Ending, Headers, Http1Connection, Patience
+from calibrator.backends.http1 import Ending, Headers, Http1Connection, Timeouts
 from calibrator.core.records.sample import FailureKind
 
 
@@ -46,7 +46,7 @@ class Peer:
 
     def __init__(self, stall_s: float = 30.0, total_s: float = 300.0) -> None:
         self.loop = asyncio.get_running_loop()
-        self.connection = Http1Connection(self.loop.time, Patience(5.0, stall_s, total_s))
+        self.connection = Http1Connection(self.loop.time, Timeouts(5.0, stall_s, total_s))
         self.transport = MemoryTransport(self.connection)
 
     def says(self, data: bytes, at_s: float = 1.0) -> None:

@@ -15,7 +15,7 @@ from support.virtual_time import run_virtual
 from support.wire import DONE, FINISH, GOOD_BODY, HELLO, ROLE, USAGE, MemoryTransport, chunk, event, head, probe, sized
 from support.wire import usage as tokens
 
-from calibrator.backends.http1 import Http1Connection, Patience
+from calibrator.backends.http1 import Http1Connection, Timeouts
 from calibrator.backends.openai_answer import Answer, gap_quantiles
 from calibrator.core.records.sample import Failure, FailureKind, Flight, Sample
 
@@ -25,7 +25,7 @@ def play(*reads: bytes, stream: bool = True, closes: bool = False) -> Sample:
 
     async def run() -> Sample:
         loop = asyncio.get_running_loop()
-        connection = Http1Connection(loop.time, Patience(5.0, 30.0, 300.0))
+        connection = Http1Connection(loop.time, Timeouts(5.0, 30.0, 300.0))
         MemoryTransport(connection)
         for number, data in enumerate(reads):
             loop.call_at(number + 1.0, connection.data_received, data)

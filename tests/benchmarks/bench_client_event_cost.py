@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.wire import FINISH, USAGE, MemoryTransport, chunk, head, probe
 
-from calibrator.backends.http1 import Http1Connection, Patience
+from calibrator.backends.http1 import Http1Connection, Timeouts
 from calibrator.backends.openai_answer import Answer
 
 
 async def cost_us(events: list[bytes]) -> float:
     """Each event in a read and a chunk of its own, as an idle engine sends them."""
     framed = [b"%x\r\n%b\r\n" % (len(part), part) for part in events]
-    connection = Http1Connection(time.monotonic, Patience(5.0, 300.0, 300.0))
+    connection = Http1Connection(time.monotonic, Timeouts(5.0, 300.0, 300.0))
     MemoryTransport(connection)
     answer = Answer(probe(), lambda _flight: None, 0.0)
     exchange = asyncio.create_task(connection.exchange(b"x", answer, 0.0))

@@ -9,7 +9,7 @@ is the slope against the load of one stream, so that starting up costs nobody an
 events. CPU counts all processes of the client. Held is the mean number of requests that the server had in flight, from
 a second after the first one on.
 
-Peers are installed from their packages into environments of their own below `--folder`. Needs a C compiler.
+Replication are installed from their packages into environments of their own below `--folder`. Needs a C compiler.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Run: python tests/benchmarks/bench_guard.py [weeks of false-alarm traffic a row]
 
 Delay: the P99 stood at the limit's good side, then doubles from the limit. False alarms: weeks of traffic at the upper
-end of the zone, twice the allowance above the limit. Bound: the bucket bound in use, in units of the limit. Clump: mean
-number of exceedances of one stall.
+end of the zone, twice the allowance above the limit. Bound: the bucket bound in use, in units of the limit. Cluster:
+mean number of exceedances of one stall.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def main() -> None:
                 median, p90 = np.quantile(found, (0.5, 0.9), method="inverted_cdf")
                 print(f"| {shape} | {bound} | {rate:g} | {median:.0f} | {p90:.0f} | {(found <= 180.0).mean():.0%} |")
     print(f"\nFalse alarms at the upper end of the zone, {copies} weeks each\n")
-    print("| tail | bound / limit | clump | requests/s | alarms | weeks per alarm |\n|---|---|---|---|---|---|")
+    print("| tail | bound / limit | cluster | requests/s | alarms | weeks per alarm |\n|---|---|---|---|---|---|")
     for shape in ("exponential", "0.5"):
         for bound in BOUNDS[:3]:
-            for clump in CLUMPS if shape == "exponential" else CLUMPS[:1]:
+            for cluster in CLUMPS if shape == "exponential" else CLUMPS[:1]:
                 for rate in RATES:
                     began_s = time.monotonic()
-                    alarms = false_alarms(shape, bound, rate, weeks=1.0, copies=copies, seed=2, clump=clump)
+                    alarms = false_alarms(shape, bound, rate, weeks=1.0, copies=copies, seed=2, cluster=cluster)
                     weeks = f"{copies / alarms:.1f}" if alarms else f"above {copies / 3:.0f}"
                     took_s = time.monotonic() - began_s
-                    print(f"| {shape} | {bound} | {clump:g} | {rate:g} | {alarms} | {weeks} |", flush=True)
+                    print(f"| {shape} | {bound} | {cluster:g} | {rate:g} | {alarms} | {weeks} |", flush=True)
                     print(f"{took_s:.0f} s", file=sys.stderr)
 
 

@@ -24,7 +24,7 @@ from support.plain_parts import Inspector, Listener, NoTelemetry
 from support.virtual_time import run_virtual
 from support.wire import FINISH, USAGE, MemoryTransport, chunk, head
 
-from calibrator.backends.http1 import Http1Connection, Patience
+from calibrator.backends.http1 import Http1Connection, Timeouts
 from calibrator.backends.openai_answer import Answer
 from calibrator.clock import LoopClock
 from calibrator.core.records.history import Bounds
@@ -71,7 +71,7 @@ class Wire:
 class WireConnection:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._http = Http1Connection(wire.clock.monotonic, Patience(60.0, 300.0, 300.0))
+        self._http = Http1Connection(wire.clock.monotonic, Timeouts(60.0, 300.0, 300.0))
         self._transport = MemoryTransport(self._http)
 
     async def send(self, request: ProbeRequest, on_start: Callable[[Flight], None]) -> Sample:

@@ -15,14 +15,14 @@ from support.web_fakes import EPOCH_S, OBJECTIVE, FakeOperator, calibrated, fall
 from calibrator.core.live.change_test import GuardReason
 from calibrator.core.publish.snapshot import (
     BackendView,
+    CapBeforeCut,
     CapPoint,
     GuardView,
     Health,
     Override,
+    ReplicaStatus,
     ReplicaView,
-    Standing,
     State,
-    Uncut,
 )
 from calibrator.core.records.sweep import SweepRecord, VerdictKind
 from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
@@ -57,13 +57,13 @@ def curve() -> SweepRecord:
 def everything() -> BackendView:
     """A backend about which there is something to say in every place."""
     base = calibrated().recommendation
-    uncut = Uncut(46, 46, State.CALIBRATED, EPOCH_S - 300.0)
+    before_cut = CapBeforeCut(46, 46, State.CALIBRATED, EPOCH_S - 300.0)
     pinned = replace(base, cap=5, state=State.OVERRIDDEN)
     return calibrated(
         "busy",
         model=LONG,
         recommendation=pinned,
-        beneath=replace(base, state=State.GUARDED, uncut=uncut),
+        underlying=replace(base, state=State.GUARDED, before_cut=before_cut),
         override=Override(5, "incident 7", "Ann", EPOCH_S - 60.0, EPOCH_S + 3600.0),
         health=Health.ERROR,
         health_reason=HOSTILE,
@@ -72,7 +72,9 @@ def everything() -> BackendView:
         gateway_clients_over_cap=2,
         metrics_problem="the page asks for a password; give metrics_url one",
         traffic_note="prompts are three times as long",
-        replicas=tuple(ReplicaView(f"http://{LONG}-{n}/v1", Standing.READY, 4.0, "vllm", "m", "0.9") for n in (1, 2)),
+        replicas=tuple(
+            ReplicaView(f"http://{LONG}-{n}/v1", ReplicaStatus.READY, 4.0, "vllm", "m", "0.9") for n in (1, 2)
+        ),
         trend=tuple(CapPoint(EPOCH_S - 9e4 + 3e4 * n, cap, State.CALIBRATED) for n, cap in enumerate((20, 37, 31))),
     )
 

@@ -87,7 +87,7 @@ def test_a_recorded_sweep_is_replayed_step_by_step(recorded: tuple[Path, History
     file, history = recorded
     assert read_history(file) == (history, Bounds())
     steps = replayed(history, Bounds())
-    assert [step.level for step in steps[:-1]] == [visit.level for visit in history.visits]
+    assert [step.level for step in steps[:-1]] == [stage.level for stage in history.stages]
     assert isinstance(steps[-1], Conclusion)
 
 
@@ -95,7 +95,7 @@ def test_the_replay_is_printed(recorded: tuple[Path, History], capsys: pytest.Ca
     file, history = recorded
     replay(file, "json")
     printed = json.loads(capsys.readouterr().out)
-    assert [each["measured"] for each in printed] == [*(visit.level for visit in history.visits), None]
+    assert [each["measured"] for each in printed] == [*(stage.level for stage in history.stages), None]
     assert printed[-1]["ends"]
     replay(file, "table")
     out = capsys.readouterr().out

@@ -16,9 +16,9 @@ from support.records import recommendation, running, sweep
 from calibrator.core.publish.snapshot import Override, Progress
 from calibrator.core.records.sweep import SweepOutcome
 from calibrator.core.sharing.allocator import HeldShare
-from calibrator.core.sharing.share_cache import DeskOf, DeskReport, Grant, Heard, InstanceReport, ShareTable
-from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports.store import Activity, Leases, Store, Tenure, Wish
+from calibrator.core.sharing.share_cache import ClientReport, DeskOf, DeskReport, Grant, InstanceReport, ShareTable
+from calibrator.errors import StaleLeaseError, StoreError
+from calibrator.ports.store import ForwardedCommand, Lease, Leases, Store, SweepStatus
 from calibrator.stores.postgresql import PostgresDatabase
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
@@ -72,7 +72,7 @@ def _use(reopen: Reopen, work: Callable[[Keeper], Awaitable[None]]) -> None:
     asyncio.run(opened())
 
 
-async def hold(store: Keeper, group: str = "chat", holder: str = "a", lease_s: float = 60.0) -> Tenure:
+async def hold(store: Keeper, group: str = "chat", holder: str = "a", lease_s: float = 60.0) -> Lease:
     tenure = await store.leases.acquire(group, holder, lease_s)
     assert tenure is not None
     return tenure
@@ -222,7 +222,7 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
 
 
 def test_a_share_report_is_replaced_by_a_later_one_alone_and_knows_its_age(reopen: Reopen) -> None:
-    heard = Heard("envoy-1", 16, 20, has_polled=True, in_flight=12, rejected=None)
+    heard = ClientReport("envoy-1", 16, 20, has_polled=True, in_flight=12, rejected=None)
     desks = (DeskOf("chat", per_replica=False, report=DeskReport(3, (heard,), is_last=True)),)
 
     async def scenario() -> None:
@@ -260,7 +260,7 @@ def test_a_share_table_is_written_under_the_lease_and_on_top_of_the_one_before(r
             with pytest.raises(StoreError, match="does not follow"):
                 await store.save_share_table("chat", late, tenure, per_replica=False)
         later = await hold(store)  # the same holder, another epoch
-        with pytest.raises(StaleTenureError):
+        with pytest.raises(StaleLeaseError):
             await store.save_share_table("chat", table(3, 99), tenure, per_replica=False)
         await store.save_share_table("chat", table(3, 12), later, per_replica=False)
         assert await store.share_tables() == {("chat", False): table(3, 12), ("chat", True): table(1, 9)}
@@ -378,11 +378,11 @@ def test_a_stale_epoch_publishes_nothing(reopen: Reopen) -> None:
         newer = await hold(store, holder="b")
         forged = [tenure, replace(newer, holder="a"), replace(newer, epoch=newer.epoch + 1), replace(newer, group="x")]
         for stale in forged:
-            with pytest.raises(StaleTenureError):
+            with pytest.raises(StaleLeaseError):
                 await store.add_recommendation(recommendation(version=2, cap=99), stale)
         await store.add_recommendation(recommendation(version=2), newer)
         await store.leases.release(newer)
-        with pytest.raises(StaleTenureError):
+        with pytest.raises(StaleLeaseError):
             await store.add_recommendation(recommendation(version=3, cap=99), newer)
         assert list(await store.latest_recommendations()) == [recommendation(version=2)]
 
@@ -402,25 +402,25 @@ def test_activities_are_replaced_and_removed(reopen: Reopen) -> None:
     progress = Progress("s1", 8, "verdict", 10, 1, "inconclusive", 0.1, None, 40, 1800, 3.5, 1200.0, 8)
 
     async def work(store: Keeper) -> None:
-        await store.save_activity("chat", Activity("s0", 4))
-        await store.save_activity("chat", Activity("s1", 8, progress))
-        await store.save_activity("embed", Activity("s2", 1))
+        await store.save_activity("chat", SweepStatus("s0", 4))
+        await store.save_activity("chat", SweepStatus("s1", 8, progress))
+        await store.save_activity("embed", SweepStatus("s2", 1))
         await store.save_activity("embed", None)
-        assert dict(await store.activities()) == {"chat": Activity("s1", 8, progress)}
+        assert dict(await store.activities()) == {"chat": SweepStatus("s1", 8, progress)}
 
     _use(reopen, work)
 
 
 def test_a_wish_is_taken_once_in_the_order_of_asking(reopen: Reopen) -> None:
-    wishes = [Wish("chat", f"s{number}", "a person", 10.0 + number) for number in range(12)]
+    wishes = [ForwardedCommand("chat", f"s{number}", "a person", 10.0 + number) for number in range(12)]
 
     async def work(store: Keeper) -> None:
         for wish in wishes:
             await store.add_wish(wish)
-        await store.add_wish(Wish("embed", "", "cancel", 5.0))
+        await store.add_wish(ForwardedCommand("embed", "", "cancel", 5.0))
         assert list(await store.take_wishes(["chat", "other"])) == wishes
         assert list(await store.take_wishes(["chat"])) == []
-        assert list(await store.take_wishes(["embed"])) == [Wish("embed", "", "cancel", 5.0)]
+        assert list(await store.take_wishes(["embed"])) == [ForwardedCommand("embed", "", "cancel", 5.0)]
 
     _use(reopen, work)
 

@@ -45,7 +45,7 @@ def test_a_replica_that_is_gone_lowers_the_cap_within_a_scrape(tmp_path: Path) -
             assert swept["ready_replicas"] == 3
             per_replica, three = swept["replica_cap"], swept["cap"]
             assert three == evenly.fleet_cap(per_replica, 3), swept
-            assert [replica["standing"] for replica in swept["replicas"]] == ["ready"] * 3
+            assert [replica["status"] for replica in swept["replicas"]] == ["ready"] * 3
 
             lives[1].close()
             gone_s = time.monotonic()
@@ -53,5 +53,5 @@ def test_a_replica_that_is_gone_lowers_the_cap_within_a_scrape(tmp_path: Path) -
             assert time.monotonic() - gone_s < SCRAPE_PERIOD_S + SLACK_S
             assert fallen["ready_replicas"] == 2
             assert (fallen["replica_cap"], fallen["cap"]) == (per_replica, evenly.fleet_cap(per_replica, 2))
-            assert [replica["standing"] for replica in fallen["replicas"]] == ["ready", "down", "ready"]
+            assert [replica["status"] for replica in fallen["replicas"]] == ["ready", "down", "ready"]
             assert fallen["state"] == "calibrated"

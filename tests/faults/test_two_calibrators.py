@@ -92,7 +92,7 @@ def test_a_holder_that_is_struck_in_mid_sweep_is_followed_in_time(
             holder.proxy.heal()
             wait_for(lambda: not holder.backend()["lease_held"], "it knows that it leads no more", 5.0)
             wait_for(lambda: holder.backend()["store_problem"] is None, "it has the database back", 10.0)
-            assert other.leads()
+            assert other.holds_lease()
 
 
 @pytest.mark.long
@@ -114,8 +114,8 @@ def test_a_follower_that_is_cut_off_serves_on_and_disturbs_nobody(site: FaultSit
     with site.judged("the other one: timeout"):
         other.proxy.poison("timeout")
         wait_for(lambda: other.backend()["store_problem"], "it says that its database is lost", 15.0)
-        assert holder.leads()
-        assert not other.leads()
+        assert holder.holds_lease()
+        assert not other.holds_lease()
 
 
 # ------------------------------------------------------------------------------------------- the database is struck
@@ -132,7 +132,7 @@ def test_with_the_database_hung_nobody_probes_and_all_serve(site: FaultSite) -> 
             assert seen["store_problem"]
         began_s = time.monotonic()
         site.server.resume()
-        wait_for(lambda: sum(one.leads() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
+        wait_for(lambda: sum(one.holds_lease() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
         finding.recovery_s = time.monotonic() - began_s
         for one in (holder, other):
             wait_for(lambda one=one: one.backend()["store_problem"] is None, "all is well", 15.0)  # type: ignore[misc] # bound per turn
@@ -144,7 +144,7 @@ def test_a_database_that_crashes_and_comes_back_costs_nothing(site: FaultSite) -
         began_s = time.monotonic()
         site.server.stop()
         site.server.start()
-        wait_for(lambda: sum(one.leads() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
+        wait_for(lambda: sum(one.holds_lease() for one in site.instances) == 1, "one leads", TWO_LEASES_S)
         finding.recovery_s = time.monotonic() - began_s
         for one in site.instances:
             wait_for(lambda one=one: one.backend()["store_problem"] is None, "all is well", 15.0)  # type: ignore[misc] # bound per turn

@@ -7,7 +7,8 @@ What must hold after each of them, whatever came before:
   only a minimum that was configured since then may have lifted it, and that stays so until the next sweep;
 - one sweep raises it no further than configured, and no further than what it certified;
 - every change has a new, higher version, and rates are never those of more than was measured;
-- a pin is served while it lasts, whatever happens beneath; after its end the recommendation is back as it is by then.
+- a pin is served while it lasts, whatever happens underlying; after its end the recommendation is back as it is by
+  then.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class CapLife(RuleBasedStateMachine):
         # A cap that does not divide by the replicas leaves each of them less than its part.
         self.proven, self.lifted = max(new.replica_cap, math.ceil(new.cap / self.replicas)), policy.min_cap
         assert new.state is State.CALIBRATED
-        assert new.uncut is None, "the guard's cut ends with a sweep"
+        assert new.before_cut is None, "the guard's cut ends with a sweep"
 
     @rule()
     def sweep_finds_it_infeasible(self) -> None:
@@ -125,14 +126,14 @@ class CapLife(RuleBasedStateMachine):
     @precondition(lambda self: self.known.state is State.GUARDED)
     @rule(ratio=st.sampled_from([0.05, 0.2, 0.9]))
     def guard_steps_up(self, ratio: float) -> None:
-        uncut = self.known.uncut
-        assert uncut is not None
+        before_cut = self.known.before_cut
+        assert before_cut is not None
         new = step_up(self.known, ratio, "clean", self.policy, self.now)
         assert new is not None
-        assert new.cap <= max(uncut.cap, self.policy.min_cap), "never above what was published before the cut"
+        assert new.cap <= max(before_cut.cap, self.policy.min_cap), "never above what was published before the cut"
         self.take(new)
 
-    # ----------------------------------------------------------------------------------- surroundings, restarts
+    # ----------------------------------------------------------------------------------- scrape_context, restarts
     @rule(replicas=st.integers(0, 6))
     def fleet_changes(self, replicas: int) -> None:
         new = for_fleet(self.known, self.policy, FleetSize(replicas, Balance(busiest_to_mean=1.0)), self.now)
@@ -163,7 +164,7 @@ class CapLife(RuleBasedStateMachine):
     def within_bounds(self) -> None:
         assert 1 <= self.policy.min_cap <= self.known.cap <= self.policy.max_cap
         assert self.known.replica_cap >= 1
-        assert self.known.uncut is None or self.known.state is State.GUARDED
+        assert self.known.before_cut is None or self.known.state is State.GUARDED
 
     @invariant()
     def never_above_its_evidence(self) -> None:
@@ -194,7 +195,7 @@ class CapLife(RuleBasedStateMachine):
         assert served.cap == self.policy.clamp(self.pin.cap)
         assert served.replica_cap >= 1
         assert (served.state, served.grade, served.valid_until) == (State.OVERRIDDEN, None, self.pin.expires_at)
-        assert served.version == self.known.version, "what lies beneath is not touched"
+        assert served.version == self.known.version, "what lies underlying is not touched"
 
 
 TestCapLife = CapLife.TestCase

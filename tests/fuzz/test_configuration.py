@@ -43,7 +43,7 @@ VALID: dict[str, Any] = {
             "cap": {"min": 1, "max": 500},
             "workload": {"classes": [{"name": "a", "share": 2, "prompt_tokens": 300, "output_tokens": 20}]},
             "replicas": {"dns": {"name": "engine.models", "record": "srv", "period": "9s"}, "weight": 2},
-            "care": {"start_below": 0.5, "tokens_per_day": 10_000_000, "abort": {"kv_usage": 0.9}},
+            "limits": {"start_below": 0.5, "tokens_per_day": 10_000_000, "abort": {"kv_usage": 0.9}},
             "guard": {"enabled": True, "settle": "1m"},
             "triggers": {"off": ["drift"], "restart": "1h"},
             "burst": "report",

@@ -23,7 +23,7 @@ from calibrator.gateways.haproxy_agent import (
     MAX_LINE_BYTES,
     RAISE_AFTER_S,
     HaproxyAgent,
-    Ration,
+    RaiseDelay,
     _Check,
 )
 from calibrator.ports.sharing import Poll
@@ -93,10 +93,10 @@ def test_the_other_servers_have_heard_before_a_joiner_gains() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(2, 9), st.floats(0.0, 4.0)), max_size=30))
 def test_a_ration_never_exceeds_what_was_granted_throughout_the_wait(steps: list[tuple[int, int, float]]) -> None:
-    ration, now_s, granted = Ration(), 0.0, list[tuple[float, int]]()
+    ration, now_s, granted = RaiseDelay(), 0.0, list[tuple[float, int]]()
     for share, clients, pause_s in steps:
         now_s += pause_s
-        before, granted = ration.told, [*granted, (now_s, share)]
+        before, granted = ration.advertised, [*granted, (now_s, share)]
         told = ration.next(share, clients, now_s)
         assert 0 <= told <= share
         if told > before:

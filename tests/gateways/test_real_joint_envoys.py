@@ -42,7 +42,7 @@ def calibrator(folder: Path, name: str, port: int, server: PostgresProcess, data
         yield service
 
 
-def leads(service: Service) -> bool:
+def holds_lease(service: Service) -> bool:
     return 'calibrator_lease_held{backend="llm"} 1' in service.http.get("/metrics").text
 
 
@@ -54,7 +54,7 @@ def test_the_cap_holds_over_both_through_a_change_and_the_leaders_death(tmp_path
             calibrator(tmp_path, "a", CALIBRATOR, server, database := server.new_database()) as a,
             calibrator(tmp_path, "b", CALIBRATOR + 100, server, database) as b,
         ):
-            assert (leads(a), leads(b)) == (True, False)
+            assert (holds_lease(a), holds_lease(b)) == (True, False)
             pin(a, 31)
             with (
                 envoy(tmp_path, "gw-1", CONFIG) as first,
@@ -79,7 +79,7 @@ def test_the_cap_holds_over_both_through_a_change_and_the_leaders_death(tmp_path
 
                 a.kill()
                 site.note("a killed")
-                wait_until(lambda: leads(b), "b leads", LEASE_S + SHARES_S)
+                wait_until(lambda: holds_lease(b), "b leads", LEASE_S + SHARES_S)
                 site.note("b leads")
                 with calibrator(tmp_path, "a", CALIBRATOR, server, database) as again:
                     site.note("a is back")
@@ -87,6 +87,6 @@ def test_the_cap_holds_over_both_through_a_change_and_the_leaders_death(tmp_path
                     site.hold(2.0, 20)
                     assert (first.cap(), second.cap()) == (10, 10)
                     assert site.peak(killed_s) == 20, "nothing was given twice"
-                    assert leads(b)
+                    assert holds_lease(b)
 
     in_own_network(scenario)

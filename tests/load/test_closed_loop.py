@@ -119,7 +119,7 @@ def test_a_violation_is_decided_when_the_limit_passes_and_a_pass_at_the_first_to
 
 
 def test_a_stall_shows_as_one_moment_once_its_first_tokens_come() -> None:
-    """Violations decided one by one at their limits get the time of their first token: one clump, not many."""
+    """Violations decided one by one at their limits get the time of their first token: one cluster, not many."""
 
     async def scenario() -> None:
         def after_stall(request: ProbeRequest, _: int) -> Answer:

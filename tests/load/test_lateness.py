@@ -1,4 +1,4 @@
-"""A stamp is as good as the process was punctual, and a violation is doubtful if our lateness can explain it."""
+"""A stamp is as good as the process was punctual, and a violation is suspect if our lateness can explain it."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_a_freeze_that_the_probe_has_not_reported_yet_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ttft_s", "doubtful"),
+    ("ttft_s", "suspect"),
     [(0.25, True),  # stamped at 1.25 in a freeze of 0.2 s, excess 0.15 s
      (0.35, False)],  # stamped after it
 )  # fmt: skip
-def test_a_violation_in_a_freeze_is_doubtful(*, ttft_s: float, doubtful: bool) -> None:
+def test_a_violation_in_a_freeze_is_doubtful(*, ttft_s: float, suspect: bool) -> None:
     late = frozen(1.1, 1.3, 4.0)
-    assert late.doubts(TTFT, ended(ttft_s=ttft_s), 4.0) is doubtful
+    assert late.doubts(TTFT, ended(ttft_s=ttft_s), 4.0) is suspect
 
 
 def test_a_violation_larger_than_the_freeze_is_the_backend_s() -> None:

@@ -122,8 +122,8 @@ def test_no_user_moves_between_workers_that_live() -> None:
     async def scenario() -> None:
         async with Watched(worker_factories.endless, expected_users=8) as watched:
             await watched.until(lambda batch: batch.processes == 2)
-            for visit, users in enumerate((4, 6, 8)):
-                watched.pool.aim(users, Label(visit, Phase.RAMP), 0.0)
+            for stage, users in enumerate((4, 6, 8)):
+                watched.pool.aim(users, Label(stage, Phase.RAMP), 0.0)
                 await watched.settled(users)
             starts = [start.request_id for batch in watched.batches for start in batch.started]
             assert len(starts) == 8, "endless answers: each user started once and was never ended by a move"

@@ -92,11 +92,11 @@ def test_the_sweep_became_a_trace_whose_levels_are_what_its_probes_named(site: A
     assert told["calibrator.backend"] == BACKEND
     assert told["calibrator.outcome"] == "calibrated"
     sweep = site.service.document(f"/v1/backends/{BACKEND}/sweeps/{told['calibrator.sweep_id']}")
-    measured = [visit["level"] for visit in sweep["history"]["visits"]]
+    measured = [stage["level"] for stage in sweep["history"]["stages"]]
     concurrencies = [attributes(level)["calibrator.concurrency"] for level in levels]
     assert concurrencies == [level for level, _ in itertools.groupby(measured)]
-    for visit, level in enumerate(levels, start=1):
-        sent = ProbeTrace(sweep["sweep_id"]).traceparent(0, visit)
+    for stage, level in enumerate(levels, start=1):
+        sent = ProbeTrace(sweep["sweep_id"]).traceparent(0, stage)
         assert sent == f"00-{level.trace_id.hex()}-{level.span_id.hex()}-00"
     moments = [root.start_time_unix_nano]
     moments += [at for level in levels for at in (level.start_time_unix_nano, level.end_time_unix_nano)]

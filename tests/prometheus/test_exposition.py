@@ -8,7 +8,7 @@
     objectives: O
     curve:      5 metrics x 3 quantiles x L; it vanishes with the next sweep
 
-A sweep of the default budget visits some 10 to 20 levels: below 400 series a backend.
+A sweep of the default budget stages some 10 to 20 levels: below 400 series a backend.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from support.virtual_time import run_virtual
 from support.web_fakes import level, snapshot
 
 from calibrator.clock import LoopClock, SystemClock
-from calibrator.core.admission.admission import HoldReason
+from calibrator.core.admission.admission import DeferralReason
 from calibrator.core.live.change_test import GuardReason
 from calibrator.core.publish.snapshot import Health, Snapshot, State
 from calibrator.core.records.harm import AbortReason
@@ -46,7 +46,7 @@ WORDS = {
 OUTCOMES = {
     "sweeps_total": SweepOutcome, "last_sweep_timestamp_seconds": SweepOutcome, "probe_requests_total": RequestOutcome
 }  # fmt: skip
-REASONS = {"guard_trips_total": GuardReason, "sweep_aborts_total": AbortReason, "sweep_held_back": HoldReason}
+REASONS = {"guard_trips_total": GuardReason, "sweep_aborts_total": AbortReason, "sweep_deferred": DeferralReason}
 
 
 def page(current: Snapshot) -> str:

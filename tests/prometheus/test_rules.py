@@ -51,10 +51,10 @@ def test_groups_are_evaluated_in_the_order_of_the_file(path: Path) -> None:
 
 def test_the_unit_tests_can_fail(tmp_path: Path) -> None:
     """A rule whose threshold is off by far is found."""
-    spoilt = tmp_path / "rules.yaml"
-    spoilt.write_text(RULES.read_text().replace("avg5m < 0.05", "avg5m < 0.5"))
+    invalid_reasons = tmp_path / "rules.yaml"
+    invalid_reasons.write_text(RULES.read_text().replace("avg5m < 0.05", "avg5m < 0.5"))
     test = tmp_path / "headroom_test.yaml"
-    test.write_text((HERE / test.name).read_text().replace("../../deploy/prometheus/rules.yaml", str(spoilt)))
+    test.write_text((HERE / test.name).read_text().replace("../../deploy/prometheus/rules.yaml", str(invalid_reasons)))
     answer = promtool("test", "rules", test)
     assert answer.returncode != 0
     assert "CalibratorHeadroomCritical" in answer.stdout + answer.stderr

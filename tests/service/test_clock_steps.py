@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from support.virtual_time import run_virtual
 from support.watched_site import CHAT, site
 
-from calibrator.core.admission.admission import CarePolicy, HoldReason
+from calibrator.core.admission.admission import DeferralReason, SafetyLimits
 from calibrator.core.admission.schedule import Schedule
 
 HOUR_S = 3600
@@ -60,18 +60,18 @@ def test_a_step_in_the_middle_of_a_sweep_changes_nothing_that_it_finds(step_s: f
 
 
 def test_a_day_that_passes_on_the_wall_alone_frees_no_budget() -> None:
-    care = CarePolicy(requests_per_day=1500)
-    runs = replace(EVERY_HOUR, care=care)
+    limits = SafetyLimits(requests_per_day=1500)
+    runs = replace(EVERY_HOUR, limits=limits)
 
     async def scenario() -> None:
         async with site(runs, 40) as here:
             await here.pass_(600)
             here.clock.step_s = 2.0 * DAY_S
             await here.pass_(HOUR_S)
-            held = here.view().held_back
+            held = here.view().deferred
             assert len(here.runner.orders) == 1
             assert held is not None
-            assert held.reason is HoldReason.REQUESTS
+            assert held.reason is DeferralReason.REQUESTS
             assert held.until == pytest.approx(here.clock.wall() + DAY_S, abs=2 * HOUR_S)
 
     run_virtual(scenario())

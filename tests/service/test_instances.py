@@ -71,7 +71,7 @@ def two(
 # ------------------------------------------------------------------------------------------------------------ together
 def test_one_measures_and_both_serve_the_same_within_two_seconds() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
-        assert (a.leads(), b.leads()) == (True, False)
+        assert (a.holds_lease(), b.holds_lease()) == (True, False)
         assert (a.cap(), b.cap()) == (8, 8), "the fallback"
         await calibrate(a)
         assert await until(lambda: b.cap() == 36, NEWS_S) <= NEWS_S
@@ -213,7 +213,7 @@ def test_a_holder_paused_in_mid_sweep_has_stopped_probing_before_another_begins(
         assert [probing.instance for probing in site.log] == ["a", "b"]
         a.resume()
         await asyncio.sleep(3.0)
-        assert (a.leads(), b.leads()) == (False, True)
+        assert (a.holds_lease(), b.holds_lease()) == (False, True)
         await until(lambda: b.cap() == 36, 400.0)
         await until(lambda: a.cap() == 36, NEWS_S)
 
@@ -246,7 +246,7 @@ def test_a_step_of_a_wall_clock_moves_no_lease(whose: str, step_s: float) -> Non
             one.clock.step_s = step_s if whose == "both" or (one is a) == (whose == "holder") else 0.0
         for _ in range(50):
             await asyncio.sleep(1.0)
-            assert (a.leads(), b.leads()) == (True, False)
+            assert (a.holds_lease(), b.holds_lease()) == (True, False)
         await asyncio.sleep(10.0)
         assert (a.cap(), b.cap()) == (36, 36)
         assert [probing.instance for probing in site.log] == ["a"]
@@ -273,7 +273,7 @@ def test_with_the_database_lost_for_all_the_caps_stay_marked_and_nothing_is_meas
             assert "cannot be reached" in view.store_problem
         a.reconnect()
         b.reconnect()
-        await until(lambda: a.leads() or b.leads(), 2 * LEASE_S)
+        await until(lambda: a.holds_lease() or b.holds_lease(), 2 * LEASE_S)
         await until(lambda: not a.view().store_problem and not b.view().store_problem, 10.0)
         assert (a.cap(), b.cap()) == (36, 36)
 
@@ -284,7 +284,7 @@ def test_a_holder_that_alone_lost_the_database_stops_before_the_other_begins() -
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
         await until(lambda: bool(site.log), 5.0)
         a.cut_off()
-        await until(lambda: not a.leads(), LEASE_S)
+        await until(lambda: not a.holds_lease(), LEASE_S)
         await until(b.leads, 2 * LEASE_S)
         await until(lambda: len(site.log) > 1, 120.0)
         a.reconnect()
@@ -378,7 +378,7 @@ def test_each_engine_group_has_a_lease_of_its_own() -> None:
     async def scenario(site: Site, a: Instance, b: Instance) -> None:
         lease = site.database.leases["other"]
         site.database.leases["other"] = replace(lease, holder="", expires_at=0.0)  # as if it had been let go
-        await until(lambda: b.leads("other") or a.leads("other"), 2 * LEASE_S)
-        assert a.leads("chat")
+        await until(lambda: b.holds_lease("other") or a.holds_lease("other"), 2 * LEASE_S)
+        assert a.holds_lease("chat")
 
     two(scenario, others=(plan("other", schedule=MANUAL),))

@@ -234,7 +234,7 @@ def test_health_says_why_and_what_to_do_and_the_cap_stays() -> None:
 
 def test_an_unexpected_exception_asks_for_a_report() -> None:
     async def scenario() -> None:
-        async with service(manual_only(), scripts={"chat": [Script(error=KeyError("visits"))]}) as running:
+        async with service(manual_only(), scripts={"chat": [Script(error=KeyError("stages"))]}) as running:
             sweep_id = await running.sweep_now()
             assert "unexpected KeyError" in running.view().health_reason
             record = await running.supervisor.sweep(sweep_id)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.admission.schedule import Schedule, Window
 from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.harm import AbortLimits
@@ -79,7 +79,7 @@ backends:
     valid_for: 1d
     mode: observe
     publish: shadow
-    care: {start_below: 0.5, max_probe_share: 0.6, tokens: 9, requests_per_day: 8000, tokens_per_day: 70,
+    limits: {start_below: 0.5, max_probe_share: 0.6, tokens: 9, requests_per_day: 8000, tokens_per_day: 70,
            overload_per_day: 6s, abort: {live_exceedances: 5, kv_usage: 0.95, blind: 4s}}
 """
 
@@ -444,36 +444,37 @@ def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(content: 
     assert not content.strip() or content not in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------- care
+# ----------------------------------------------------------------------------------------------------------------
+# limits
 def test_how_live_users_are_spared_reaches_the_plan(tmp_path: Path) -> None:
-    care = {
+    limits = {
         "start_below": 0.5,
         "tokens_per_day": 7_000_000,
         "overload_per_day": "6s",
         "abort": {"kv_usage": 0.9, "blind": "4s"},
     }
-    (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", "care", care)), {})
-    assert plan.care == CarePolicy(
+    (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", "limits", limits)), {})
+    assert plan.limits == SafetyLimits(
         start_below_ratio=0.5,
         tokens_per_day=7_000_000,
         overload_per_day_s=6.0,
         abort=AbortLimits(kv_usage_ratio=0.9, blind_s=4.0),
     )
-    assert backend_plans(load(tmp_path, yaml.safe_dump(MINIMAL)), {})[0].care == CarePolicy(), (
+    assert backend_plans(load(tmp_path, yaml.safe_dump(MINIMAL)), {})[0].limits == SafetyLimits(), (
         "the same defaults inside and outside"
     )
 
 
 @pytest.mark.parametrize("key", ["requests_per_day", "tokens_per_day"])
 def test_a_day_that_no_sweep_fits_into_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=rf"care.{key}: 100 .* a day are fewer than one sweep takes, [\d,]+"):
-        load(tmp_path, changed("backends", "chat", "care", {key: 100}))
+    with pytest.raises(ConfigurationError, match=rf"limits.{key}: 100 .* a day are fewer than one sweep takes, [\d,]+"):
+        load(tmp_path, changed("backends", "chat", "limits", {key: 100}))
 
 
 @pytest.mark.parametrize(("key", "value", "flag"), [("mode", "observe", "observe"), ("publish", "shadow", "shadow")])
 def test_careful_starts_reach_the_plan(tmp_path: Path, key: str, value: str, flag: str) -> None:
     (plan,) = backend_plans(load(tmp_path, changed("backends", "chat", key, value)), {})
-    assert getattr(plan.care, flag) is True
+    assert getattr(plan.limits, flag) is True
 
 
 # --------------------------------------------------------------------------------------------------------------- trace

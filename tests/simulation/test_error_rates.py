@@ -1,8 +1,8 @@
 """Monte-Carlo error rates of the verdict at both ends of the zone, looked at after every few requests.
 
-Nominal 5 % each. Independent violations and clumps of mean size 1.5 (design effect 2, the prior) keep it. Clumps of
+Nominal 5 % each. Independent violations and clusters of mean size 1.5 (design effect 2, the prior) keep it. Clusters of
 mean size 3 (design effect 5, worse than nine in ten simulated backends) do not: the design effect is learned from a
-handful of violations, and 389 requests without any pass a level that has one clump in 150. The rate is stated here so
+handful of violations, and 389 requests without any pass a level that has one cluster in 150. The rate is stated here so
 that a change of it is noticed. Bounds carry three standard errors of the runs made.
 """
 
@@ -23,16 +23,16 @@ from calibrator.core.search.verdict import level_verdict, zone
 RUNS = 150
 
 
-def verdicts(quantile: str, ratio: float, *, level: int, clump: float, most: int, seed: int) -> list[VerdictKind]:
+def verdicts(quantile: str, ratio: float, *, level: int, cluster: float, most: int, seed: int) -> list[VerdictKind]:
     objective = parse_objective(f"ttft {quantile} <= 1s")
     found = []
     for run in range(RUNS):
-        source = Synthetic(lambda _: ratio, np.random.default_rng([seed, run]), clump=clump)
+        source = Synthetic(lambda _: ratio, np.random.default_rng([seed, run]), cluster=cluster)
         player = Player(source, (objective,))
         player.level = level  # no warm-up: the test itself is on trial
         history = History((objective,))
-        visit = player.visit(history, Measure(level, Test.VERDICT, most, ""))
-        found.append(level_verdict(History((objective,), (visit,)), level).kind)
+        stage = player.stage(history, Measure(level, Test.VERDICT, most, ""))
+        found.append(level_verdict(History((objective,), (stage,)), level).kind)
     return found
 
 
@@ -41,17 +41,17 @@ def at_most(nominal: float) -> float:
 
 
 @pytest.mark.parametrize("level", [4, 32, 128])
-@pytest.mark.parametrize(("clump", "nominal"), [(1.0, 0.05), (1.5, 0.05), (3.0, 0.10)])
-def test_a_level_at_the_good_end_is_rarely_refuted(level: int, clump: float, nominal: float) -> None:
-    found = verdicts("p99", 0.005, level=level, clump=clump, most=3000, seed=1)
+@pytest.mark.parametrize(("cluster", "nominal"), [(1.0, 0.05), (1.5, 0.05), (3.0, 0.10)])
+def test_a_level_at_the_good_end_is_rarely_refuted(level: int, cluster: float, nominal: float) -> None:
+    found = verdicts("p99", 0.005, level=level, cluster=cluster, most=3000, seed=1)
     assert found.count(VerdictKind.EXCEEDED) <= at_most(nominal)
     assert found.count(VerdictKind.WITHIN) >= 0.6 * RUNS
 
 
 @pytest.mark.parametrize("level", [4, 32, 128])
-@pytest.mark.parametrize(("clump", "nominal"), [(1.0, 0.05), (1.5, 0.05), (3.0, 0.25)])
-def test_a_level_at_the_bad_end_is_rarely_certified(level: int, clump: float, nominal: float) -> None:
-    found = verdicts("p99", 0.02, level=level, clump=clump, most=3000, seed=2)
+@pytest.mark.parametrize(("cluster", "nominal"), [(1.0, 0.05), (1.5, 0.05), (3.0, 0.25)])
+def test_a_level_at_the_bad_end_is_rarely_certified(level: int, cluster: float, nominal: float) -> None:
+    found = verdicts("p99", 0.02, level=level, cluster=cluster, most=3000, seed=2)
     assert found.count(VerdictKind.WITHIN) <= at_most(nominal)
     assert found.count(VerdictKind.EXCEEDED) >= 0.6 * RUNS
 
@@ -60,7 +60,7 @@ def test_a_level_at_the_bad_end_is_rarely_certified(level: int, clump: float, no
 def test_other_quantiles_err_as_rarely(end: str) -> None:
     test = zone(parse_objective("ttft p95 <= 1s"))
     ratio, wrong = (test.p0, VerdictKind.EXCEEDED) if end == "good" else (test.p1, VerdictKind.WITHIN)
-    found = verdicts("p95", ratio, level=32, clump=1.0, most=1000, seed=3)
+    found = verdicts("p95", ratio, level=32, cluster=1.0, most=1000, seed=3)
     assert found.count(wrong) <= at_most(0.05)
     assert found.count(VerdictKind.INCONCLUSIVE) <= 0.1 * RUNS
 
@@ -91,6 +91,6 @@ def test_one_giant_stall_does_not_refute_a_good_level(background: float, nominal
         player = Player(source)
         player.level = level
         history = History(player.objectives)
-        visit = player.visit(history, Measure(level, Test.VERDICT, 1000, ""))
-        refuted += level_verdict(History(player.objectives, (visit,)), level).kind is VerdictKind.EXCEEDED
+        stage = player.stage(history, Measure(level, Test.VERDICT, 1000, ""))
+        refuted += level_verdict(History(player.objectives, (stage,)), level).kind is VerdictKind.EXCEEDED
     assert refuted <= at_most(nominal)

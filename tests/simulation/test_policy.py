@@ -15,7 +15,7 @@ from calibrator.core.simulation.play import (
     COLD,
     RECALIBRATED,
     Result,
-    Stage,
+    SimulatedSweep,
     Stress,
     bound_requests,
     play,
@@ -124,46 +124,46 @@ def test_the_families_keep_their_shares() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- the books
-def steady(capacity: int) -> Stage:
+def steady(capacity: int) -> SimulatedSweep:
     rng = np.random.default_rng(5)
     truth = draw(rng, (Family.KNEE,))
-    return Stage(SyntheticBackend(truth.moved(capacity / truth.knee), rng))
+    return SimulatedSweep(SyntheticBackend(truth.moved(capacity / truth.knee), rng))
 
 
 def test_the_books_count_added_users_warm_ups_samples_and_harm() -> None:
-    stage = steady(10)
-    assert stage.go_to(8)
-    stage.take(8)
-    stage.take(30)
-    assert not stage.go_to(8)
-    assert stage.books.requests == 8 + 8 + 30
-    assert stage.books.requests_above == 0
-    stage.go_to(40)
-    stage.take(40)
-    assert stage.books.requests == 46 + 32 + 40
-    assert stage.books.requests_above == 72
-    assert stage.books.above_s == pytest.approx(stage.truth.residence_s(40))
-    assert stage.books.hard_s == pytest.approx(stage.books.above_s)
-    assert stage.books.highest_level == 40
-    stage.go_to(20)
-    assert stage.books.requests == 118  # users who leave were counted when they came
+    simulated = steady(10)
+    assert simulated.go_to(8)
+    simulated.take(8)
+    simulated.take(30)
+    assert not simulated.go_to(8)
+    assert simulated.books.requests == 8 + 8 + 30
+    assert simulated.books.requests_above == 0
+    simulated.go_to(40)
+    simulated.take(40)
+    assert simulated.books.requests == 46 + 32 + 40
+    assert simulated.books.requests_above == 72
+    assert simulated.books.above_s == pytest.approx(simulated.truth.residence_s(40))
+    assert simulated.books.hard_s == pytest.approx(simulated.books.above_s)
+    assert simulated.books.highest_level == 40
+    simulated.go_to(20)
+    assert simulated.books.requests == 118  # users who leave were counted when they came
 
 
 def test_the_history_counts_what_the_books_count() -> None:
-    stage = steady(30)
-    _, history = play(stage, Bounds())
-    assert history.requests == stage.books.requests
-    assert history.elapsed_s == pytest.approx(stage.books.wall_s)
+    simulated = steady(30)
+    _, history = play(simulated, Bounds())
+    assert history.requests == simulated.books.requests
+    assert history.elapsed_s == pytest.approx(simulated.books.wall_s)
 
 
 def test_a_falling_capacity_falls_once() -> None:
-    stage = steady(40)
-    stage.falls = True
-    before = stage.truth.capacity
-    stage.go_to(4)
-    stage.take(600)
-    stage.take(600)
-    assert stage.truth.capacity == pytest.approx(0.75 * before, abs=1.5)
+    simulated = steady(40)
+    simulated.falls = True
+    before = simulated.truth.capacity
+    simulated.go_to(4)
+    simulated.take(600)
+    simulated.take(600)
+    assert simulated.truth.capacity == pytest.approx(0.75 * before, abs=1.5)
 
 
 def test_the_baseline_finds_a_knee_and_stops_at_the_highest_level() -> None:

@@ -15,8 +15,8 @@ from support.postgres_process import PostgresProcess
 from support.postgres_stores import SECONDS, instances, store_at, take
 from support.records import recommendation, sweep
 
-from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports.store import Tenure
+from calibrator.errors import StaleLeaseError, StoreError
+from calibrator.ports.store import Lease
 from calibrator.stores.schema import metadata
 from calibrator.stores.sql_store import SqlStore
 
@@ -40,7 +40,7 @@ def test_an_insert_under_the_old_epoch_waits_for_a_take_over_under_way_and_then_
             await _until_somebody_waits(other)
             await takeover.commit()
             await other.close()
-            with pytest.raises(StaleTenureError, match="taken over by another instance"):
+            with pytest.raises(StaleLeaseError, match="taken over by another instance"):
                 await late
             assert list(await old.latest_recommendations()) == []
 
@@ -62,7 +62,7 @@ def test_a_take_over_waits_for_an_insert_under_way(postgres_server: PostgresProc
             await _until_somebody_waits(other)
             await insert.commit()
             await other.close()
-            assert await taking == Tenure("chat", "b", 2)
+            assert await taking == Lease("chat", "b", 2)
 
     asyncio.run(work())
 

@@ -15,7 +15,7 @@ from support.small_disk import small_disk
 
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
@@ -27,7 +27,7 @@ def new_store(path: Path, *, moves_damaged: bool = False) -> SqlStore:
     return SqlStore(SqliteDatabase(path, moves_damaged=moves_damaged), Retention())
 
 
-async def take(store: SqlStore) -> Tenure:
+async def take(store: SqlStore) -> Lease:
     tenure = await store.leases.acquire("chat", "a", 60.0)
     assert tenure is not None
     return tenure

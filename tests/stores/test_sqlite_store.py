@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, inspect, text
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.stores.documents import RECOMMENDATION
 from calibrator.stores.migrate import alembic_config, migrate
 from calibrator.stores.retention import Retention
@@ -301,7 +301,7 @@ def test_a_restart_takes_the_leases_of_the_dead_at_once(tmp_path: Path) -> None:
     assert asyncio.run(take("a")) < asyncio.run(take("b"))
 
 
-async def hold(store: SqlStore, holder: str = "a") -> Tenure:
+async def hold(store: SqlStore, holder: str = "a") -> Lease:
     tenure = await store.leases.acquire("chat", holder, 60.0)
     assert tenure is not None
     return tenure

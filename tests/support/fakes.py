@@ -16,7 +16,7 @@ from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
 from calibrator.core.workload.classes import Workload
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, Target, forever
 from support import records
 from support.memory_store import MemoryStore
@@ -178,7 +178,7 @@ class SlowStore(MemoryStore):
 
     takes_s = 0.0
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
         await asyncio.sleep(self.takes_s)
         await super().add_recommendation(recommendation, tenure)
 

@@ -110,7 +110,7 @@ class Instance:
     def backend(self) -> dict[str, Any]:
         return self.service.backend("chat")
 
-    def leads(self) -> bool:
+    def holds_lease(self) -> bool:
         return bool(self.is_up and not self.poller.excused and self.backend()["lease_held"])
 
     # ---------------------------------------------------------------------------------------------- what befalls it
@@ -165,7 +165,7 @@ class FaultSite:
             if not one.is_up:
                 one.poller.stop()
                 one.start(self.config)
-        wait_for(lambda: sum(one.leads() for one in self.instances) == 1, "one leads")
+        wait_for(lambda: sum(one.holds_lease() for one in self.instances) == 1, "one leads")
         for one in self.instances:
             one.service.wait_for_backend("chat", lambda seen: seen["state"] == "calibrated", "is calibrated")
         if self.holder().backend()["progress"] is not None:
@@ -174,7 +174,7 @@ class FaultSite:
         wait_for(lambda: self.engine.is_idle, "the engine is idle")
 
     def holder(self) -> Instance:
-        return next(one for one in self.instances if one.leads())
+        return next(one for one in self.instances if one.holds_lease())
 
     def in_mid_sweep(self) -> tuple[Instance, Instance]:
         """Who sweeps, and the other one."""

@@ -4,9 +4,9 @@ The test itself comes from `calibrator.core.live.change_test`, block by block as
 only the recursion is repeated here, as an array operation, and `tests/core/live/test_change_test.py` compares it with
 the original.
 
-Traffic: requests are Poisson; a share of them exceeds the limit, in clumps (stalls) of geometric size with mean
-`clump`, each within one block or, by chance, across two. Latencies are scaled copies of one shape, so the exceedance of
-the bound follows from that of the limit.
+Traffic: requests are Poisson; a share of them exceeds the limit, in clusters (stalls) of geometric size with mean
+`cluster`, each within one block or, by chance, across two. Latencies are scaled copies of one shape, so the exceedance
+of the bound follows from that of the limit.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class Traffic:
 
     per_second: float
     exceeding: float
-    clump: float = 1.0
+    cluster: float = 1.0
 
     def blocks(self, rng: np.random.Generator, steps: int, copies: int) -> tuple[Array, Array]:
         """Requests and exceedances, each (steps, copies)."""
         expected = self.per_second * STEP_S
-        if self.clump == 1.0:
+        if self.cluster == 1.0:
             k = rng.poisson(expected * self.exceeding, (steps, copies))
         else:
-            stalls = rng.poisson(expected * self.exceeding / self.clump, (steps + 1, copies))
-            hit = stalls + rng.negative_binomial(np.maximum(stalls, 1), 1.0 / self.clump) * (stalls > 0)
+            stalls = rng.poisson(expected * self.exceeding / self.cluster, (steps + 1, copies))
+            hit = stalls + rng.negative_binomial(np.maximum(stalls, 1), 1.0 / self.cluster) * (stalls > 0)
             late = rng.binomial(hit, SPLIT_RATIO / 2.0)
             k = hit[1:] - late[1:] + late[:-1]
         return k + rng.poisson(expected * (1.0 - self.exceeding), (steps, copies)), k
@@ -93,9 +93,9 @@ def doubled(shape: str, bound_ratio: float) -> float:
     return bound_exceedance(shape, bound_ratio / 2.0, 1.0 - OBJECTIVE.quantile)
 
 
-def most_requests(per_second: float, clump: float = 1.0) -> int:
+def most_requests(per_second: float, cluster: float = 1.0) -> int:
     expected = per_second * STEP_S
-    return math.ceil(expected + 10.0 * math.sqrt(expected * clump) + 20.0 * clump)
+    return math.ceil(expected + 10.0 * math.sqrt(expected * cluster) + 20.0 * cluster)
 
 
 def delays_s(shape: str, bound_ratio: float, per_second: float, *, copies: int, seed: int) -> Array:
@@ -113,12 +113,12 @@ def delays_s(shape: str, bound_ratio: float, per_second: float, *, copies: int, 
 
 
 def false_alarms(
-    shape: str, bound_ratio: float, per_second: float, *, weeks: float, copies: int, seed: int, clump: float = 1.0
+    shape: str, bound_ratio: float, per_second: float, *, weeks: float, copies: int, seed: int, cluster: float = 1.0
 ) -> int:
     """Alarms of all copies together over so many weeks each, at the upper end of the zone."""
     rng = np.random.default_rng(seed)
-    tests = ManyTests(null_ratio(OBJECTIVE, bound_ratio), most_requests(per_second, clump), copies)
-    traffic = Traffic(per_second, bound_exceedance(shape, bound_ratio, 2.0 * OBJECTIVE.allowance), clump)
+    tests = ManyTests(null_ratio(OBJECTIVE, bound_ratio), most_requests(per_second, cluster), copies)
+    traffic = Traffic(per_second, bound_exceedance(shape, bound_ratio, 2.0 * OBJECTIVE.allowance), cluster)
     left, alarms = round(weeks * WEEK_S / STEP_S), 0
     while left > 0:
         for n, k in zip(*traffic.blocks(rng, min(CHUNK, left), copies), strict=True):

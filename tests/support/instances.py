@@ -151,7 +151,7 @@ class Instance:
     def cap(self, backend: str = "chat") -> int:
         return self.view(backend).recommendation.cap
 
-    def leads(self, backend: str = "chat") -> bool:
+    def holds_lease(self, backend: str = "chat") -> bool:
         return self.view(backend).lease_held
 
     def cut_off(self) -> None:

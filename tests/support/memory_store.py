@@ -15,8 +15,8 @@ from calibrator.core.publish.snapshot import Override, Recommendation
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.sharing.allocator import HeldShare
 from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
-from calibrator.errors import StaleTenureError, StoreError
-from calibrator.ports.store import Activity, Tenure, Wish
+from calibrator.errors import StaleLeaseError, StoreError
+from calibrator.ports.store import ForwardedCommand, Lease, SweepStatus
 from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
 
 
@@ -25,7 +25,7 @@ def _loop_time() -> float:
 
 
 @dataclass
-class Lease:
+class LeaseRow:
     """A row of the table of leases."""
 
     holder: str
@@ -38,7 +38,7 @@ class MemoryDatabase:
     """What all instances see. `clock` is the database's own, by default the event loop's."""
 
     clock: Callable[[], float] = _loop_time
-    leases: dict[str, Lease] = field(default_factory=dict)
+    leases: dict[str, LeaseRow] = field(default_factory=dict)
     recommendations: dict[tuple[str, int], Recommendation] = field(default_factory=dict)
     epochs: dict[tuple[str, int], int] = field(default_factory=dict)  # behind each recommendation
     sweeps: dict[str, SweepRecord] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class MemoryDatabase:
     share_reports: dict[str, tuple[float, InstanceReport]] = field(default_factory=dict)
     share_tables: dict[tuple[str, bool], ShareTable] = field(default_factory=dict)
     overrides: dict[str, Override] = field(default_factory=dict)
-    activities: dict[str, Activity] = field(default_factory=dict)
-    wishes: list[Wish] = field(default_factory=list)
+    activities: dict[str, SweepStatus] = field(default_factory=dict)
+    wishes: list[ForwardedCommand] = field(default_factory=list)
     memories: dict[tuple[str, str], str] = field(default_factory=dict)
     listeners: dict[str, asyncio.Event] = field(default_factory=dict)  # by name of the store
 
-    def is_in_force(self, tenure: Tenure) -> bool:
+    def is_in_force(self, tenure: Lease) -> bool:
         lease = self.leases.get(tenure.group)
         return lease is not None and (lease.holder, lease.epoch) == (tenure.holder, tenure.epoch)
 
@@ -81,13 +81,13 @@ class MemoryStore:
     async def close(self) -> None:
         self.is_open = False
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
         self.check()
         key = (recommendation.backend, recommendation.version)
         if self.database.recommendations.get(key) == recommendation:
             return
         if not self.database.is_in_force(tenure):
-            raise StaleTenureError(f"The lease of '{tenure.group}' was taken over.")
+            raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over.")
         if key in self.database.recommendations:
             raise StoreError(f"Version {recommendation.version} of '{recommendation.backend}' exists already.")
         self.database.recommendations[key] = recommendation
@@ -163,10 +163,10 @@ class MemoryStore:
         now = self.database.clock()
         return {name: (now - saved_at, report) for name, (saved_at, report) in self.database.share_reports.items()}
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Tenure, *, per_replica: bool) -> None:
+    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
         self.check()
         if not self.database.is_in_force(tenure):
-            raise StaleTenureError(f"The lease of '{tenure.group}' was taken over.")
+            raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over.")
         known = self.database.share_tables.get((backend, per_replica))
         if known is not None and known.version != table.version - 1:
             raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow.")
@@ -187,23 +187,23 @@ class MemoryStore:
         self.check()
         return dict(self.database.overrides)
 
-    async def save_activity(self, backend: str, activity: Activity | None) -> None:
+    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
         self.check()
         self.database.activities.pop(backend, None)
         if activity is not None:
             self.database.activities[backend] = activity
         self.tell()
 
-    async def activities(self) -> Mapping[str, Activity]:
+    async def activities(self) -> Mapping[str, SweepStatus]:
         self.check()
         return dict(self.database.activities)
 
-    async def add_wish(self, wish: Wish) -> None:
+    async def add_wish(self, wish: ForwardedCommand) -> None:
         self.check()
         self.database.wishes.append(wish)
         self.tell()
 
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[Wish]:
+    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
         self.check()
         taken = tuple(wish for wish in self.database.wishes if wish.backend in backends)
         self.database.wishes = [wish for wish in self.database.wishes if wish.backend not in backends]
@@ -263,24 +263,24 @@ class MemoryLeases:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    async def acquire(self, group: str, holder: str, lease_s: float) -> Tenure | None:
+    async def acquire(self, group: str, holder: str, lease_s: float) -> Lease | None:
         rows, now = self._rows(), self._store.database.clock()
         known = rows.get(group)
         if known is not None and known.holder not in ("", holder) and known.expires_at >= now:
             return None
         epoch = 1 if known is None else known.epoch + 1
-        rows[group] = Lease(holder, epoch, now + lease_s)
+        rows[group] = LeaseRow(holder, epoch, now + lease_s)
         self._store.tell()
-        return Tenure(group, holder, epoch)
+        return Lease(group, holder, epoch)
 
-    async def renew(self, tenure: Tenure, lease_s: float) -> bool:
+    async def renew(self, tenure: Lease, lease_s: float) -> bool:
         row = self._rows().get(tenure.group)
         if row is None or not self._store.database.is_in_force(tenure):
             return False
         row.expires_at = self._store.database.clock() + lease_s
         return True
 
-    async def release(self, tenure: Tenure) -> None:
+    async def release(self, tenure: Lease) -> None:
         row = self._rows().get(tenure.group)
         if row is not None and self._store.database.is_in_force(tenure):
             row.holder, row.expires_at = "", 0.0
@@ -290,12 +290,12 @@ class MemoryLeases:
         now = self._store.database.clock()
         return {group: row.holder for group, row in self._rows().items() if row.holder and row.expires_at >= now}
 
-    def _rows(self) -> dict[str, Lease]:
+    def _rows(self) -> dict[str, LeaseRow]:
         self._store.check()
         return self._store.database.leases
 
 
-async def tenure_of(store: MemoryStore, group: str = "chat", holder: str = "test") -> Tenure:
+async def tenure_of(store: MemoryStore, group: str = "chat", holder: str = "test") -> Lease:
     """Take the lease, which is free or that holder's already."""
     tenure = await store.leases.acquire(group, holder, 3600.0)
     assert tenure is not None

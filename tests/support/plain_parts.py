@@ -1,4 +1,4 @@
-"""Parts of a sweep that a test does not care about: a server as expected, no metrics, nobody who listens."""
+"""Parts of a sweep that a test does not limits about: a server as expected, no metrics, nobody who listens."""
 
 from __future__ import annotations
 

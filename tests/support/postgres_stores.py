@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.stores.postgresql import PostgresDatabase
 from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
@@ -31,7 +31,7 @@ async def instances(server: PostgresProcess, name: str, number: int = 2) -> Asyn
         assert len(asyncio.all_tasks()) == 1, "nothing is left running"
 
 
-async def take(store: SqlStore, holder: str = "a", lease_s: float = 60.0) -> Tenure:
+async def take(store: SqlStore, holder: str = "a", lease_s: float = 60.0) -> Lease:
     tenure = await store.leases.acquire("chat", holder, lease_s)
     assert tenure is not None
     return tenure

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from calibrator.core.publish.snapshot import Rates, Recommendation, State
-from calibrator.core.records.history import Audit, Capacity, Evidence, History, RampCount, Visit
+from calibrator.core.records.history import Audit, Capacity, Evidence, History, RampCount, Stage
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Label, Phase, Sample
 from calibrator.core.records.server_load import ServerLoadPeak
@@ -105,7 +105,7 @@ def sweep(
             0.25,
             (ClassAchieved("default", 900, 256.0, 257.5, None, None),),
         ),
-        history=History((OBJECTIVE,), (_visit(),)),
+        history=History((OBJECTIVE,), (_stage(),)),
         remedy="",
         outcomes=(("ok", 1490), ("violation", 10)),
         burst=BurstReport(36, 4, 144, 3, "ttft", _level().ttft, None),
@@ -117,8 +117,8 @@ def running(sweep_id: str, backend: str = "chat", started_at: float = 100.0) -> 
     return replace(sweep(sweep_id, backend, started_at, None), grade=None, capacity=None)
 
 
-def _visit() -> Visit:
-    return Visit(
+def _stage() -> Stage:
+    return Stage(
         level=32,
         started_at_s=1.5,
         ended_at_s=9.25,

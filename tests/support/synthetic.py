@@ -1,7 +1,7 @@
-"""A backend without an engine: known exceedance ratio per level, clumped violations, and a clock that only counts.
+"""A backend without an engine: known exceedance ratio per level, clustered violations, and a clock that only counts.
 
-For search and verdict tests. `run_sweep` plays the visits that `next_step` asks for, at one event per request; every
-level change costs a watched warm-up, as in the real visit.
+For search and verdict tests. `run_sweep` plays the stages that `next_step` asks for, at one event per request; every
+level change costs a watched warm-up, as in the real stage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from calibrator.core.records.history import Bounds, Evidence, History, RampCount, Visit, WarmStart
+from calibrator.core.records.history import Bounds, Evidence, History, RampCount, Stage, WarmStart
 from calibrator.core.records.objective import Objective, parse_objective
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.steps import Conclusion, Measure, Step
@@ -32,11 +32,11 @@ class LatencySource(Protocol):
 
 @dataclass
 class Synthetic:
-    """Violations of ratio `ratio(level)` in clumps of mean size `clump` (geometric), else latency 0.5."""
+    """Violations of ratio `ratio(level)` in clusters of mean size `cluster` (geometric), else latency 0.5."""
 
     ratio: Callable[[int], float]
     rng: np.random.Generator
-    clump: float = 1.0
+    cluster: float = 1.0
     service_s: float = 1.0
     tail: Callable[[int], float] = lambda _: 0.5
 
@@ -46,11 +46,11 @@ class Synthetic:
     def sample(self, level: int, n: int) -> np.ndarray:
         values = np.full(n, self.tail(level))
         ratio = self.ratio(level)
-        start = ratio / self.clump / max(1e-9, 1.0 - ratio + ratio / self.clump)
+        start = ratio / self.cluster / max(1e-9, 1.0 - ratio + ratio / self.cluster)
         bad = 0
         for index in range(n):
             if bad == 0 and self.rng.random() < start:
-                bad = int(self.rng.geometric(1.0 / self.clump))
+                bad = int(self.rng.geometric(1.0 / self.cluster))
             if bad:
                 values[index] = 2.0
                 bad -= 1
@@ -70,7 +70,7 @@ def cliff(knee: int, below: float = 0.0, above: float = 0.4) -> Callable[[int], 
 
 @dataclass
 class Player:
-    """Turns `Measure`s into visits of `source`."""
+    """SweepScheduler `Measure`s into stages of `source`."""
 
     source: LatencySource
     objectives: tuple[Objective, ...] = (P99,)
@@ -80,8 +80,8 @@ class Player:
     steps: list[Step] = field(default_factory=list)
     spoil: Callable[[int], tuple[str, ...]] = lambda _: ()
 
-    def visit(self, history: History, measure: Measure) -> Visit:
-        running = Visit(
+    def stage(self, history: History, measure: Measure) -> Stage:
+        running = Stage(
             measure.level, self.now_s, self.now_s, self.source.service(measure.level), (Evidence(),) * self._wide, ()
         )
         ramp, failed, warm = (RampCount(),) * self._wide, False, 0
@@ -120,8 +120,8 @@ class Player:
         return len(self.objectives)
 
     @staticmethod
-    def _with(history: History, running: Visit) -> History:
-        return replace(history, visits=(*history.visits, running))
+    def _with(history: History, running: Stage) -> History:
+        return replace(history, stages=(*history.stages, running))
 
     def _take(self, level: int, n: int) -> tuple[list[float], list[float]]:
         each_s = self.source.service(level) / level
@@ -161,5 +161,5 @@ def run_sweep(
         player.steps.append(step)
         if isinstance(step, Conclusion):
             return step, history
-        history = replace(history, visits=(*history.visits, player.visit(history, step)))
+        history = replace(history, stages=(*history.stages, player.stage(history, step)))
     raise AssertionError(f"no conclusion after {most_steps} steps; last: {player.steps[-1]}")

@@ -132,9 +132,9 @@ class FakeOperator:
     async def override(self, backend: str, override: Override) -> bool:
         self.pinned[backend] = override
         view = self.current.backends[backend]
-        beneath = view.beneath or view.recommendation
-        served = overlaid(beneath, override, PublishPolicy(fallback_cap=8, max_cap=200))
-        self.put(replace(view, recommendation=served, override=override, beneath=beneath))
+        underlying = view.underlying or view.recommendation
+        served = overlaid(underlying, override, PublishPolicy(fallback_cap=8, max_cap=200))
+        self.put(replace(view, recommendation=served, override=override, underlying=underlying))
         return self.failure is None
 
     async def clear_override(self, backend: str, author: str) -> bool:

@@ -34,8 +34,8 @@ DAY_S = 86_400.0
 ROOM_RATIO = 1.25
 
 
-class HoldReason(StrEnum):
-    """Contract words of `sweep_held_back{reason}`."""
+class DeferralReason(StrEnum):
+    """Contract words of `sweep_deferred{reason}`."""
 
     OBSERVE = "observe"
     WINDOW = "window"
@@ -47,7 +47,7 @@ class HoldReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class CarePolicy:
+class SafetyLimits:
     """How live users and the bill are spared. None: not limited."""
 
     observe: bool = False  # send no probes at all
@@ -95,36 +95,36 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBack:
+class Deferral:
     """`until`: next possible time, if it is known."""
 
-    reason: HoldReason
+    reason: DeferralReason
     words: str
     until: float | None = None
 
 
 def admit(
-    care: CarePolicy, schedule: Schedule, bounds: Bounds, cost: SweepCost, moment: Situation
-) -> Admitted | HeldBack:
+    limits: SafetyLimits, schedule: Schedule, bounds: Bounds, cost: SweepCost, moment: Situation
+) -> Admitted | Deferral:
     """The first rule that holds the sweep back, in the order of the table."""
-    if care.observe:
-        return HeldBack(HoldReason.OBSERVE, f"mode: observe; a sweep would send {cost_words(cost)}")
-    held = None if moment.is_asked else _untimely(care, schedule, moment)
+    if limits.observe:
+        return Deferral(DeferralReason.OBSERVE, f"mode: observe; a sweep would send {cost_words(cost)}")
+    held = None if moment.is_asked else _untimely(limits, schedule, moment)
     if held is not None:
         return held
     today = [one for one in moment.spent if one.at > moment.now - DAY_S]
-    for budget in _day_budgets(care, cost):
+    for budget in _day_budgets(limits, cost):
         held = budget.hold(today)
         if held is not None:
             return held
-    return _within_share(care, bounds, moment) or Admitted(
-        _bounds(care, bounds, moment, today), _limits(care, schedule, moment, today)
+    return _within_share(limits, bounds, moment) or Admitted(
+        _bounds(limits, bounds, moment, today), _limits(limits, schedule, moment, today)
     )
 
 
-def too_small(care: CarePolicy, cost: SweepCost) -> Iterator[tuple[HoldReason, str]]:
+def too_small(limits: SafetyLimits, cost: SweepCost) -> Iterator[tuple[DeferralReason, str]]:
     """The budgets of a day that not even one sweep fits into, with the cause in words: none would ever start."""
-    for budget in _day_budgets(care, cost):
+    for budget in _day_budgets(limits, cost):
         if budget.next_cost > budget.limit:
             words = f"{budget.limit:,.0f} {budget.unit} a day are fewer than one sweep takes, {budget.next_cost:,.0f}"
             yield budget.reason, words
@@ -138,34 +138,34 @@ def cost_words(cost: SweepCost) -> str:
     )
 
 
-def _untimely(care: CarePolicy, schedule: Schedule, moment: Situation) -> HeldBack | None:
+def _untimely(limits: SafetyLimits, schedule: Schedule, moment: Situation) -> Deferral | None:
     if not is_allowed(schedule, moment.now):
-        return HeldBack(HoldReason.WINDOW, "no window is open", next_open_at(schedule, moment.now))
-    if care.start_below_ratio is None or moment.organic is None:
+        return Deferral(DeferralReason.WINDOW, "no window is open", next_open_at(schedule, moment.now))
+    if limits.start_below_ratio is None or moment.organic is None:
         return None
-    limit = care.start_below_ratio * moment.cap
+    limit = limits.start_below_ratio * moment.cap
     if moment.organic < limit:
         return None
     words = f"{moment.organic:.0f} organic requests in flight; sweeps start below {limit:.0f} of cap {moment.cap}"
-    return HeldBack(HoldReason.BUSY, words)
+    return Deferral(DeferralReason.BUSY, words)
 
 
 @dataclass(frozen=True, slots=True)
 class _DayBudget:
     """`next_cost`: of the sweep to come."""
 
-    reason: HoldReason
+    reason: DeferralReason
     unit: str
     limit: float
     next_cost: float
     of: Callable[[Spending], float]
 
-    def hold(self, today: Sequence[Spending]) -> HeldBack | None:
+    def hold(self, today: Sequence[Spending]) -> Deferral | None:
         spent = sum(map(self.of, today))
         if spent + self.next_cost <= self.limit:
             return None
         words = f"{spent:,.0f} of {self.limit:,.0f} {self.unit} of a day are spent, a sweep takes {self.next_cost:,.0f}"
-        return HeldBack(self.reason, words, self._free_at(today, spent))
+        return Deferral(self.reason, words, self._free_at(today, spent))
 
     def _free_at(self, today: Sequence[Spending], spent: float) -> float | None:
         for one in sorted(today, key=lambda one: one.at):
@@ -175,27 +175,33 @@ class _DayBudget:
         return None
 
 
-def _day_budgets(care: CarePolicy, cost: SweepCost) -> list[_DayBudget]:
+def _day_budgets(limits: SafetyLimits, cost: SweepCost) -> list[_DayBudget]:
     tokens = cost.prompt_tokens_expected + cost.output_tokens_expected
-    if care.tokens is not None:
-        tokens = min(tokens, care.tokens)
-    rows: tuple[tuple[HoldReason, str, float | None, float, Callable[[Spending], float]], ...] = (
-        (HoldReason.REQUESTS, "requests", care.requests_per_day, cost.requests_expected, lambda one: one.requests),
-        (HoldReason.TOKENS, "tokens", care.tokens_per_day, tokens, lambda one: one.tokens),
+    if limits.tokens is not None:
+        tokens = min(tokens, limits.tokens)
+    rows: tuple[tuple[DeferralReason, str, float | None, float, Callable[[Spending], float]], ...] = (
+        (
+            DeferralReason.REQUESTS,
+            "requests",
+            limits.requests_per_day,
+            cost.requests_expected,
+            lambda one: one.requests,
+        ),
+        (DeferralReason.TOKENS, "tokens", limits.tokens_per_day, tokens, lambda one: one.tokens),
         # What harm a sweep will do is not known before: any rest of the budget lets it start, and limits it.
-        (HoldReason.OVERLOAD, "overload seconds", care.overload_per_day_s, 1.0, lambda one: one.overload_s),
+        (DeferralReason.OVERLOAD, "overload seconds", limits.overload_per_day_s, 1.0, lambda one: one.overload_s),
     )
     return [_DayBudget(reason, unit, limit, take, of) for reason, unit, limit, take, of in rows if limit is not None]
 
 
-def _highest_level(care: CarePolicy, moment: Situation) -> int | None:
-    if care.max_probe_share is None or moment.capacity is None:
+def _highest_level(limits: SafetyLimits, moment: Situation) -> int | None:
+    if limits.max_probe_share is None or moment.capacity is None:
         return None
-    return math.floor(care.max_probe_share * moment.capacity * max(1, moment.replicas))
+    return math.floor(limits.max_probe_share * moment.capacity * max(1, moment.replicas))
 
 
-def _within_share(care: CarePolicy, bounds: Bounds, moment: Situation) -> HeldBack | None:
-    highest = _highest_level(care, moment)
+def _within_share(limits: SafetyLimits, bounds: Bounds, moment: Situation) -> Deferral | None:
+    highest = _highest_level(limits, moment)
     if highest is None or moment.capacity is None:
         return None
     needed = min(bounds.max_level, math.ceil(ROOM_RATIO * moment.capacity))
@@ -205,23 +211,23 @@ def _within_share(care: CarePolicy, bounds: Bounds, moment: Situation) -> HeldBa
         f"max_probe_share allows {highest} probes, but to measure one of {moment.replicas} replicas of capacity "
         f"{moment.capacity} takes {needed}; allow a larger share, or name replicas out of rotation to measure on"
     )
-    return HeldBack(HoldReason.PROBE_SHARE, words)
+    return Deferral(DeferralReason.PROBE_SHARE, words)
 
 
-def _bounds(care: CarePolicy, bounds: Bounds, moment: Situation, today: Sequence[Spending]) -> Bounds:
-    highest = _highest_level(care, moment)
+def _bounds(limits: SafetyLimits, bounds: Bounds, moment: Situation, today: Sequence[Spending]) -> Bounds:
+    highest = _highest_level(limits, moment)
     overload_s = bounds.overload_s
-    if care.overload_per_day_s is not None:
-        overload_s = min(overload_s, care.overload_per_day_s - sum(one.overload_s for one in today))
+    if limits.overload_per_day_s is not None:
+        overload_s = min(overload_s, limits.overload_per_day_s - sum(one.overload_s for one in today))
     max_level = bounds.max_level if highest is None else max(bounds.min_level, min(bounds.max_level, highest))
     return replace(bounds, max_level=max_level, overload_s=overload_s)
 
 
-def _limits(care: CarePolicy, schedule: Schedule, moment: Situation, today: Sequence[Spending]) -> SweepLimits:
+def _limits(limits: SafetyLimits, schedule: Schedule, moment: Situation, today: Sequence[Spending]) -> SweepLimits:
     closes_at = math.inf if moment.is_asked else next_close_at(schedule, moment.now)
     return SweepLimits(
-        requests=_left(care.requests_per_day, sum(one.requests for one in today)),
-        tokens=_least(care.tokens, _left(care.tokens_per_day, sum(one.tokens for one in today))),
+        requests=_left(limits.requests_per_day, sum(one.requests for one in today)),
+        tokens=_least(limits.tokens, _left(limits.tokens_per_day, sum(one.tokens for one in today))),
         ends_at=None if math.isinf(closes_at) else closes_at,
     )
 

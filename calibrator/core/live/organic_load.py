@@ -140,7 +140,7 @@ def band(level: int) -> float:
     return max(BAND_LEAST, BAND_RATIO * level) + ROUNDING
 
 
-def is_doubtful(level: int, change: float) -> bool:
+def is_suspect(level: int, change: float) -> bool:
     """Has a change of the organic load made another level of this one?"""
     return change > max(1.0, band(level)) + ROUNDING
 

@@ -17,7 +17,7 @@ and not yet there. The stretch is compared only if the two counts differ by at m
 the strangers' times are, the q-quantile of our requests lies between the engine's (q - STRANGERS) and (q + STRANGERS)
 quantiles, whose buckets give low and high. Hence no extreme quantiles.
 
-Caller: `service.sweep.ttft_agreement`, a stretch being the counted part of one visit.
+Caller: `service.sweep.ttft_agreement`, a stretch being the counted part of one stage.
 """
 
 from __future__ import annotations

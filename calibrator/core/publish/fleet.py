@@ -2,14 +2,14 @@
 
 The service makes one `FleetLook` a second for each backend and hands it to whoever watches. Pure values.
 
-| standing | when | counts in the cap |
+| status | when | counts in the cap |
 |---|---|---|
 | ready | it answers, is of the fleet's kind, and shows users' work or has answered for `scale_up_delay` | yes |
 | joining | it answers, but nobody has sent it work yet: the gateway may not know it | no |
 | down | it stopped answering, or never answered while others do | no: at the first scrape that fails |
-| apart | it runs another engine, model or version than the fleet: a measured capacity says nothing about it | no |
-| balanced | its URL answers as changing processes: a load balancer | no, and it is not measured |
-| reserve | it is named to be measured on and takes no users | no |
+| mismatched | it runs another engine, model or version than the fleet: a measured capacity says nothing about it | no |
+| load_balanced | its URL answers as changing processes: a load balancer | no, and it is not measured |
+| standby | it is named to be measured on and takes no users | no |
 
 The replicas found when the service starts need not show work: the remembered cap counted them. Where no replica shows
 metrics at all, each is taken as ready: unknown is not down. The fleet's kind is the one
@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from calibrator.core.live.organic_load import LAG_S
-from calibrator.core.publish.snapshot import ReplicaView, Standing
+from calibrator.core.publish.snapshot import ReplicaStatus, ReplicaView
 from calibrator.core.records.server_load import ServerLoad
 
 SUSPICION_S = 600.0
@@ -228,30 +228,30 @@ def fleet_kind(members: Sequence[Member], measured: Kind | None) -> Kind | None:
     return Counter(kinds).most_common(1)[0][0] if kinds else None  # of equals the first
 
 
-def standings(members: Sequence[Member], measured: Kind | None, at_s: float) -> dict[str, Standing]:
+def statuses(members: Sequence[Member], measured: Kind | None, at_s: float) -> dict[str, ReplicaStatus]:
     """By URL; the table above."""
     shows_metrics = any(member.has_metrics for member in members if member.in_rotation)
     kind = fleet_kind(members, measured)
-    return {member.url: _standing(member, kind, at_s, shows_metrics=shows_metrics) for member in members}
+    return {member.url: _status(member, kind, at_s, shows_metrics=shows_metrics) for member in members}
 
 
-def _standing(member: Member, kind: Kind | None, at_s: float, *, shows_metrics: bool) -> Standing:
+def _status(member: Member, kind: Kind | None, at_s: float, *, shows_metrics: bool) -> ReplicaStatus:
     if member.is_balanced(at_s):
-        return Standing.BALANCED
+        return ReplicaStatus.LOAD_BALANCED
     if member.load is None and (member.has_metrics or (member.in_rotation and shows_metrics)):
-        return Standing.DOWN
+        return ReplicaStatus.DOWN
     if member.load is not None and kind is not None and not is_same_kind(kind_of(member.load), kind):
-        return Standing.APART
+        return ReplicaStatus.MISMATCHED
     if not member.in_rotation:
-        return Standing.RESERVE
-    return Standing.READY if member.is_known_to_users else Standing.JOINING
+        return ReplicaStatus.STANDBY
+    return ReplicaStatus.READY if member.is_known_to_users else ReplicaStatus.JOINING
 
 
-def replica_view(member: Member, standing: Standing) -> ReplicaView:
+def replica_view(member: Member, status: ReplicaStatus) -> ReplicaView:
     load = member.load
     return ReplicaView(
         url=member.url,
-        standing=standing,
+        status=status,
         organic_in_flight=member.organic_in_flight,
         engine=None if load is None else load.engine,
         model=None if load is None else load.model,

@@ -1,10 +1,11 @@
 """What the guard makes of a published recommendation: down by a share at once, and back up in steps.
 
-    cut      cap <- max(min_cap, floor(cap * (1 - cut_ratio))), by at least one; state `guarded`; `uncut` remembers
+    cut      cap <- max(min_cap, floor(cap * (1 - cut_ratio))), by at least one; state `guarded`; `before_cut` remembers
              what was published before the first cut
-    step up  cap <- min(uncut, floor(cap / (1 - cut_ratio))), by at least one; at `uncut` the guarded state ends
+    step up  cap <- min(before_cut, floor(cap / (1 - cut_ratio))), by at least one; at `before_cut` the guarded state
+    ends
 
-The recommendation carries `uncut`, so a restart keeps the guarded cap and still finds the way back. `replica_cap`
+The recommendation carries `before_cut`, so a restart keeps the guarded cap and still finds the way back. `replica_cap`
 moves likewise, each within its own bound: rounding never lifts one above what was certified. A sweep that calibrates
 publishes a new recommendation, and with it the guarded state ends.
 
@@ -18,7 +19,7 @@ from dataclasses import replace
 
 from calibrator.core.live.change_test import GuardAction, GuardEvent
 from calibrator.core.publish.recommendation import PublishPolicy, scaled
-from calibrator.core.publish.snapshot import Recommendation, State, Uncut
+from calibrator.core.publish.snapshot import CapBeforeCut, Recommendation, State
 
 
 def after_event(
@@ -39,26 +40,28 @@ def cut(
     cap = policy.clamp(_lower(known.cap, cut_ratio))
     if cap >= known.cap:
         return None
-    uncut = known.uncut or Uncut(known.cap, known.replica_cap, known.state, now)
-    reason = f"{words}; lowered from {known.cap} to {cap}, {uncut.cap} was published before"
+    before_cut = known.before_cut or CapBeforeCut(known.cap, known.replica_cap, known.state, now)
+    reason = f"{words}; lowered from {known.cap} to {cap}, {before_cut.cap} was published before"
     replica_cap = _lower(known.replica_cap, cut_ratio)
-    return replace(_moved(known, cap, replica_cap, reason, now), state=State.GUARDED, uncut=uncut)
+    return replace(_moved(known, cap, replica_cap, reason, now), state=State.GUARDED, before_cut=before_cut)
 
 
 def step_up(
     known: Recommendation, cut_ratio: float, words: str, policy: PublishPolicy, now: float
 ) -> Recommendation | None:
     """None: nothing is guarded."""
-    uncut = known.uncut
-    if known.state is not State.GUARDED or uncut is None:
+    before_cut = known.before_cut
+    if known.state is not State.GUARDED or before_cut is None:
         return None
-    cap = policy.clamp(min(uncut.cap, _higher(known.cap, cut_ratio)))
-    is_back = cap >= min(uncut.cap, policy.clamp(uncut.cap))
-    replica_cap = uncut.replica_cap if is_back else min(uncut.replica_cap, _higher(known.replica_cap, cut_ratio))
-    reason = f"{words}; raised from {known.cap} to {cap}, {uncut.cap} was published before the guard's cut"
-    state = uncut.state if is_back else State.GUARDED
+    cap = policy.clamp(min(before_cut.cap, _higher(known.cap, cut_ratio)))
+    is_back = cap >= min(before_cut.cap, policy.clamp(before_cut.cap))
+    replica_cap = (
+        before_cut.replica_cap if is_back else min(before_cut.replica_cap, _higher(known.replica_cap, cut_ratio))
+    )
+    reason = f"{words}; raised from {known.cap} to {cap}, {before_cut.cap} was published before the guard's cut"
+    state = before_cut.state if is_back else State.GUARDED
     moved = _moved(known, cap, min(replica_cap, cap), reason, now)
-    return replace(moved, state=state, uncut=None if is_back else uncut)
+    return replace(moved, state=state, before_cut=None if is_back else before_cut)
 
 
 def _moved(known: Recommendation, cap: int, replica_cap: int, reason: str, now: float) -> Recommendation:

@@ -75,7 +75,7 @@ class Ask(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LeaseState:
     """What one instance knows of one lease. Moments are its monotonic clock's."""
 
     epoch: int = 0  # under which we hold it; 0: it is not ours
@@ -90,22 +90,22 @@ class Standing:
             return Ask.NOTHING
         return Ask.RENEW if self.epoch else Ask.ACQUIRE
 
-    def acquired(self, epoch: int, asked_s: float, policy: LeasePolicy) -> Standing:
-        return Standing(epoch, asked_s + policy.valid_s, asked_s + policy.renew_every_s)
+    def acquired(self, epoch: int, asked_s: float, policy: LeasePolicy) -> LeaseState:
+        return LeaseState(epoch, asked_s + policy.valid_s, asked_s + policy.renew_every_s)
 
-    def renewed(self, asked_s: float, policy: LeasePolicy) -> Standing:
+    def renewed(self, asked_s: float, policy: LeasePolicy) -> LeaseState:
         """An answer that came late never shortens what a later question gave."""
         return replace(
             self, until_s=max(self.until_s, asked_s + policy.valid_s), due_s=asked_s + policy.renew_every_s
         )  # fmt: skip
 
-    def refused(self, now_s: float, policy: LeasePolicy) -> Standing:
-        return Standing(due_s=now_s + policy.retry_s)
+    def refused(self, now_s: float, policy: LeasePolicy) -> LeaseState:
+        return LeaseState(due_s=now_s + policy.retry_s)
 
-    def failed(self, now_s: float, policy: LeasePolicy) -> Standing:
+    def failed(self, now_s: float, policy: LeasePolicy) -> LeaseState:
         return replace(self, due_s=now_s + policy.retry_s)
 
-    def hurried(self) -> Standing:
+    def hurried(self) -> LeaseState:
         """Something happened in the database: who has no lease looks again now."""
         return self if self.epoch else replace(self, due_s=-math.inf)
 

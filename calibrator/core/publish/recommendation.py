@@ -174,7 +174,7 @@ def for_fleet(known: Recommendation, policy: PublishPolicy, fleet: FleetSize, no
     replicas = fleet.replicas
     if replicas < 1 or known.state is State.OVERRIDDEN:
         return known
-    if known.state is State.FALLBACK or (known.uncut is not None and known.uncut.state is State.FALLBACK):
+    if known.state is State.FALLBACK or (known.before_cut is not None and known.before_cut.state is State.FALLBACK):
         per_replica = min(known.replica_cap, max(1, known.cap // replicas))
         if per_replica == known.replica_cap:
             return known
@@ -188,13 +188,13 @@ def for_fleet(known: Recommendation, policy: PublishPolicy, fleet: FleetSize, no
     def cap_of(own: int) -> int:
         return policy.clamp(fleet.cap(fleet.whole(own, measured)))
 
-    cap, uncut = cap_of(known.replica_cap), known.uncut
+    cap, before_cut = cap_of(known.replica_cap), known.before_cut
     return replace(
         known,
         version=known.version + 1,
         cap=cap,
         rates=None if known.rates is None else scaled(known.rates, cap / known.cap),
-        uncut=None if uncut is None else replace(uncut, cap=cap_of(uncut.replica_cap)),
+        before_cut=None if before_cut is None else replace(before_cut, cap=cap_of(before_cut.replica_cap)),
         published_at=now,
         replicas=replicas,
         balance_factor=factor,
@@ -225,7 +225,7 @@ def _infeasible(
 ) -> Recommendation | None:
     resting = fallback(previous.backend, policy, now, previous.version + 1)
     cap = policy.clamp(min(resting.cap, previous.cap))
-    if previous.grade is Grade.INFEASIBLE and previous.cap == cap and previous.uncut is None:
+    if previous.grade is Grade.INFEASIBLE and previous.cap == cap and previous.before_cut is None:
         return None  # with a guard's cut it is said again, or the guard would step up to what was not safe
     return replace(
         resting,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from calibrator.core.admission.admission import HeldBack
+from calibrator.core.admission.admission import Deferral
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.sweep import Grade, LevelReport, SweepOutcome
 
@@ -41,7 +41,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Uncut:
+class CapBeforeCut:
     """What was published before the guard lowered it."""
 
     cap: int
@@ -68,10 +68,10 @@ class Recommendation:
     sweep_id: str | None = None
     rates: Rates | None = None
     max_queue_wait_s: float | None = None
-    warnings: tuple[str, ...] = ()  # of the sweep behind it: what makes the number doubtful
+    warnings: tuple[str, ...] = ()  # of the sweep behind it: what makes the number suspect
     replicas: int = 1  # that `cap` counts on
     balance_factor: float = 1.0  # `cap` over `replicas` times `replica_cap`, before the configured bounds
-    uncut: Uncut | None = None  # guarded: what the guard may step back up to
+    before_cut: CapBeforeCut | None = None  # guarded: what the guard may step back up to
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +145,15 @@ class Counters:
     live_exceedances: int = 0  # live requests over an objective while sweeps ran
 
 
-class Standing(StrEnum):
+class ReplicaStatus(StrEnum):
     """Whether a replica counts; `core.publish.fleet` says when."""
 
     READY = "ready"
     JOINING = "joining"
     DOWN = "down"
-    APART = "apart"
-    BALANCED = "balanced"
-    RESERVE = "reserve"
+    MISMATCHED = "mismatched"
+    LOAD_BALANCED = "load_balanced"
+    STANDBY = "standby"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class ReplicaView:
     """One replica of a backend."""
 
     url: str
-    standing: Standing
+    status: ReplicaStatus
     organic_in_flight: float | None = None
     engine: str | None = None
     model: str | None = None
@@ -200,8 +200,8 @@ class BackendView:
     last_sweep_at: Mapping[str, float] = field(default_factory=dict)  # end of the last sweep by outcome
     next_sweep_at: float | None = None
     progress: Progress | None = None
-    override: Override | None = None  # in force: `recommendation` is what it makes of `beneath`
-    beneath: Recommendation | None = None
+    override: Override | None = None  # in force: `recommendation` is what it makes of `underlying`
+    underlying: Recommendation | None = None
     reserved_for_probes: int = 0  # of the cap, while a replica in rotation is swept
     gateway_clients: int = 0  # live pollers of the cap and of the replica's cap
     gateway_clients_over_cap: int = 0
@@ -213,7 +213,7 @@ class BackendView:
     in_flight_peak: float | None = None  # organic, of the last 60 s
     headroom_min_ratio: float | None = None  # of the last 60 s
     guard: GuardView | None = None
-    held_back: HeldBack | None = None  # why a sweep that was due has not started
+    deferred: Deferral | None = None  # why a sweep that was due has not started
     queued: str = ""  # why a sweep waits for its turn, in words; empty: none does
     trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
     lease_held: bool = True  # by this instance: it measures and publishes
@@ -227,12 +227,12 @@ class BackendView:
         return State.STALE if aged and published.state is not State.OVERRIDDEN else published.state
 
     @cached_property
-    def told(self) -> Recommendation:
+    def advertised(self) -> Recommendation:
         """What gateways go by. A person's pin counts in the shadow, too."""
         return self.recommendation if self.shadow is None or self.override is not None else self.shadow
 
-    def told_state_at(self, now: float) -> State:
-        return self.state_at(now) if self.told is self.recommendation else self.told.state
+    def advertised_state_at(self, now: float) -> State:
+        return self.state_at(now) if self.advertised is self.recommendation else self.advertised.state
 
     @property
     def gives_way(self) -> int:
@@ -242,12 +242,12 @@ class BackendView:
     @cached_property
     def served_cap(self) -> int:
         """What gateways get: the cap, less what probes take of it now."""
-        return max(1, self.told.cap - self.gives_way)
+        return max(1, self.advertised.cap - self.gives_way)
 
     @cached_property
     def served_replica_cap(self) -> int:
         """The same for gateways that limit each replica: all replicas give way alike, so the sum falls as much."""
-        return max(1, self.told.replica_cap - -(-self.gives_way // max(1, self.ready_replicas or 1)))
+        return max(1, self.advertised.replica_cap - -(-self.gives_way // max(1, self.ready_replicas or 1)))
 
     @property
     def headroom(self) -> float | None:

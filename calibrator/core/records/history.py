@@ -1,6 +1,6 @@
 """What was measured, as values that can be stored, replayed and judged again.
 
-A sweep is a list of **visits**: uninterrupted stays at one level. A visit holds, per objective of the SLA, the decided
+A sweep is a list of **stages**: uninterrupted stays at one level. A stage holds, per objective of the SLA, the decided
 violation bits in start order up to the first undecided request (`Evidence`). Verdict, search and curve are functions of
 these values alone, so a stored sweep can be replayed against a new policy, and a broken one resumed.
 
@@ -21,7 +21,7 @@ HISTORY_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Bits of one objective in one visit.
+    """Bits of one objective in one stage.
 
     bits: '0' passed, '1' violated, in start order, ending before the first undecided request.
     violation_at_s: one time per '1', same order: its first token, failure, or the moment the limit passed.
@@ -49,7 +49,7 @@ class RampCount:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The generator's own error during a visit; `reasons` not empty = the visit must not be judged."""
+    """The generator's own error during a stage; `reasons` not empty = the stage must not be judged."""
 
     loop_lag_p99_s: float = 0.0
     send_delay_p99_s: float = 0.0
@@ -60,13 +60,13 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class Stage:
     """One uninterrupted stay at a level."""
 
     level: int
     started_at_s: float
     ended_at_s: float
-    residence_s: float  # median time that a request of this visit stayed; 0.0 if none ended
+    residence_s: float  # median time that a request of this stage stayed; 0.0 if none ended
     evidence: tuple[Evidence, ...]  # one per objective, in the SLA's order
     ramp: tuple[RampCount, ...]  # likewise
     ramp_failed: bool = False
@@ -76,13 +76,13 @@ class Visit:
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
     organic: float | None = None  # mean in flight beside ours; None: could not be seen
-    unheld: str = ""  # live traffic made another level of it: why, in words
-    number: int = 0  # of the labels that its requests carry; visits in a row at one level may share it
+    level_lost: str = ""  # live traffic made another level of it: why, in words
+    number: int = 0  # of the labels that its requests carry; stages in a row at one level may share it
 
     @property
-    def spoilt(self) -> tuple[str, ...]:
+    def invalid_reasons(self) -> tuple[str, ...]:
         """Why it must not be judged; empty if it may."""
-        return (*self.audit.reasons, self.unheld) if self.unheld else self.audit.reasons
+        return (*self.audit.reasons, self.level_lost) if self.level_lost else self.audit.reasons
 
     @property
     def probes(self) -> float:
@@ -99,10 +99,10 @@ class WarmStart:
     """What is still believed of the sweep before; built by `core.search.recalibration.warm_start`."""
 
     published: int  # capacity in force
-    since_look: int  # sweeps since a level above it was looked at
+    sweeps_since_upward_probe: int  # sweeps since a level above it was looked at
     capacities: tuple[float, ...]  # grid, ascending, and the weights on it: all > 0
     weights: tuple[float, ...]
-    visits: tuple[Visit, ...] = ()  # of the sweep before, at or above `published`: pooled for the grade
+    stages: tuple[Stage, ...] = ()  # of the sweep before, at or above `published`: pooled for the grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class History:
     """All that a search may know. Versioned: a file of another version is refused, not guessed at."""
 
     objectives: tuple[Objective, ...]
-    visits: tuple[Visit, ...] = ()
+    stages: tuple[Stage, ...] = ()
     version: int = HISTORY_VERSION
     warm: WarmStart | None = None  # None: a cold sweep
     organic_floor: int = 0  # live requests in flight now: levels up to here cannot be held
@@ -124,14 +124,14 @@ class History:
 
     @property
     def requests(self) -> int:
-        return sum(visit.requests for visit in self.visits)
+        return sum(stage.requests for stage in self.stages)
 
     @property
     def elapsed_s(self) -> float:
-        return self.visits[-1].ended_at_s if self.visits else 0.0
+        return self.stages[-1].ended_at_s if self.stages else 0.0
 
-    def at_level(self, level: int) -> tuple[Visit, ...]:
-        return tuple(visit for visit in self.visits if visit.level == level)
+    def at_level(self, level: int) -> tuple[Stage, ...]:
+        return tuple(stage for stage in self.stages if stage.level == level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Folding a visit's events into evidence, and all visits of a level into one point of the curve.
+"""Folding a stage's events into evidence, and all stages of a level into one point of the curve.
 
 Order matters (DESIGN section 2): bits are read in the order in which requests *started*, up to the first undecided one;
 latencies likewise, up to the first request that has not ended. Whatever comes later in that order is not used, however
@@ -7,9 +7,9 @@ early it finished: using it would favour the fast requests.
 Beside live traffic the total may be off the level (`core.live.organic_load`). A sample that started then is in no
 order; one whose start came into doubt afterwards is taken back, whatever became of it.
 
-    events ──▶ LevelFold.add ──▶ evidence()  bits of the running visit          (verdict, search)
-                             ├─▶ cut()       the next visit at this level starts here
-                             └─▶ report()    all visits of the level together    (curve)
+    events ──▶ LevelAccumulator.add ──▶ evidence()  bits of the running stage          (verdict, search)
+                             ├─▶ cut()       the next stage at this level starts here
+                             └─▶ report()    all stages of the level together    (curve)
 
 Failed requests have latency infinity; a quantile that falls among them is shown as None, the errors say why.
 """
@@ -90,41 +90,41 @@ class _Latencies:
         del self.values[keep:], self.starts_s[keep:]
 
 
-class LevelFold:
-    """Accumulates one level; `visit` numbers separate its visits from other levels' requests."""
+class LevelAccumulator:
+    """Accumulates one level; `stage` numbers separate its stages from other levels' requests."""
 
     def __init__(self, level: int, objectives: Sequence[Objective]) -> None:
         self.level = level
         self._objectives = tuple(objectives)
-        self._visit = -1
+        self._stage = -1
         self._order: list[int] = []  # counted requests, start order
         self._starts_s: list[float] = []  # theirs
         self._ended: dict[int, Sample] = {}
         self._ended_read = 0
         self._bits = [_ObjectiveBits() for _ in objectives]
-        self._cut = [0 for _ in objectives]  # bits already given to earlier visits
+        self._cut = [0 for _ in objectives]  # bits already given to earlier stages
         self._ramp_ids: dict[int, float] = {}  # and their starts
         self._ramp_bits: list[dict[int, bool]] = [{} for _ in objectives]
         self._ramp_from_s = math.inf
-        self._durations = array("d")  # of this visit's ended requests
+        self._durations = array("d")  # of this stage's ended requests
         self._latencies = {metric: _Latencies() for metric in METRICS}
         self._failures: Counter[str] = Counter()
         self._totals = _Totals()
-        self.requests = 0  # started, all phases, all visits
-        self.visit_requests = 0
+        self.requests = 0  # started, all phases, all stages
+        self.stage_requests = 0
         self.outcomes: Counter[RequestOutcome] = Counter()
 
     # ------------------------------------------------------------------------------------------------ events
-    def begin(self, visit: int) -> None:
-        """A visit with a warm-up: earlier requests of this level that never got decided are left behind."""
-        self._visit = visit
+    def begin(self, stage: int) -> None:
+        """A stage with a warm-up: earlier requests of this level that never got decided are left behind."""
+        self._stage = stage
         self._order, self._starts_s, self._ended, self._ended_read = [], [], {}, 0
         self._bits = [_ObjectiveBits() for _ in self._objectives]
         self._cut = [0 for _ in self._objectives]
         self._ramp_ids, self._ramp_bits = {}, [{} for _ in self._objectives]
         self._ramp_from_s = math.inf
         self._durations = array("d")
-        self.visit_requests = 0
+        self.stage_requests = 0
 
     def ramp_complete(self, at_s: float) -> None:
         """The last user was added at `at_s`: what starts later is watched."""
@@ -132,8 +132,8 @@ class LevelFold:
 
     def started(self, request_id: int, label: Label, started_s: float, *, on_level: bool = True) -> None:
         self.requests += 1
-        self.visit_requests += 1
-        if label.visit != self._visit or not on_level:
+        self.stage_requests += 1
+        if label.stage != self._stage or not on_level:
             return
         if label.phase is Phase.COUNTED:
             self._order.append(request_id)
@@ -144,7 +144,7 @@ class LevelFold:
     def take_back(self, since_s: float) -> None:
         """Nobody knows at which level the samples started that started since then.
 
-        What earlier visits were given stays theirs: whoever keeps them voids them. Their latencies go, whatever visit
+        What earlier stages were given stays theirs: whoever keeps them voids them. Their latencies go, whatever stage
         they were shown in: the load that came and went unseen makes long slow spells, which are not the level's own.
         """
         for latencies in self._latencies.values():
@@ -174,7 +174,7 @@ class LevelFold:
             known.at_s = at_s
 
     def ended(self, sample: Sample) -> None:
-        if sample.label.visit == self._visit:
+        if sample.label.stage == self._stage:
             self._durations.append(sample.duration_s)
             if sample.label.phase is Phase.COUNTED:
                 self._ended[sample.request_id] = sample
@@ -216,10 +216,10 @@ class LevelFold:
         return Evidence(bits, tuple(state.by_request[request_id].at_s - origin_s for request_id in ids))
 
     def cut(self) -> None:
-        """What has been read belongs to the visit that ends here; the next one goes on without a warm-up."""
+        """What has been read belongs to the stage that ends here; the next one goes on without a warm-up."""
         self._cut = [len(state.bits) for state in self._bits]
         self._durations = array("d")
-        self.visit_requests = 0
+        self.stage_requests = 0
 
     def ended_in_order(self, limit: int | None = None) -> int:
         """Counted requests of this stay that ended, in start order, up to the first that has not (or `limit`)."""

@@ -151,7 +151,7 @@ def decide_final(objective: Objective, sample: Sample) -> bool | None:
 
 
 def decided_at_s(objective: Objective, sample: Sample) -> float:
-    """When the violation became visible, for clumping: first token or failure, never the end of a long answer."""
+    """When the violation became visible, for clustering: first token or failure, never the end of a long answer."""
     if sample.ttft_s is not None and objective.metric in (Metric.TTFT, Metric.TTFC):
         return sample.started_s + sample.ttft_s
     return sample.started_s + (sample.ttft_s if sample.ttft_s is not None else sample.duration_s)

@@ -67,9 +67,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Where a request belongs: the visit it started in, and its phase there."""
+    """Where a request belongs: the stage it started in, and its phase there."""
 
-    visit: int
+    stage: int
     phase: Phase
 
 

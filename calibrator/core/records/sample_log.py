@@ -29,7 +29,7 @@ class SampleRow:
     """One ended request; None: never reached, or not told by the server."""
 
     request_id: int
-    level: int | None  # None: of a burst, or of a visit that was cut off
+    level: int | None  # None: of a burst, or of a stage that was cut off
     phase: str  # core.records.sample.Phase
     class_name: str
     outcome: str  # core.records.sample.RequestOutcome
@@ -96,8 +96,8 @@ def pack(
     clock_offset_s: float,
     left_out: int = 0,
 ) -> bytes:
-    """`levels`: by number of the visit."""
-    rows = (sample_row(one, levels.get(one.label.visit), objectives, clock_offset_s) for one in samples)
+    """`levels`: by number of the stage."""
+    rows = (sample_row(one, levels.get(one.label.stage), objectives, clock_offset_s) for one in samples)
     document = {
         "version": _VERSION,
         "left_out": left_out,

@@ -65,13 +65,13 @@ class ServerLoad:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoadPeak:
-    """Worst of the scrapes seen during a visit; what was never seen is None."""
+    """Worst of the scrapes seen during a stage; what was never seen is None."""
 
     scrapes: int = 0
     running_requests: float | None = None
     waiting_requests: float | None = None
     kv_usage_ratio: float | None = None
-    preemptions: float | None = None  # increase over the visit
+    preemptions: float | None = None  # increase over the stage
 
     @property
     def shows_pressure(self) -> bool:

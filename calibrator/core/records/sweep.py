@@ -63,7 +63,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class LevelReport:
-    """One point of the curve: all visits of a level together."""
+    """One point of the curve: all stages of a level together."""
 
     concurrency: int
     achieved_concurrency: float

@@ -26,7 +26,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import urlsplit
 
-from calibrator.core.records.history import Visit
+from calibrator.core.records.history import Stage
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.search.burst import FIRST_VISIT
 
@@ -60,9 +60,9 @@ def trace_id(sweep_id: str) -> int:
 
 
 @lru_cache(maxsize=256)  # likewise, for that of its level
-def span_id(sweep_id: str, visit: int = 0) -> int:
+def span_id(sweep_id: str, stage: int = 0) -> int:
     """Of the span that a probe with this label belongs to; 0: of the sweep's own."""
-    return _hashed(f"{sweep_id}/{min(visit, FIRST_VISIT)}", 8)
+    return _hashed(f"{sweep_id}/{min(stage, FIRST_VISIT)}", 8)
 
 
 def _hashed(text: str, octets: int) -> int:
@@ -76,18 +76,18 @@ class ProbeTrace:
     sweep_id: str
     sampled_ratio: float = 0.0
 
-    def traceparent(self, request_id: int, visit: int) -> str:
+    def traceparent(self, request_id: int, stage: int) -> str:
         """https://www.w3.org/TR/trace-context/#traceparent-header"""
         is_sampled = int((request_id + 1) * self.sampled_ratio) > int(request_id * self.sampled_ratio)
-        return f"00-{trace_id(self.sweep_id):032x}-{span_id(self.sweep_id, visit):016x}-{is_sampled:02x}"
+        return f"00-{trace_id(self.sweep_id):032x}-{span_id(self.sweep_id, stage):016x}-{is_sampled:02x}"
 
 
 # ------------------------------------------------------------------------------------------------------------- spans
 def sweep_trace(record: SweepRecord, ended_at: float) -> SweepTrace:
     """`ended_at` counts where the record has no end of its own."""
     ended_at = ended_at if record.ended_at is None else record.ended_at
-    visits = record.history.visits
-    last_s = visits[-1].ended_at_s if visits else 0.0
+    stages = record.history.stages
+    last_s = stages[-1].ended_at_s if stages else 0.0
     origin = max(record.started_at, min(ended_at - record.duration_s, ended_at - last_s))
     children = [Span(PREFLIGHT, _hashed(f"{record.sweep_id}/{PREFLIGHT}", 8), record.started_at, origin, {})]
     children += _levels(record, origin)
@@ -130,29 +130,29 @@ def _of_sweep(record: SweepRecord) -> dict[str, Value]:
 
 def _levels(record: SweepRecord, origin: float) -> Iterator[Span]:
     verdicts = {level.concurrency: level.verdict.kind.value for level in record.levels}
-    for number, group in itertools.groupby(record.history.visits, key=lambda visit: visit.number):
-        visits = tuple(group)
+    for number, group in itertools.groupby(record.history.stages, key=lambda stage: stage.number):
+        stages = tuple(group)
         yield Span(
             LEVEL,
             span_id(record.sweep_id, number),
-            origin + visits[0].started_at_s,
-            origin + visits[-1].ended_at_s,
-            _of_level(visits, verdicts.get(visits[0].level)),
+            origin + stages[0].started_at_s,
+            origin + stages[-1].ended_at_s,
+            _of_level(stages, verdicts.get(stages[0].level)),
         )
 
 
-def _of_level(visits: Sequence[Visit], verdict: str | None) -> dict[str, Value]:
-    last = visits[-1]
+def _of_level(stages: Sequence[Stage], verdict: str | None) -> dict[str, Value]:
+    last = stages[-1]
     return _known(
         {
             "calibrator.concurrency": last.level,
-            "calibrator.verdict": verdict,  # of the level, by all its visits
-            "calibrator.requests": sum(visit.requests for visit in visits),
-            "calibrator.counted_requests": sum(min(part.n for part in visit.evidence) for visit in visits),
-            "calibrator.exceedances": max(part.exceedances for visit in visits for part in visit.evidence),
+            "calibrator.verdict": verdict,  # of the level, by all its stages
+            "calibrator.requests": sum(stage.requests for stage in stages),
+            "calibrator.counted_requests": sum(min(part.n for part in stage.evidence) for stage in stages),
+            "calibrator.exceedances": max(part.exceedances for stage in stages for part in stage.evidence),
             "calibrator.residence_s": last.residence_s or None,
             "calibrator.organic_in_flight": last.organic,
-            "calibrator.spoilt": tuple(reason for visit in visits for reason in visit.spoilt) or None,
+            "calibrator.invalid_reasons": tuple(reason for stage in stages for reason in stage.invalid_reasons) or None,
             "calibrator.engine.running_requests": last.server.running_requests,
             "calibrator.engine.waiting_requests": last.server.waiting_requests,
             "calibrator.engine.kv_usage_ratio": last.server.kv_usage_ratio,

@@ -5,7 +5,7 @@ until they do.
 
 **Test.** As for a level (`core.search.verdict.zone`): sequential probability ratio test between half and twice the
 allowance, 5 % nominal on both sides, for each objective. Requests of one burst wait for each other, so violations of
-one burst are one clump: the ratio is divided by d = sum e_b^2 / sum e_b over the bursts' violations e_b, and a
+one burst are one cluster: the ratio is divided by d = sum e_b^2 / sum e_b over the bursts' violations e_b, and a
 refutation needs violations in two bursts. At a P99 some 200 requests without a violation pass.
 
 A test that its limits end undecided is answered by its point estimate, and the answer is at most provisional.
@@ -26,7 +26,7 @@ from calibrator.core.search.steps import Conclusion
 from calibrator.core.search.verdict import DECIDED, zone
 
 STEP_DOWN = 0.8
-FIRST_VISIT = 1_000_000  # labels of bursts: no visit of the search has them
+FIRST_VISIT = 1_000_000  # labels of bursts: no stage of the search has them
 
 
 class BurstMode(StrEnum):
@@ -66,15 +66,15 @@ def burst_verdict(objectives: Sequence[Objective], bursts: Sequence[BurstBits]) 
 
 def _verdict(objective: Objective, index: int, bursts: Sequence[BurstBits]) -> VerdictKind:
     n = sum(burst.decided[index] for burst in bursts)
-    clumps = [burst.violations[index] for burst in bursts if burst.violations[index]]
-    effect = sum(size * size for size in clumps) / sum(clumps) if clumps else 1.0
-    ratio = zone(objective).llr(n, sum(clumps)) / effect
-    if ratio >= DECIDED and len(clumps) > 1:
+    clusters = [burst.violations[index] for burst in bursts if burst.violations[index]]
+    effect = sum(size * size for size in clusters) / sum(clusters) if clusters else 1.0
+    ratio = zone(objective).llr(n, sum(clusters)) / effect
+    if ratio >= DECIDED and len(clusters) > 1:
         return VerdictKind.EXCEEDED
     return VerdictKind.WITHIN if ratio <= -DECIDED else VerdictKind.INCONCLUSIVE
 
 
-def leans_good(objectives: Sequence[Objective], bursts: Sequence[BurstBits]) -> bool:
+def passes_by_point_estimate(objectives: Sequence[Objective], bursts: Sequence[BurstBits]) -> bool:
     """The answer of a test that ended undecided."""
     return all(
         sum(burst.violations[index] for burst in bursts)

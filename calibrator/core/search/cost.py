@@ -7,7 +7,7 @@ allowance a = 1 - quantile, at 5 % error both ways (`core.search.verdict`). Per 
     ln(p1 / p0) = ln 4        after a violation
 
 and the level is certified when it has fallen to ln(0.05 / 0.95) = -ln 19. Hence, with a design effect d (violations
-come in clumps; every step is divided by d, which is 2 from level 3 on as long as nothing is violated:
+come in clusters; every step is divided by d, which is 2 from level 3 on as long as nothing is violated:
 `core.search.design_effect`):
 
     certain minimum   n_min = d ln 19 / ln((1 - p0) / (1 - p1))             a = 1 %: 194 d; a = 0.1 %: 1,947 d
@@ -31,7 +31,7 @@ from calibrator.core.search.verdict import DECIDED, SCREEN_LEAST, zone
 from calibrator.core.workload.classes import Workload
 
 WARM_UP_RATIO = 0.32  # of all requests sent
-ORDINARY_LEVEL = 3  # from here on clumps count in full; levels 1 and 2 are certified with fewer requests
+ORDINARY_LEVEL = 3  # from here on clusters count in full; levels 1 and 2 are certified with fewer requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Correlated violations: one stall hits several requests, which are then not several pieces of evidence.
 
-Clump: violations that follow each other in time (first token, or failure) within `gap`; never longer than one
+Cluster: violations that follow each other in time (first token, or failure) within `gap`; never longer than one
 residence, because what lasts longer is overload and not a stall.
 
     gap = residence * max(2 / N, min(1/6, 32 / N))
@@ -10,10 +10,10 @@ N requests of ours in flight turn over N times per residence, so the gap is a si
 Overlapping lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
 
 Design effect: the variance of a compound-Poisson count against that of independent violations, d = E[s^2] / E[s] over
-clump sizes s. Few violations are ever seen, so it is shrunk, with the weight of 3 violations, toward what the latencies
-say about slow spells (`core.stats.autocorrelation`), which in turn is shrunk toward 2 with the weight of 100 latencies;
-kept within 1..32. Log-likelihood ratios are divided by d. Visits at or above 20 % exceedance teach nothing about
-clumps.
+cluster sizes s. Few violations are ever seen, so it is shrunk, with the weight of 3 violations, toward what the
+latencies say about slow spells (`core.stats.autocorrelation`), which in turn is shrunk toward 2 with the weight of 100
+latencies; kept within 1..32. Log-likelihood ratios are divided by d. Stages at or above 20 % exceedance teach nothing
+about clusters.
 
 Source: runs declustering (extremal index); constants tuned by simulation, see `calibrator simulate`.
 """
@@ -41,8 +41,8 @@ def effect_at(level: int, effect: float) -> float:
     return min(effect, (2.0 * level + 1.0) / 3.0)
 
 
-def clumps(times_s: Sequence[float], gap: float, longest_s: float) -> Iterator[int]:
-    """Sizes of the clumps of `times_s` (any order)."""
+def clusters(times_s: Sequence[float], gap: float, longest_s: float) -> Iterator[int]:
+    """Sizes of the clusters of `times_s` (any order)."""
     size, first_s, last_s = 0, 0.0, 0.0
     for at_s in sorted(times_s):
         if size and at_s - last_s <= gap and at_s - first_s <= longest_s:
@@ -60,11 +60,11 @@ def design_effect(history: History, objective_index: int) -> float:
     """How many violations of this objective count as one."""
     prior = _expected_effect(history, objective_index)
     squares, total = prior * PRIOR_WEIGHT, PRIOR_WEIGHT
-    for visit in history.visits:
-        evidence = visit.evidence[objective_index]
-        if visit.spoilt or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
+    for stage in history.stages:
+        evidence = stage.evidence[objective_index]
+        if stage.invalid_reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
             continue
-        for size in clumps(evidence.violation_at_s, gap_s(visit.probes, visit.residence_s), visit.residence_s):
+        for size in clusters(evidence.violation_at_s, gap_s(stage.probes, stage.residence_s), stage.residence_s):
             squares += size * size
             total += size
     return min(LARGEST, max(1.0, squares / total))
@@ -72,10 +72,10 @@ def design_effect(history: History, objective_index: int) -> float:
 
 def _expected_effect(history: History, objective_index: int) -> float:
     """What the latencies say before there are violations: long series count more, because short ones see no spell."""
-    newest = {visit.level: visit for visit in history.visits if objective_index < len(visit.correlation)}
+    newest = {stage.level: stage for stage in history.stages if objective_index < len(stage.correlation)}
     weighted, total = PRIOR * PRIOR_SAMPLES, PRIOR_SAMPLES
-    for visit in newest.values():
-        seen = visit.correlation[objective_index]
+    for stage in newest.values():
+        seen = stage.correlation[objective_index]
         if seen is not None:
             weight = seen.n * seen.n / (seen.n + PRIOR_SAMPLES)
             weighted += weight * seen.at_tail(history.objectives[objective_index].allowance)

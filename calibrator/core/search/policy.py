@@ -20,7 +20,7 @@ Levels that live traffic fills by itself (`History.organic_floor`) are no candid
 the capacity lies among them: the answer is what was known before, never `infeasible`, because nobody measured there.
 
 Pure and replayable: the state is recomputed from the history, so a stored sweep can be resumed or judged anew. Every
-`Measure` becomes one visit; the same level twice is one stay without a second warm-up. Sample sizes are those of a P99
+`Measure` becomes one stage; the same level twice is one stay without a second warm-up. Sample sizes are those of a P99
 and scale with the allowance of the strictest objective.
 """
 
@@ -37,7 +37,7 @@ from calibrator.core.search.state import (
     ENOUGH_SAMPLES,
     MIDDLE,
     PUBLISHED_QUANTILE,
-    Knowledge,
+    SearchState,
     candidates,
     know,
     overload_s,
@@ -61,26 +61,26 @@ EXPLORE_RATIO = 0.75  # of a budget; the rest is kept for the closing test
 KNOWN_BETWEEN = (0.2, 0.8)
 KNOWN_RATIO = 1.08
 CLOSE_TO = (0.85, 1.08)  # of the estimate: where the closing test stays although the estimate has moved on
-MOST_SPOILT = 2  # visits in a row that the audit rejects
+MOST_INVALID = 2  # stages in a row that the audit rejects
 
 
 def next_step(history: History, bounds: Bounds) -> Step:
     """The next level to measure, or the conclusion. A warm start is part of the history."""
-    spoilt = _spoilt_in_a_row(history)
-    if 0 < spoilt < MOST_SPOILT:
-        level = history.visits[-1].level
-        return _measure(history, level, f"level {level} again: {history.visits[-1].audit.reasons[0]}")
+    invalid_reasons = _invalid_in_a_row(history)
+    if 0 < invalid_reasons < MOST_INVALID:
+        level = history.stages[-1].level
+        return _measure(history, level, f"level {level} again: {history.stages[-1].audit.reasons[0]}")
     if history.organic_floor >= bounds.max_level:
         return _provisional(know(history, bounds), f"live traffic alone holds about {history.organic_floor} in flight")
     ramp = ramp_step(history, candidates(history, bounds)) if history.warm is None else None
-    return ramp if ramp is not None and not history.visits else _after(know(history, bounds), ramp, spoilt)
+    return ramp if ramp is not None and not history.stages else _after(know(history, bounds), ramp, invalid_reasons)
 
 
-def _after(known: Knowledge, ramp: Measure | None, spoilt: int) -> Step:
+def _after(known: SearchState, ramp: Measure | None, invalid_reasons: int) -> Step:
     history = known.history
-    if spoilt:
-        reasons = "; ".join(history.visits[-1].audit.reasons)
-        return _provisional(known, f"level {history.visits[-1].level} could not be judged: {reasons}")
+    if invalid_reasons:
+        reasons = "; ".join(history.stages[-1].audit.reasons)
+        return _provisional(known, f"level {history.stages[-1].level} could not be judged: {reasons}")
     if known.spent:
         return _decided(known) or _provisional(known, known.spent)
     explored = _explored(known)
@@ -90,10 +90,10 @@ def _after(known: Knowledge, ramp: Measure | None, spoilt: int) -> Step:
     return check or _decided(known) or (_closing(known, explored) if explored else _approach(known))
 
 
-def _spoilt_in_a_row(history: History) -> int:
+def _invalid_in_a_row(history: History) -> int:
     count = 0
-    for visit in reversed(history.visits):
-        if not visit.audit.reasons or visit.level != history.visits[-1].level:
+    for stage in reversed(history.stages):
+        if not stage.audit.reasons or stage.level != history.stages[-1].level:
             break
         count += 1
     return count
@@ -103,7 +103,7 @@ def _measure(history: History, level: int, reason: str) -> Measure:
     return Measure(level, Test.VERDICT, scaled(history, min(max(level, COHORT[0]), COHORT[1])), reason)
 
 
-def _explored(known: Knowledge) -> str:
+def _explored(known: SearchState) -> str:
     """Why there is no more exploring, in words; empty while there is."""
     history = known.history
     if overload_s(history) >= known.bounds.overload_s:
@@ -119,9 +119,9 @@ def _explored(known: Knowledge) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- boundary
-def _approach(known: Knowledge) -> Step:
+def _approach(known: SearchState) -> Step:
     history, bounds, quantile = known.history, known.bounds, known.posterior.quantile
-    current = history.visits[-1].level
+    current = history.stages[-1].level
     if current > known.certified and known.is_undecided(current) and not _has_enough(known, current):
         low, high = (quantile(share) for share in STAY_BETWEEN)
         if low <= current <= high:
@@ -138,14 +138,14 @@ def _approach(known: Knowledge) -> Step:
     return _measure(history, level, f"the {share:.0%} quantile of the capacity")
 
 
-def _has_enough(known: Knowledge, level: int) -> bool:
+def _has_enough(known: SearchState, level: int) -> bool:
     return samples_at(known.history, level) >= scaled(known.history, ENOUGH_SAMPLES)
 
 
-def _closing(known: Knowledge, why: str) -> Step:
+def _closing(known: SearchState, why: str) -> Step:
     """Give the answer its own test."""
     history, level = known.history, known.estimate(CLOSING_QUANTILE)
-    current = history.visits[-1].level
+    current = history.stages[-1].level
     is_near = current in known.locally_good and CLOSE_TO[0] * level <= current <= CLOSE_TO[1] * level
     if is_near and known.is_undecided(current):
         level = current
@@ -158,7 +158,7 @@ def _closing(known: Knowledge, why: str) -> Step:
 
 
 # ------------------------------------------------------------------------------------------------------------ answer
-def _decided(known: Knowledge) -> Conclusion | None:
+def _decided(known: SearchState) -> Conclusion | None:
     certified, refuted = known.certified, known.refuted
     lowest, highest = known.bounds.min_level, known.bounds.max_level
     if certified >= highest:
@@ -179,12 +179,12 @@ def _decided(known: Knowledge) -> Conclusion | None:
     return None
 
 
-def _covered(known: Knowledge) -> Conclusion:
+def _covered(known: SearchState) -> Conclusion:
     live = known.history.organic_floor
     return _provisional(known, f"level {known.refuted} fails, and live traffic alone holds about {live} in flight")
 
 
-def _infeasible(known: Knowledge) -> Conclusion:
+def _infeasible(known: SearchState) -> Conclusion:
     lowest = known.bounds.min_level
     verdict = level_verdict(known.history, lowest)
     return Conclusion(
@@ -195,11 +195,11 @@ def _infeasible(known: Knowledge) -> Conclusion:
     )
 
 
-def _certified(known: Knowledge, reason: str) -> Conclusion:
+def _certified(known: SearchState, reason: str) -> Conclusion:
     return Conclusion(SweepOutcome.CALIBRATED, Grade.CERTIFIED, known.capacity(known.certified), reason)
 
 
-def _provisional(known: Knowledge, reason: str) -> Conclusion:
+def _provisional(known: SearchState, reason: str) -> Conclusion:
     """Something else than certainty ended the sweep; what is certified by then stays so."""
     estimate = known.estimate(PUBLISHED_QUANTILE)
     if estimate <= NEARLY * known.certified:
@@ -213,13 +213,13 @@ def _provisional(known: Knowledge, reason: str) -> Conclusion:
 # --------------------------------------------------------------------------------------------------- ended from outside
 def given_up(history: History, bounds: Bounds, reason: str) -> Conclusion:
     """What the evidence so far supports, when something outside the search ends it."""
-    if not history.visits:
+    if not history.stages:
         return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, f"{reason}, before anything was measured")
     return _provisional(know(history, bounds), reason)
 
 
 def aborted(history: History, bounds: Bounds, reason: str) -> Conclusion:
     """Ended to spare users: an answer only where a level was refuted, for then the cap may have to come down."""
-    if history.visits and know(history, bounds).refuted is not None:
+    if history.stages and know(history, bounds).refuted is not None:
         return given_up(history, bounds, reason)
     return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, reason)

@@ -120,7 +120,7 @@ def _ceilings(allowance: float) -> Sequence[float]:
     return [min(HIGHEST_CEILING, ceiling * allowance) for ceiling in CEILINGS]
 
 
-@functools.lru_cache(maxsize=256)  # about 130 kB each; a sweep visits some ten levels
+@functools.lru_cache(maxsize=256)  # about 130 kB each; a sweep stages some ten levels
 def _tables(allowance: float, level: int, lowest: int, highest: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """ln p and ln(1 - p) at `level`: one row per capacity, one column per shape."""
     slope, floor, ceiling = (

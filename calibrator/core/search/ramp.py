@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from calibrator.core.records.history import Bounds, History, Visit
+from calibrator.core.records.history import Bounds, History, Stage
 from calibrator.core.search.state import scaled
 from calibrator.core.search.steps import Measure, Test
-from calibrator.core.search.verdict import judged, screen_leans_good, screen_result
+from calibrator.core.search.verdict import judged, screen_passes_by_point_estimate, screen_result
 
 START_LEVEL = 2
 GROW_MOST = 2.0
@@ -27,39 +27,39 @@ SCREEN_SAMPLES = 96
 def ramp_step(history: History, bounds: Bounds) -> Measure | None:
     """The next step; None once a screen has failed (and a lower one passed) or the highest level has passed."""
     level = min(max(START_LEVEL, bounds.min_level), bounds.max_level)
-    passed: list[Visit] = []
+    passed: list[Stage] = []
     has_failed = False
-    for visit in judged(history):
-        good = screen_result(history.objectives, visit)
+    for stage in judged(history):
+        good = screen_result(history.objectives, stage)
         if good is None:
-            good = screen_leans_good(history.objectives, visit)
+            good = screen_passes_by_point_estimate(history.objectives, stage)
         if good:
-            passed.append(visit)
+            passed.append(stage)
         has_failed = has_failed or not good
-        if has_failed and (passed or visit.level <= bounds.min_level):
+        if has_failed and (passed or stage.level <= bounds.min_level):
             return None
-        if visit.level >= bounds.max_level and good:
+        if stage.level >= bounds.max_level and good:
             return None
-        level = _grown(history, passed, bounds) if good else max(bounds.min_level, visit.level // 2)
+        level = _grown(history, passed, bounds) if good else max(bounds.min_level, stage.level // 2)
     reason = f"ramp: {passed[-1].level} is not overloaded" if passed else f"ramp: start at {level}"
     return Measure(level, Test.SCREEN, scaled(history, SCREEN_SAMPLES), reason)
 
 
-def _grown(history: History, passed: Sequence[Visit], bounds: Bounds) -> int:
-    visit = passed[-1]
+def _grown(history: History, passed: Sequence[Stage], bounds: Bounds) -> int:
+    stage = passed[-1]
     factor = min(_aimed(passed, index) for index in range(len(history.objectives)))
-    if visit.server.shows_pressure:
+    if stage.server.shows_pressure:
         factor = min(max(factor, GROW_UNDER_PRESSURE[0]), GROW_UNDER_PRESSURE[1])
     else:
         factor = max(factor, GROW_LEAST)
-    if any(part.exceedances for part in visit.evidence):
+    if any(part.exceedances for part in stage.evidence):
         factor = min(factor, GROW_AFTER_VIOLATION)
-    return min(bounds.max_level, max(visit.level + 1, math.floor(visit.level * factor + 1e-9), bounds.min_level))
+    return min(bounds.max_level, max(stage.level + 1, math.floor(stage.level * factor + 1e-9), bounds.min_level))
 
 
-def _aimed(passed: Sequence[Visit], index: int) -> float:
+def _aimed(passed: Sequence[Stage], index: int) -> float:
     """Growth after which the tail of this objective is expected at `AIM_RATIO` of its limit, at most `GROW_MOST`."""
-    points = [(visit.level, visit.tail_ratio[index]) for visit in passed if index < len(visit.tail_ratio)]
+    points = [(stage.level, stage.tail_ratio[index]) for stage in passed if index < len(stage.tail_ratio)]
     known = [(level, tail) for level, tail in points if tail is not None and tail > 0.0]
     if not known or known[-1][0] != passed[-1].level:
         return GROW_MOST

@@ -21,12 +21,12 @@ from dataclasses import replace
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from calibrator.core.records.history import Bounds, History, Visit, WarmStart
+from calibrator.core.records.history import Bounds, History, Stage, WarmStart
 from calibrator.core.records.sweep import Grade, SweepOutcome, VerdictKind
 from calibrator.core.search.posterior import STEP, Floats
-from calibrator.core.search.state import ENOUGH_SAMPLES, PUBLISHED_QUANTILE, Knowledge, know, samples_at, scaled
+from calibrator.core.search.state import ENOUGH_SAMPLES, PUBLISHED_QUANTILE, SearchState, know, samples_at, scaled
 from calibrator.core.search.steps import Conclusion, Measure, Step, Test
-from calibrator.core.search.verdict import level_verdict, sentinel_leans_good, sentinel_result
+from calibrator.core.search.verdict import level_verdict, sentinel_passes_by_point_estimate, sentinel_result
 
 SENTINEL_SAMPLES = 420
 LOOK_RATIO = 1.25
@@ -36,32 +36,33 @@ BROAD_SHARE = 0.25
 LEAST_WEIGHT = 1e-6  # nothing is impossible
 
 
-def warm_start(previous: History, bounds: Bounds, published: int, since_look: int) -> WarmStart:
+def warm_start(previous: History, bounds: Bounds, published: int, sweeps_since_upward_probe: int) -> WarmStart:
     """What is still believed after `previous`. `published`: capacity in force, at least 1, of one replica."""
     posterior = know(previous, bounds).posterior
     return WarmStart(
         published=published,
-        since_look=since_look,
+        sweeps_since_upward_probe=sweeps_since_upward_probe,
         capacities=tuple(float(f"{capacity:.5g}") for capacity in posterior.capacities),
         weights=tuple(float(f"{weight:.3g}") for weight in _drifted(posterior.weights)),
-        visits=_latest(previous, published),
+        stages=_latest(previous, published),
     )
 
 
-def _latest(previous: History, published: int) -> tuple[Visit, ...]:
-    """The newest visits at or above `published`, as many as make up the samples of a full test."""
-    before = () if previous.warm is None else previous.warm.visits
-    visits = [visit for visit in (*before, *previous.visits) if visit.level >= published]
+def _latest(previous: History, published: int) -> tuple[Stage, ...]:
+    """The newest stages at or above `published`, as many as make up the samples of a full test."""
+    before = () if previous.warm is None else previous.warm.stages
+    stages = [stage for stage in (*before, *previous.stages) if stage.level >= published]
     samples, kept = 0, 0
-    while kept < len(visits) and samples < scaled(previous, ENOUGH_SAMPLES):
+    while kept < len(stages) and samples < scaled(previous, ENOUGH_SAMPLES):
         kept += 1
-        samples += visits[-kept].evidence[0].n
-    return tuple(visits[len(visits) - kept :])
+        samples += stages[-kept].evidence[0].n
+    return tuple(stages[len(stages) - kept :])
 
 
 def looked_above(history: History) -> bool:
-    """Did this sweep measure above the capacity that was in force? Then the count of `since_look` starts anew."""
-    return history.warm is None or any(visit.level > history.warm.published for visit in history.visits)
+    """Did this sweep measure above the capacity that was in force? Then the count of `sweeps_since_upward_probe` starts
+    anew."""
+    return history.warm is None or any(stage.level > history.warm.published for stage in history.stages)
 
 
 def _drifted(weights: Floats) -> Floats:
@@ -71,7 +72,7 @@ def _drifted(weights: Floats) -> Floats:
     return np.asarray(smeared / smeared.sum(), dtype=np.float64)
 
 
-def recalibration_step(known: Knowledge, warm: WarmStart) -> Step | None:
+def recalibration_step(known: SearchState, warm: WarmStart) -> Step | None:
     """Sentinel, look or confirmation; None: the boundary has to be searched."""
     history, bounds = known.history, known.bounds
     level = min(max(warm.published, bounds.min_level), bounds.max_level)
@@ -81,7 +82,7 @@ def recalibration_step(known: Knowledge, warm: WarmStart) -> Step | None:
     if not holds or (known.refuted is not None and known.refuted <= level):
         return None
     above = min(bounds.max_level, max(level + 1, math.floor(level * LOOK_RATIO)))
-    if above > level and warm.since_look >= LOOK_EVERY - 1:
+    if above > level and warm.sweeps_since_upward_probe >= LOOK_EVERY - 1:
         holds = _answer(history, above, f"a look at {above}")
         if isinstance(holds, Measure):
             return holds
@@ -90,7 +91,7 @@ def recalibration_step(known: Knowledge, warm: WarmStart) -> Step | None:
     return _confirmed(known, warm, min(level, max(warm.published, 1)) if history.organic_floor else level)
 
 
-def _tested(known: Knowledge, level: int) -> Measure | None:
+def _tested(known: SearchState, level: int) -> Measure | None:
     """A level that a look found to hold gets its full test at once; None when it has one."""
     left = scaled(known.history, ENOUGH_SAMPLES) - samples_at(known.history, level)
     if left <= 0 or not known.is_undecided(level):
@@ -104,11 +105,11 @@ def _answer(history: History, level: int, why: str) -> bool | Measure:
     if result is not None:
         return result
     left = scaled(history, SENTINEL_SAMPLES) - samples_at(history, level)
-    return Measure(level, Test.SENTINEL, left, why) if left > 0 else sentinel_leans_good(history, level)
+    return Measure(level, Test.SENTINEL, left, why) if left > 0 else sentinel_passes_by_point_estimate(history, level)
 
 
-def _confirmed(known: Knowledge, warm: WarmStart, level: int) -> Conclusion:
-    pooled = History(known.history.objectives, (*warm.visits, *known.history.visits))
+def _confirmed(known: SearchState, warm: WarmStart, level: int) -> Conclusion:
+    pooled = History(known.history.objectives, (*warm.stages, *known.history.stages))
     estimate, certified = level, level
     if level_verdict(pooled, level).kind is not VerdictKind.WITHIN:
         quantile = math.floor(known.posterior.quantile(PUBLISHED_QUANTILE) + 0.15)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from calibrator.core.records.history import Bounds, Capacity, History, RampCount, Visit
+from calibrator.core.records.history import Bounds, Capacity, History, RampCount, Stage
 from calibrator.core.records.sweep import VerdictKind
 from calibrator.core.search.design_effect import design_effect, effect_at
 from calibrator.core.search.posterior import Counts, ObjectiveData, Posterior, capacity_posterior
@@ -28,8 +28,8 @@ ENOUGH_SAMPLES = 700  # of a P99: an undecided level is given up after this many
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What is known after the last visit."""
+class SearchState:
+    """What is known after the last stage."""
 
     history: History
     bounds: Bounds
@@ -86,9 +86,9 @@ def candidates(history: History, bounds: Bounds) -> Bounds:
     return replace(bounds, min_level=lowest)
 
 
-def know(history: History, bounds: Bounds) -> Knowledge:
+def know(history: History, bounds: Bounds) -> SearchState:
     """Everything that `history` says."""
-    levels = sorted({visit.level for visit in judged(history)})
+    levels = sorted({stage.level for stage in judged(history)})
     kinds = {level: level_verdict(history, level).kind for level in levels}
     refuted = min((level for level in levels if kinds[level] is VerdictKind.EXCEEDED), default=None)
     within = (level for level in levels if kinds[level] is VerdictKind.WITHIN)
@@ -97,7 +97,7 @@ def know(history: History, bounds: Bounds) -> Knowledge:
     posterior = capacity_posterior(data, bounds.min_level, bounds.max_level)
     if history.warm is not None:
         posterior = posterior.given(history.warm.capacities, history.warm.weights)
-    return Knowledge(
+    return SearchState(
         history=history,
         bounds=candidates(history, bounds),
         posterior=posterior,
@@ -109,29 +109,29 @@ def know(history: History, bounds: Bounds) -> Knowledge:
 
 def overload_s(history: History, live: Sequence[tuple[float, float]] = ()) -> float:
     """Seconds above the zone caused by us. `live`: spells in which live requests were, each counted once."""
-    probed = [visit for visit in history.visits if _is_overloaded(history, visit)]
+    probed = [stage for stage in history.stages if _is_overloaded(history, stage)]
     shared_s = sum(
-        max(0.0, min(end_s, visit.ended_at_s) - max(start_s, visit.started_at_s))
+        max(0.0, min(end_s, stage.ended_at_s) - max(start_s, stage.started_at_s))
         for start_s, end_s in live
-        for visit in probed
+        for stage in probed
     )
-    return sum(visit.duration_s for visit in probed) + sum(end_s - start_s for start_s, end_s in live) - shared_s
+    return sum(stage.duration_s for stage in probed) + sum(end_s - start_s for start_s, end_s in live) - shared_s
 
 
-def _is_overloaded(history: History, visit: Visit) -> bool:
+def _is_overloaded(history: History, stage: Stage) -> bool:
     """Two violations or more, at a ratio above the zone's upper end."""
-    return visit.ramp_failed or any(
+    return stage.ramp_failed or any(
         part.exceedances >= 2 and part.exceedances > zone(objective).p1 * part.n
-        for objective, part in zip(history.objectives, visit.evidence, strict=True)
+        for objective, part in zip(history.objectives, stage.evidence, strict=True)
     )
 
 
 def must_leave(history: History, bounds: Bounds) -> bool:
-    """Is the running visit, last in `history`, to end whatever its test says?
+    """Is the running stage, last in `history`, to end whatever its test says?
 
-    Requests need no such limit: a visit asks for few. Once the overload budget is spent, visits that do no harm go on.
+    Requests need no such limit: a stage asks for few. Once the overload budget is spent, stages that do no harm go on.
     """
-    running = history.visits[-1]
+    running = history.stages[-1]
     if running.ramp_failed or running.ended_at_s >= bounds.duration_s:
         return True
     return overload_s(history) >= bounds.overload_s and _is_overloaded(history, running)
@@ -139,8 +139,8 @@ def must_leave(history: History, bounds: Bounds) -> bool:
 
 def samples_at(history: History, level: int) -> int:
     """Decided samples that may be judged, of the objective with the fewest."""
-    visits = [visit for visit in judged(history) if visit.level == level]
-    return min(sum(visit.evidence[index].n for visit in visits) for index in range(len(history.objectives)))
+    stages = [stage for stage in judged(history) if stage.level == level]
+    return min(sum(stage.evidence[index].n for stage in stages) for index in range(len(history.objectives)))
 
 
 def scaled(history: History, samples: int) -> int:
@@ -159,19 +159,19 @@ def _data(history: History) -> tuple[ObjectiveData, ...]:
 def _counts(history: History, index: int) -> tuple[Counts, ...]:
     effect = design_effect(history, index)
     totals: dict[int, tuple[int, int]] = {}
-    for visit in judged(history):
-        n, exceedances = totals.get(visit.level, (0, 0))
-        part = visit.evidence[index]
-        watched = _aborted(history.objectives[index].allowance, visit, index)
-        totals[visit.level] = (n + part.n + watched.n, exceedances + part.exceedances + watched.exceedances)
+    for stage in judged(history):
+        n, exceedances = totals.get(stage.level, (0, 0))
+        part = stage.evidence[index]
+        watched = _aborted(history.objectives[index].allowance, stage, index)
+        totals[stage.level] = (n + part.n + watched.n, exceedances + part.exceedances + watched.exceedances)
     return tuple(Counts(level, *total, effect_at(level, effect)) for level, total in sorted(totals.items()))
 
 
-def _aborted(allowance: float, visit: Visit, index: int) -> RampCount:
+def _aborted(allowance: float, stage: Stage, index: int) -> RampCount:
     """What a warm-up showed that speaks against its level; nothing where the level itself was measured."""
-    count = visit.ramp[index] if index < len(visit.ramp) else RampCount()
-    bad = visit.ramp_failed or count.exceedances > 2.0 * allowance * count.n
-    return count if bad and not visit.evidence[index].n else RampCount()
+    count = stage.ramp[index] if index < len(stage.ramp) else RampCount()
+    bad = stage.ramp_failed or count.exceedances > 2.0 * allowance * count.n
+    return count if bad and not stage.evidence[index].n else RampCount()
 
 
 def _is_locally_good(data: Sequence[ObjectiveData], level: int) -> bool:

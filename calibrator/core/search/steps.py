@@ -10,7 +10,7 @@ from calibrator.core.records.sweep import Grade, SweepOutcome
 
 
 class Test(StrEnum):
-    """When a visit may end early. `fixed` never looks: it takes exactly `max_samples`."""
+    """When a stage may end early. `fixed` never looks: it takes exactly `max_samples`."""
 
     __test__ = False  # not a pytest class
 
@@ -26,7 +26,7 @@ class Measure:
 
     level: int
     test: Test
-    max_samples: int  # decided samples of this visit, per objective
+    max_samples: int  # decided samples of this stage, per objective
     reason: str  # in words, for progress and records
 
 

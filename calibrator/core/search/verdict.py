@@ -12,22 +12,22 @@ every look:  L(n, e) = e ln(p1/p0) + (n-e) ln((1-p1)/(1-p0)), divided by the des
 
 **One stall never decides.** `exceeded` also needs
  - violations at least one residence apart, and
- - that the test still says so when the largest clump counts as a single violation,
+ - that the test still says so when the largest cluster counts as a single violation,
 or, alone: gross overload, at least 25 % in each quarter of a whole residence. A watched warm-up that failed
-(`Visit.ramp_failed`) is gross overload as well.
+(`Stage.ramp_failed`) is gross overload as well.
 
 **Pooling.** More concurrency is never better for the user, so evidence at higher levels helps a pass and evidence at
 lower levels helps a fail; every pool starts at the level itself. A fail wins over a pass.
 
 **Screen.** The ramp's cheap question is only "grossly overloaded?": SPRT a against 8 a, alpha 5 %, beta 20 %, on the
-running visit alone; 0 of 24 passes a P99 (0 of 32 from level 64), the second early violation fails. The watched warm-up
+running stage alone; 0 of 24 passes a P99 (0 of 32 from level 64), the second early violation fails. The watched warm-up
 may fail it as well, at half its weight. It refutes nothing.
 
-**Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the visits at that level alone.
+**Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the stages at that level alone.
 
-Visits whose audit has reasons, or whose level live traffic changed, are not judged. A level with no other visit is
+Stages whose audit has reasons, or whose level live traffic changed, are not judged. A level with no other stage is
 inconclusive for those reasons.
-Called by the visit every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
+Called by the stage every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrator.core.records.history import Evidence, History, RampCount, Visit
+from calibrator.core.records.history import Evidence, History, RampCount, Stage
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import ObjectiveVerdict, Verdict, VerdictKind
-from calibrator.core.search.design_effect import PRIOR, clumps, design_effect, effect_at, gap_s
+from calibrator.core.search.design_effect import PRIOR, clusters, design_effect, effect_at, gap_s
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.stats.quantile import ratio_interval
 
@@ -76,11 +76,11 @@ def zone(objective: Objective) -> Sprt:
 
 
 def level_verdict(history: History, level: int) -> Verdict:
-    """Over all objectives: exceeded if any is, within if all are. A level without visits is judged by the others."""
+    """Over all objectives: exceeded if any is, within if all are. A level without stages is judged by the others."""
     here = history.at_level(level)
-    spoilt = [reason for visit in here for reason in visit.spoilt]
-    if here and all(visit.spoilt for visit in here):
-        return Verdict(VerdictKind.INCONCLUSIVE, tuple(dict.fromkeys(spoilt)))
+    invalid_reasons = [reason for stage in here for reason in stage.invalid_reasons]
+    if here and all(stage.invalid_reasons for stage in here):
+        return Verdict(VerdictKind.INCONCLUSIVE, tuple(dict.fromkeys(invalid_reasons)))
     each = tuple(_objective_verdict(history, level, index) for index in range(len(history.objectives)))
     kinds = {verdict.kind for verdict in each}
     if VerdictKind.EXCEEDED in kinds:
@@ -94,8 +94,8 @@ def level_verdict(history: History, level: int) -> Verdict:
 
 
 def is_settled(history: History, measure: Measure) -> bool:
-    """May the running visit, last in `history`, end? The sample limit ends any test, a failed ramp all but `fixed`."""
-    running = history.visits[-1]
+    """May the running stage, last in `history`, end? The sample limit ends any test, a failed ramp all but `fixed`."""
+    running = history.stages[-1]
     if min(evidence.n for evidence in running.evidence) >= measure.max_samples:
         return True
     if measure.test is Test.FIXED:
@@ -110,13 +110,13 @@ def is_settled(history: History, measure: Measure) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------ screen
-def screen_result(objectives: Sequence[Objective], visit: Visit) -> bool | None:
+def screen_result(objectives: Sequence[Objective], stage: Stage) -> bool | None:
     """Not grossly overloaded? None: not known yet."""
-    if visit.ramp_failed:
+    if stage.ramp_failed:
         return False
     results = [
-        _screen(objective, visit.level, part, watched)
-        for objective, part, watched in zip(objectives, visit.evidence, visit.ramp, strict=True)
+        _screen(objective, stage.level, part, watched)
+        for objective, part, watched in zip(objectives, stage.evidence, stage.ramp, strict=True)
     ]
     return _all(results)
 
@@ -135,59 +135,59 @@ def _screen(objective: Objective, level: int, evidence: Evidence, watched: RampC
     return True if ratio <= SCREEN_PASSES and evidence.n >= least else None
 
 
-def screen_leans_good(objectives: Sequence[Objective], visit: Visit) -> bool:
+def screen_passes_by_point_estimate(objectives: Sequence[Objective], stage: Stage) -> bool:
     """The answer of a screen that ended undecided: by its point estimate."""
     return all(
         part.n > 0 and part.exceedances <= SCREEN_TOLERATED * objective.allowance * part.n
-        for objective, part in zip(objectives, visit.evidence, strict=True)
+        for objective, part in zip(objectives, stage.evidence, strict=True)
     )
 
 
 # ---------------------------------------------------------------------------------------------------------- sentinel
 def sentinel_result(history: History, level: int) -> bool | None:
     """Does the level still hold? None: not known yet."""
-    visits = [visit for visit in judged(history) if visit.level == level]
-    if any(visit.ramp_failed for visit in visits):
+    stages = [stage for stage in judged(history) if stage.level == level]
+    if any(stage.ramp_failed for stage in stages):
         return False
-    return _all([_sentinel(history, visits, level, index) for index in range(len(history.objectives))])
+    return _all([_sentinel(history, stages, level, index) for index in range(len(history.objectives))])
 
 
-def _sentinel(history: History, visits: Sequence[Visit], level: int, index: int) -> bool | None:
+def _sentinel(history: History, stages: Sequence[Stage], level: int, index: int) -> bool | None:
     allowance = history.objectives[index].allowance
     good, bad = SENTINEL_ENDS
     test = Sprt(good * allowance, min(bad * allowance, (1.0 + 2.0 * allowance) / 3.0))
-    n, exceedances = _totals(visits, index)
+    n, exceedances = _totals(stages, index)
     ratio = test.llr(n, exceedances) / effect_at(level, design_effect(history, index))
     return False if ratio >= DECIDED else True if ratio <= -SENTINEL_PASSES else None
 
 
-def sentinel_leans_good(history: History, level: int) -> bool:
+def sentinel_passes_by_point_estimate(history: History, level: int) -> bool:
     """The answer of a sentinel that ended undecided: by its point estimate."""
-    visits = [visit for visit in judged(history) if visit.level == level]
+    stages = [stage for stage in judged(history) if stage.level == level]
     return all(
         exceedances <= SENTINEL_TOLERATED * objective.allowance * n
         for index, objective in enumerate(history.objectives)
-        for n, exceedances in [_totals(visits, index)]
+        for n, exceedances in [_totals(stages, index)]
     )
 
 
-def _totals(visits: Sequence[Visit], index: int) -> tuple[int, int]:
-    parts = [visit.evidence[index] for visit in visits]
+def _totals(stages: Sequence[Stage], index: int) -> tuple[int, int]:
+    parts = [stage.evidence[index] for stage in stages]
     return sum(part.n for part in parts), sum(part.exceedances for part in parts)
 
 
 # ----------------------------------------------------------------------------------------------------------- verdict
-def judged(history: History) -> list[Visit]:
-    """The visits that may be judged."""
-    return [visit for visit in history.visits if not visit.spoilt]
+def judged(history: History) -> list[Stage]:
+    """The stages that may be judged."""
+    return [stage for stage in history.stages if not stage.invalid_reasons]
 
 
 def _objective_verdict(history: History, level: int, index: int) -> ObjectiveVerdict:
     objective = history.objectives[index]
     effect = design_effect(history, index)
-    visits = judged(history)
-    kind, why = _judge(objective, visits, level, index, effect)
-    n, exceedances = _totals([visit for visit in visits if visit.level == level], index)
+    stages = judged(history)
+    kind, why = _judge(objective, stages, level, index, effect)
+    n, exceedances = _totals([stage for stage in stages if stage.level == level], index)
     effective_n = n / effect_at(level, effect)
     low, high = ratio_interval(exceedances, n, effective_n)
     seen = f"{objective}: {exceedances} of {n} requests exceeded at concurrency {level}"
@@ -195,15 +195,15 @@ def _objective_verdict(history: History, level: int, index: int) -> ObjectiveVer
 
 
 def _judge(
-    objective: Objective, visits: Iterable[Visit], level: int, index: int, effect: float
+    objective: Objective, stages: Iterable[Stage], level: int, index: int, effect: float
 ) -> tuple[VerdictKind, str]:
-    below: dict[int, list[Visit]] = {}
-    above: dict[int, list[Visit]] = {}
-    for visit in visits:
-        if visit.level <= level:
-            below.setdefault(visit.level, []).append(visit)
-        if visit.level >= level:
-            above.setdefault(visit.level, []).append(visit)
+    below: dict[int, list[Stage]] = {}
+    above: dict[int, list[Stage]] = {}
+    for stage in stages:
+        if stage.level <= level:
+            below.setdefault(stage.level, []).append(stage)
+        if stage.level >= level:
+            above.setdefault(stage.level, []).append(stage)
     test = zone(objective)
     why = _exceeded(objective, below, index, effect)
     if why:
@@ -214,11 +214,11 @@ def _judge(
     return VerdictKind.INCONCLUSIVE, f"too few to tell {test.p0:.3g} from {test.p1:.3g} (ratio of exceeding requests)"
 
 
-def _within(test: Sprt, above: dict[int, list[Visit]], index: int, effect: float) -> str:
+def _within(test: Sprt, above: dict[int, list[Stage]], index: int, effect: float) -> str:
     n, exceedances, ratio = 0, 0, 0.0
     for level in sorted(above):
-        for visit in above[level]:
-            part = visit.evidence[index]
+        for stage in above[level]:
+            part = stage.evidence[index]
             n, exceedances = n + part.n, exceedances + part.exceedances
             ratio += test.llr(part.n, part.exceedances) / effect_at(level, effect)
         if ratio <= -DECIDED:
@@ -227,19 +227,19 @@ def _within(test: Sprt, above: dict[int, list[Visit]], index: int, effect: float
     return ""
 
 
-def _exceeded(objective: Objective, below: dict[int, list[Visit]], index: int, effect: float) -> str:
+def _exceeded(objective: Objective, below: dict[int, list[Stage]], index: int, effect: float) -> str:
     test = zone(objective)
     n, exceedances, ratio = 0, 0, 0.0
-    pool: list[Visit] = []
+    pool: list[Stage] = []
     for level in sorted(below, reverse=True):
         latest = below[level][-1]
         if latest.ramp_failed and ramp_has_failed(objective, latest.ramp[index]):
             return f"the watched warm-up at {level} failed"
-        if any(_is_gross(visit, index, test) for visit in below[level]):
+        if any(_is_gross(stage, index, test) for stage in below[level]):
             return f"at least {_gross_ratio(test):.0%} exceeded over a whole residence at {level}"
         pool.extend(below[level])
-        for visit in below[level]:
-            part = visit.evidence[index]
+        for stage in below[level]:
+            part = stage.evidence[index]
             n, exceedances = n + part.n, exceedances + part.exceedances
             ratio += test.llr(part.n, part.exceedances) / effect_at(level, effect)
         if ratio >= DECIDED and _outlasts_a_stall(test, pool, index, effect):
@@ -263,16 +263,16 @@ def _gross_ratio(test: Sprt) -> float:
     return max(GROSS_RATIO, test.p1)
 
 
-def _is_gross(visit: Visit, index: int, test: Sprt) -> bool:
-    """Enough violations in each quarter of one whole residence; counted from the visit's first violation."""
-    evidence = visit.evidence[index]
-    per_quarter = _gross_ratio(test) * visit.probes / QUARTERS
-    if visit.residence_s <= 0.0 or evidence.exceedances < max(GROSS_COUNT, QUARTERS * per_quarter):
+def _is_gross(stage: Stage, index: int, test: Sprt) -> bool:
+    """Enough violations in each quarter of one whole residence; counted from the stage's first violation."""
+    evidence = stage.evidence[index]
+    per_quarter = _gross_ratio(test) * stage.probes / QUARTERS
+    if stage.residence_s <= 0.0 or evidence.exceedances < max(GROSS_COUNT, QUARTERS * per_quarter):
         return False
     first_s = min(evidence.violation_at_s)
     counts: dict[int, int] = {}
     for at_s in evidence.violation_at_s:
-        quarter = int((at_s - first_s) / visit.residence_s * QUARTERS)
+        quarter = int((at_s - first_s) / stage.residence_s * QUARTERS)
         counts[quarter] = counts.get(quarter, 0) + 1
     run = 0
     for quarter in range(max(counts) + 1):
@@ -282,23 +282,23 @@ def _is_gross(visit: Visit, index: int, test: Sprt) -> bool:
     return False
 
 
-def _outlasts_a_stall(test: Sprt, pool: Sequence[Visit], index: int, effect: float) -> bool:
-    """Violations a residence apart, and the test decided even if the largest clump counts as one violation."""
-    times_s = [at_s for visit in pool for at_s in visit.evidence[index].violation_at_s]
-    residence_s = max((visit.residence_s for visit in pool if visit.evidence[index].exceedances), default=0.0)
+def _outlasts_a_stall(test: Sprt, pool: Sequence[Stage], index: int, effect: float) -> bool:
+    """Violations a residence apart, and the test decided even if the largest cluster counts as one violation."""
+    times_s = [at_s for stage in pool for at_s in stage.evidence[index].violation_at_s]
+    residence_s = max((stage.residence_s for stage in pool if stage.evidence[index].exceedances), default=0.0)
     if residence_s <= 0.0 or max(times_s) - min(times_s) < residence_s:
         return False
     ratio, most = 0.0, 0.0
-    for level in {visit.level for visit in pool}:
-        stay = [visit for visit in pool if visit.level == level]  # a stall may outlast one visit of a level
+    for level in {stage.level for stage in pool}:
+        stay = [stage for stage in pool if stage.level == level]  # a stall may outlast one stage of a level
         here = effect_at(level, effect)
-        ratio += sum(test.llr(visit.evidence[index].n, visit.evidence[index].exceedances) for visit in stay) / here
-        surplus = _largest_clump(stay, index) - 1
+        ratio += sum(test.llr(stage.evidence[index].n, stage.evidence[index].exceedances) for stage in stay) / here
+        surplus = _largest_cluster(stay, index) - 1
         most = max(most, test.llr(surplus, surplus) / here)
     return ratio - most >= DECIDED
 
 
-def _largest_clump(visits: Sequence[Visit], index: int) -> int:
-    residence_s = max(visit.residence_s for visit in visits)
-    times_s = [at_s for visit in visits for at_s in visit.evidence[index].violation_at_s]
-    return max(clumps(times_s, gap_s(visits[0].probes, residence_s), residence_s), default=1)
+def _largest_cluster(stages: Sequence[Stage], index: int) -> int:
+    residence_s = max(stage.residence_s for stage in stages)
+    times_s = [at_s for stage in stages for at_s in stage.evidence[index].violation_at_s]
+    return max(clusters(times_s, gap_s(stages[0].probes, residence_s), residence_s), default=1)

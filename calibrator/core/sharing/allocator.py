@@ -27,7 +27,7 @@ Nobody is told more until their sum is below the new cap; each gets its smaller 
 | a client joined, left or expired | at once, but at most every `GATHER_S`: a fleet that starts joins in a few steps |
 | somebody is full or refuses requests | at most every `REBALANCE_S`; with nobody pressed shares stay as they are |
 
-**Division** is max-min fair: nobody gets more than an equal part while somebody needs more than he has; what an idle
+**ShareLeader** is max-min fair: nobody gets more than an equal part while somebody needs more than he has; what an idle
 client does not need goes to the others, but for a reserve of `RESERVE_RATIO` of its equal part, so that the first
 requests of a burst are not refused while shares move. What nobody needs is divided equally. Without needs, and when
 nobody was full or refused anything for `HALF_LIFE_S`, this is cap // n, and one more for the first cap % n by name.
@@ -88,7 +88,7 @@ class Client:
 
     seen_s: float
     gap_s: float = 0.0
-    told: int = 0
+    advertised: int = 0
     held: int = 0  # >= told
     over_since_s: float = 0.0  # since when held > told
     reports: bool = False  # what it has in flight
@@ -109,10 +109,10 @@ class HeldShare:
     client: str
     requests: int
     gap_s: float
-    told: int | None = None  # None: as much; 0: it is gone, and was last told so many
+    advertised: int | None = None  # None: as much; 0: it is gone, and was last told so many
 
 
-class ShareBook:
+class FairShareAllocator:
     """The division of one cap. Mutable; moments must not go backwards."""
 
     def __init__(self, cap: int, max_clients: int = MAX_CLIENTS, *, is_deferred: bool = False) -> None:
@@ -159,7 +159,7 @@ class ShareBook:
         client.reports = in_flight is not None
         if not self._is_deferred:
             self._settle(client, now_s, in_flight or 0)
-        if client.told and not (in_flight is None and rejected is None):
+        if client.advertised and not (in_flight is None and rejected is None):
             self._note_need(client, now_s, in_flight or 0, rejected or 0)
         return self._answer(client, now_s)
 
@@ -170,22 +170,22 @@ class ShareBook:
 
     def _answer(self, client: Client, now_s: float) -> int | None:
         self._plan_if_due(now_s)
-        if client.target < client.told:
-            if client.held == client.told:
+        if client.target < client.advertised:
+            if client.held == client.advertised:
                 client.over_since_s = now_s
-            client.told = max(1, client.target)
+            client.advertised = max(1, client.target)
             self.revision += 1
             if not (client.reports or self._is_deferred):
-                self._hold(client, client.told)
-        elif client.target > client.told:
+                self._hold(client, client.advertised)
+        elif client.target > client.advertised:
             holders = self._holders + (client.held == 0)
             free = max(0, max(self._cap, holders) - self._held)
             told = min(client.target, client.held + free)
-            if told > client.told:
-                client.told = told
+            if told > client.advertised:
+                client.advertised = told
                 self._hold(client, max(told, client.held))
                 self.revision += 1
-        return client.told or None
+        return client.advertised or None
 
     def tend(self, now_s: float) -> None:
         """Let the silent expire where nobody polls; called now and then."""
@@ -208,8 +208,8 @@ class ShareBook:
         for share in held:
             if share.client not in self._clients and len(self._clients) < self._max_clients and share.requests > 0:
                 client = self._clients[share.client] = Client(now_s, min(share.gap_s, LONGEST_GAP_S))
-                client.told = share.requests if share.told is None else share.told
-                client.is_live = client.told > 0
+                client.advertised = share.requests if share.advertised is None else share.advertised
+                client.is_live = client.advertised > 0
                 self._live += client.is_live
                 self._hold(client, share.requests)
         self._plan(now_s)
@@ -228,7 +228,7 @@ class ShareBook:
     def release(self, name: str, most: int) -> None:
         """It has heard what it was told, and has no more than this beyond it."""
         client = self._clients[name]
-        self._hold(client, max(client.told, min(client.held, most)))
+        self._hold(client, max(client.advertised, min(client.held, most)))
 
     # ------------------------------------------------------------------------------------------------- clients
     def _seen(self, name: str, now_s: float) -> Client:
@@ -279,17 +279,17 @@ class ShareBook:
             client.is_live = False
             self._live -= 1
             self._is_changed = True
-            client.told = 0
+            client.advertised = 0
             self.revision += 1
             if not self._is_deferred:
                 self._hold(client, 0)
 
     def _settle(self, client: Client, now_s: float, in_flight: int) -> None:
         """It has heard what it was told before, and has no more than this beyond it."""
-        if client.held == client.told:
+        if client.held == client.advertised:
             return
         is_believed = now_s - client.over_since_s < RUN_OUT_S
-        self._hold(client, max(client.told, min(client.held, in_flight if is_believed else 0)))
+        self._hold(client, max(client.advertised, min(client.held, in_flight if is_believed else 0)))
 
     def _hold(self, client: Client, held: int) -> None:
         if held != client.held:
@@ -301,9 +301,9 @@ class ShareBook:
     # ---------------------------------------------------------------------------------------------------- plan
     def _note_need(self, client: Client, now_s: float, in_flight: int, rejected: int) -> None:
         need = float(in_flight + rejected)
-        if rejected or in_flight >= client.told:
+        if rejected or in_flight >= client.advertised:
             self._pressed_s = now_s
-            need = max(need, 2.0 * client.told)  # full: how much more it could use will show
+            need = max(need, 2.0 * client.advertised)  # full: how much more it could use will show
         if not math.isinf(client.need):
             need = max(need, client.need * 0.5 ** ((now_s - client.noted_s) / HALF_LIFE_S))
         client.need, client.noted_s = min(need, self._cap), now_s

@@ -36,8 +36,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from calibrator.core.sharing.allocator import EXPIRY_GAPS, LEAST_EXPIRY_S, LONGEST_GAP_S, Client, HeldShare, ShareBook
-from calibrator.core.sharing.share_cache import FRESH_S, KNOWN_S, Grant, Heard, ShareTable, StoredReport
+from calibrator.core.sharing.allocator import (
+    EXPIRY_GAPS,
+    LEAST_EXPIRY_S,
+    LONGEST_GAP_S,
+    Client,
+    FairShareAllocator,
+    HeldShare,
+)
+from calibrator.core.sharing.share_cache import FRESH_S, KNOWN_S, ClientReport, Grant, ShareTable, StoredReport
 
 ROOM_S = 2.0
 MISSED_S = 3.0  # without a report: out of sight
@@ -64,11 +71,11 @@ class _Instance:
         return self.stored_s + ROOM_S + (KNOWN_S if client in self.listed else FRESH_S)
 
 
-class Division:
+class ShareLeader:
     """The division of one cap. Mutable; moments must not go backwards."""
 
     def __init__(self, cap: int, table: ShareTable, now_s: float) -> None:
-        self._book = ShareBook(cap, is_deferred=True)
+        self._book = FairShareAllocator(cap, is_deferred=True)
         held = (HeldShare(one.client, one.held, float(one.gap_s), one.share) for one in table.grants)
         self._book.restore(held, now_s)
         self._table = table
@@ -132,8 +139,8 @@ class Division:
         grants = []
         for name, client in self._book.all():
             before = self._grants.get(name)
-            since = version if before is None or before.share != client.told else before.since
-            grants.append(Grant(name, client.told, client.held, since, math.ceil(client.gap_s)))
+            since = version if before is None or before.share != client.advertised else before.since
+            grants.append(Grant(name, client.advertised, client.held, since, math.ceil(client.gap_s)))
         self._asked_s = {grant.client: self._asked_s.get(grant.client, -math.inf) for grant in grants}
         made = ShareTable(version, self._book.clients, self._book.over_cap, tuple(grants))
         same = (made.clients, made.over_cap) == (self._table.clients, self._table.over_cap)
@@ -143,14 +150,14 @@ class Division:
         return made
 
     def _release(self, now_s: float) -> None:
-        listings = dict[str, list[Heard]]()
+        listings = dict[str, list[ClientReport]]()
         for instance in self._instances.values():
             for heard in instance.stored.report.heard:
                 if now_s < instance.silenced_s(heard.client):
                     listings.setdefault(heard.client, []).append(heard)
         for name, client in list(self._book.all()):
             granted = self._grants.get(name)
-            if client.held == client.told or granted is None or granted.share != client.told:
+            if client.held == client.advertised or granted is None or granted.share != client.advertised:
                 continue  # nothing to release, or the smaller share is not written yet
             if all(self._is_past(one, name, client, granted.since, now_s) for one in self._instances.values()):
                 self._book.release(name, max((heard.held for heard in listings.get(name, ())), default=0))

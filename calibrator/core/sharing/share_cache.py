@@ -57,11 +57,11 @@ class ShareTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ClientReport:
     """One poller of one instance."""
 
     client: str
-    told: int  # when it last polled; 0: it waits
+    advertised: int  # when it last polled; 0: it waits
     held: int  # what it may have, by what it says and was told here
     has_polled: bool  # since the last report
     in_flight: int | None = None
@@ -71,7 +71,7 @@ class Heard:
 @dataclass(frozen=True, slots=True)
 class DeskReport:
     version: int  # of the newest table that this instance has read
-    heard: tuple[Heard, ...] = ()
+    heard: tuple[ClientReport, ...] = ()
     is_last: bool = False  # it tells nobody anything from here on
 
 
@@ -107,7 +107,7 @@ class InstanceReport:
 class _Caller:
     seen_s: float
     gap_s: float = 0.0
-    told: int = 0
+    advertised: int = 0
     held: int = 0
     over_since_s: float = 0.0
     has_polled: bool = True
@@ -116,7 +116,7 @@ class _Caller:
 
 
 @dataclass(slots=True)
-class Desk:
+class ShareCache:
     """The pollers of one cap at one instance."""
 
     max_clients: int = MAX_CLIENTS
@@ -133,9 +133,9 @@ class Desk:
         caller.in_flight = in_flight
         caller.rejected += rejected or 0
         running = in_flight or 0
-        if running <= caller.told:
+        if running <= caller.advertised:
             caller.over_since_s = now_s
-        caller.held = max(caller.told, running if now_s - caller.over_since_s < RUN_OUT_S else 0)
+        caller.held = max(caller.advertised, running if now_s - caller.over_since_s < RUN_OUT_S else 0)
         return self._answer(client, caller, now_s)
 
     def look(self, client: str, now_s: float) -> int | None:
@@ -159,17 +159,17 @@ class Desk:
         share = 0 if self._is_closed else self._shares.get(client, 0)
         silent_s = now_s - self._exchanged_s
         if silent_s >= FRESH_S:
-            share = min(share, caller.told) if silent_s < KNOWN_S and client in self._reported else 0
+            share = min(share, caller.advertised) if silent_s < KNOWN_S and client in self._reported else 0
         if not share:
             return None
         falls_at_once = caller.in_flight is None
-        caller.told, caller.held = share, share if falls_at_once else max(caller.held, share)
+        caller.advertised, caller.held = share, share if falls_at_once else max(caller.held, share)
         return share
 
     def callers(self, now_s: float) -> list[tuple[str, int, int, float, float]]:
         """Who polls here, by name: told, its share in the table, seconds since its last poll, longest gap."""
         return sorted(
-            (client, caller.told, self._shares.get(client, 0), now_s - caller.seen_s, caller.gap_s)
+            (client, caller.advertised, self._shares.get(client, 0), now_s - caller.seen_s, caller.gap_s)
             for client, caller in self._callers.items()
         )
 
@@ -188,8 +188,8 @@ class Desk:
             if now_s - caller.seen_s >= 2.0 * max(LEAST_EXPIRY_S, EXPIRY_GAPS * caller.gap_s):
                 del self._callers[client]
         heard = (
-            Heard(
-                client, caller.told, caller.held, caller.has_polled, caller.in_flight,
+            ClientReport(
+                client, caller.advertised, caller.held, caller.has_polled, caller.in_flight,
                 caller.rejected or None,
             )
             for client, caller in self._callers.items()

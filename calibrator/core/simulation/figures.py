@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrator.core.simulation.backends import CORE, Family
-from calibrator.core.simulation.play import OBJECTIVES, Books, Result
+from calibrator.core.simulation.play import OBJECTIVES, CostLedger, Result
 from calibrator.core.stats.quantile import quantile_estimate, ratio_interval
 
 
@@ -65,7 +65,7 @@ def _mean(values: Sequence[float]) -> Figure:
     return Figure(mean, mean - margin, mean + margin)
 
 
-def _ratio(books: Sequence[Books], sent: int) -> Figure:
+def _ratio(books: Sequence[CostLedger], sent: int) -> Figure:
     """Requests above / requests, of all sweeps together: the ratio estimator's interval."""
     ratio = sum(each.requests_above for each in books) / sent
     rest = [each.requests_above - ratio * each.requests for each in books]

@@ -1,11 +1,11 @@
 """Plays the search against synthetic backends on simulated time, and keeps the books.
 
-    draw(seed) ─▶ Stage ─▶ next_step ─▶ Measure ─▶ Stage.visit ─▶ Visit ─▶ history ─┐
+    draw(seed) ─▶ SimulatedSweep ─▶ next_step ─▶ Measure ─▶ SimulatedSweep.stage ─▶ Stage ─▶ history ─┐
                              ▲  └▶ Conclusion ─▶ Result (against the truth)       │
                              └─────────────────────────────────────────────────────┘
 
 **Requests** are counted when they are sent: the first request of each user that is added, one wave for the warm-up
-(every user turns over once), the samples. So the followers of a visit are in the books: those in flight when it ends
+(every user turns over once), the samples. So the followers of a stage are in the books: those in flight when it ends
 are the next warm-up's, those of users who leave are never measured, and those of the last level are thrown away.
 **Time**: a level N turns over N requests per residence. **Harm**: what happens at levels above the true capacity, and
 at levels whose true exceedance ratio is above 5 %.
@@ -23,7 +23,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from calibrator.core.records.history import Bounds, Evidence, History, RampCount, Visit, WarmStart
+from calibrator.core.records.history import Bounds, Evidence, History, RampCount, Stage, WarmStart
 from calibrator.core.records.level_accumulator import upper_quantile
 from calibrator.core.records.objective import Objective, parse_objective
 from calibrator.core.records.sweep import Grade
@@ -54,7 +54,7 @@ class Stress(StrEnum):
 
 
 @dataclass(slots=True)
-class Books:
+class CostLedger:
     """What a sweep did to its backend."""
 
     requests: int = 0
@@ -66,13 +66,13 @@ class Books:
 
 
 @dataclass(slots=True)
-class Stage:
+class SimulatedSweep:
     """A backend on simulated time. `falls` is consumed by the stress of that name."""
 
     backend: SyntheticBackend
     falls: bool = False
     level: int = 0
-    books: Books = field(default_factory=Books)
+    books: CostLedger = field(default_factory=CostLedger)
     latencies: dict[int, list[float]] = field(default_factory=dict)  # by level, of samples
 
     @property
@@ -113,12 +113,12 @@ class Stage:
         if self.truth.exceedance_ratio(self.level) > HARD_RATIO:
             books.hard_s += seconds
 
-    # ------------------------------------------------------------------------------------------------------- visit
-    def visit(self, history: History, measure: Measure, bounds: Bounds) -> Visit:
+    # ------------------------------------------------------------------------------------------------------- stage
+    def stage(self, history: History, measure: Measure, bounds: Bounds) -> Stage:
         """As the real one: a watched warm-up after a change of level, then samples until the test is settled."""
         sent, started_s = self.books.requests, self.books.wall_s
         is_new = self.go_to(measure.level)
-        running = Visit(
+        running = Stage(
             measure.level,
             started_s,
             started_s,
@@ -128,7 +128,7 @@ class Stage:
         )
 
         def may_end() -> bool:
-            seen = replace(history, visits=(*history.visits, running))
+            seen = replace(history, stages=(*history.stages, running))
             return must_leave(seen, bounds) or is_settled(seen, measure)
 
         left = measure.level if is_new else 0
@@ -152,7 +152,7 @@ class Stage:
             correlation=(correlation_time(latencies),) * len(running.ramp),
         )
 
-    def _watched(self, running: Visit, n: int) -> Visit:
+    def _watched(self, running: Stage, n: int) -> Stage:
         exceeded = int((self.take(n)[0] > 1.0).sum())
         ramp = tuple(RampCount(part.n + n, part.exceedances + exceeded) for part in running.ramp)
         return replace(running, ramp=ramp, ramp_failed=has_failed_warm_up(OBJECTIVES, ramp))
@@ -168,24 +168,24 @@ def _longer(evidence: Evidence, exceeded: np.ndarray, times_s: np.ndarray) -> Ev
     return Evidence(evidence.bits + bits, evidence.violation_at_s + tuple(times_s[exceeded].tolist()))
 
 
-def play(stage: Stage, bounds: Bounds, warm: WarmStart | None = None) -> tuple[Conclusion, History]:
+def play(simulated: SimulatedSweep, bounds: Bounds, warm: WarmStart | None = None) -> tuple[Conclusion, History]:
     """Until the policy concludes."""
     history = History(OBJECTIVES, warm=warm)
     for _ in range(MOST_STEPS):
         step = next_step(history, bounds)
         if isinstance(step, Conclusion):
             return step, history
-        history = replace(history, visits=(*history.visits, stage.visit(history, step, bounds)))
-    raise AssertionError(f"no conclusion after {MOST_STEPS} visits")
+        history = replace(history, stages=(*history.stages, simulated.stage(history, step, bounds)))
+    raise AssertionError(f"no conclusion after {MOST_STEPS} stages")
 
 
-def play_baseline(stage: Stage, highest: int) -> int:
+def play_baseline(simulated: SimulatedSweep, highest: int) -> int:
     """Doubling and bisection; returns the capacity."""
 
     def holds(level: int) -> bool:
-        if stage.go_to(level):
-            stage.take(level)
-        return bool(np.quantile(stage.take(BASELINE_REQUESTS)[0], OBJECTIVES[0].quantile) <= 1.0)
+        if simulated.go_to(level):
+            simulated.take(level)
+        return bool(np.quantile(simulated.take(BASELINE_REQUESTS)[0], OBJECTIVES[0].quantile) <= 1.0)
 
     good, bad, level = 0, 0, 1
     while not bad:
@@ -213,7 +213,7 @@ class Result:
     exceedance_ratio: float  # true, at the capacity found; 0 if none was
     bound_requests: float  # no policy needs fewer on average, to be right within 15 % in 95 of 100 sweeps
     is_certified: bool
-    books: Books
+    books: CostLedger
 
     @property
     def error_ratio(self) -> float:
@@ -228,11 +228,11 @@ class Result:
         return self.capacity > UNSAFE_RATIO * self.true_capacity and self.capacity > self.true_capacity
 
 
-def _result(policy: str, stage: Stage, capacity: int, *, is_certified: bool) -> Result:
-    truth = stage.truth
+def _result(policy: str, simulated: SimulatedSweep, capacity: int, *, is_certified: bool) -> Result:
+    truth = simulated.truth
     exceedance = truth.exceedance_ratio(capacity) if capacity else 0.0
     bound = bound_requests(truth, Bounds())
-    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, stage.books)
+    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, simulated.books)
 
 
 def bound_requests(truth: Truth, bounds: Bounds) -> float:
@@ -266,12 +266,12 @@ def simulate_cold(seed: int, index: int, families: tuple[Family, ...], stress: S
     for policy in COLD:
         rng = np.random.default_rng([seed, index])
         truth = draw(rng, families, 0.9 if stress is Stress.CORRELATION else None)
-        stage = Stage(SyntheticBackend(truth, rng), falls=stress is Stress.FALLING)
+        simulated = SimulatedSweep(SyntheticBackend(truth, rng), falls=stress is Stress.FALLING)
         if policy == COLD[0]:
-            conclusion, _ = play(stage, bounds)
-            results.append(_concluded(policy, stage, conclusion))
+            conclusion, _ = play(simulated, bounds)
+            results.append(_concluded(policy, simulated, conclusion))
         else:
-            results.append(_result(policy, stage, play_baseline(stage, bounds.max_level), is_certified=False))
+            results.append(_result(policy, simulated, play_baseline(simulated, bounds.max_level), is_certified=False))
     return results
 
 
@@ -285,20 +285,20 @@ def simulate_recalibrations(
     """A cold sweep (not among the results), then `count` sweeps of a backend that drifts in between."""
     rng, drift = np.random.default_rng([seed, index, 1]), np.random.default_rng([seed, index, 2])
     truth = _kept_measurable(draw(rng, families))
-    conclusion, history = play(Stage(SyntheticBackend(truth, rng)), bounds)
-    since_look = 0
+    conclusion, history = play(SimulatedSweep(SyntheticBackend(truth, rng)), bounds)
+    sweeps_since_upward_probe = 0
     results = []
     for _ in range(count):
         truth = _kept_measurable(truth.moved(_drift(drift)))
-        stage = Stage(SyntheticBackend(truth, rng))
+        simulated = SimulatedSweep(SyntheticBackend(truth, rng))
         published = 0 if conclusion.capacity is None else conclusion.capacity.estimate
-        warm = warm_start(history, bounds, published, since_look) if published else None
-        conclusion, history = play(stage, bounds, warm)
-        since_look = 0 if looked_above(history) else since_look + 1
-        results.append(_concluded(RECALIBRATED[0], stage, conclusion))
-        stage = Stage(SyntheticBackend(truth, np.random.default_rng([seed, index, 3])))
-        capacity = play_baseline(stage, bounds.max_level)
-        results.append(_result(RECALIBRATED[1], stage, capacity, is_certified=False))
+        warm = warm_start(history, bounds, published, sweeps_since_upward_probe) if published else None
+        conclusion, history = play(simulated, bounds, warm)
+        sweeps_since_upward_probe = 0 if looked_above(history) else sweeps_since_upward_probe + 1
+        results.append(_concluded(RECALIBRATED[0], simulated, conclusion))
+        simulated = SimulatedSweep(SyntheticBackend(truth, np.random.default_rng([seed, index, 3])))
+        capacity = play_baseline(simulated, bounds.max_level)
+        results.append(_result(RECALIBRATED[1], simulated, capacity, is_certified=False))
     return results
 
 
@@ -315,6 +315,6 @@ def _kept_measurable(truth: Truth) -> Truth:
     return replace(truth, knee=min(max(truth.knee, low), high))
 
 
-def _concluded(policy: str, stage: Stage, conclusion: Conclusion) -> Result:
+def _concluded(policy: str, simulated: SimulatedSweep, conclusion: Conclusion) -> Result:
     capacity = 0 if conclusion.capacity is None else conclusion.capacity.estimate
-    return _result(policy, stage, capacity, is_certified=conclusion.grade not in (Grade.PROVISIONAL, None))
+    return _result(policy, simulated, capacity, is_certified=conclusion.grade not in (Grade.PROVISIONAL, None))

@@ -1,6 +1,6 @@
 """The door through which every sweep of a backend passes: what was spent in the last day, and the decision of now.
 
-Spending is remembered from the store after a restart, interrupted sweeps with what they had sent by their last visit.
+Spending is remembered from the store after a restart, interrupted sweeps with what they had sent by their last stage.
 Its age is told by the monotonic clock from then on, so that setting the wall clock frees no budget. The decision itself
 is `core.admission.admit`.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.admission.admission import DAY_S, Admitted, HeldBack, Situation, Spending, admit
+from calibrator.core.admission.admission import DAY_S, Admitted, Deferral, Situation, Spending, admit
 from calibrator.core.records.harm import ceiling
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.core.report.documents import timestamp
@@ -28,12 +28,12 @@ READ_AT_ONCE, READ_MOST = 50, 800  # sweeps; so many in one day there are not
 
 
 @dataclass(slots=True)
-class Door:
+class AdmissionController:
     """One for each backend; owned by the supervisor."""
 
     plan: BackendPlan
     clock: Clock
-    held: HeldBack | None = None  # the latest decision about a sweep that was due
+    held: Deferral | None = None  # the latest decision about a sweep that was due
     _spent: list[tuple[float, Spending]] = field(default_factory=list)  # end (monotonic)
     _cost: SweepCost = field(init=False)
     _ceiling: int | None = None  # levels above it hurt users; until a sweep has said something
@@ -44,7 +44,7 @@ class Door:
     async def restore(self, store: Store, now: float) -> None:
         """Raises StoreError."""
         self._spent = []
-        if self.plan.care.has_day_budget:
+        if self.plan.limits.has_day_budget:
             for record in await _sweeps_of_a_day(store, self.plan.name, now):
                 self._book(record, now - _ended_at(record))
 
@@ -53,8 +53,8 @@ class Door:
         self._book(record, 0.0)
         if record.aborted is None:
             self._ceiling = None if record.outcome in SAID_SOMETHING else self._ceiling
-        elif record.history.visits:
-            hurt = ceiling(record.aborted, record.history.visits[-1].level, record.harm.most_organic)
+        elif record.history.stages:
+            hurt = ceiling(record.aborted, record.history.stages[-1].level, record.harm.most_organic)
             known = (one for one in (self._ceiling, hurt) if one is not None)
             self._ceiling = min(known, default=None)
 
@@ -67,29 +67,29 @@ class Door:
 
     def ask(
         self, now: float, *, is_asked: bool, organic: float | None, cap: int, capacity: int | None, replicas: int
-    ) -> Admitted | HeldBack:
+    ) -> Admitted | Deferral:
         """May a sweep start now?"""
         now_s = self.clock.monotonic()
         spent = [replace(one, at=now - (now_s - ended_s)) for ended_s, one in self._spent]
         moment = Situation(now, is_asked, organic, cap, capacity, replicas, spent)
         plan = self.plan
-        answer = admit(plan.care, plan.schedule, plan.bounds, self._cost, moment)
-        if isinstance(answer, HeldBack) or self._ceiling is None:
+        answer = admit(plan.limits, plan.schedule, plan.bounds, self._cost, moment)
+        if isinstance(answer, Deferral) or self._ceiling is None:
             return answer
         highest = max(answer.bounds.min_level, min(answer.bounds.max_level, self._ceiling))
         return replace(answer, bounds=replace(answer.bounds, max_level=highest))
 
-    def knows(self, held: HeldBack) -> bool:
+    def knows(self, held: Deferral) -> bool:
         """Whether the same rule held the sweep back before: said once is enough."""
         known, self.held = self.held, held
         return known is not None and known.reason is held.reason
 
 
-def when(held: HeldBack) -> str:
+def when(held: Deferral) -> str:
     """The remedy, for who asked."""
     if held.until is not None:
         return f"Possible again at {timestamp(held.until)}."
-    return "Change mode or care of this backend in the configuration."
+    return "Change mode or limits of this backend in the configuration."
 
 
 def _ended_at(record: SweepRecord) -> float:

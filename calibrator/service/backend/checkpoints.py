@@ -41,7 +41,7 @@ _GUARD = TypeAdapter(GuardMemory)
 
 
 @dataclass(slots=True)
-class Memories:
+class Checkpoints:
     """One for all backends."""
 
     store: Store

@@ -29,9 +29,9 @@ from calibrator.core.publish.fleet import (
     ReplicaLook,
     fleet_kind,
     replica_view,
-    standings,
+    statuses,
 )
-from calibrator.core.publish.snapshot import ReplicaView, Standing
+from calibrator.core.publish.snapshot import ReplicaStatus, ReplicaView
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.errors import CalibratorError, ConfigurationError
 from calibrator.ports.clock import Clock
@@ -60,7 +60,7 @@ class _Unreadable:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ScrapeContext:
     """What a look needs to know of the service at that moment."""
 
     cap: int
@@ -76,12 +76,12 @@ class Fleet:
     discovery: Discovery
     telemetry: Callable[[Target], Telemetry]
     clock: Clock
-    surroundings: Callable[[], Surroundings]
+    scrape_context: Callable[[], ScrapeContext]
     saw: Callable[[FleetLook], None]
     look: FleetLook | None = None
     problem: str = ""  # of discovery
     members: dict[str, Member] = field(default_factory=dict)
-    standing: dict[str, Standing] = field(default_factory=dict)
+    status: dict[str, ReplicaStatus] = field(default_factory=dict)
     measured_at: dict[str, float] = field(default_factory=dict)  # when a sweep of it ended, by URL
     capacities: dict[str, int] = field(default_factory=dict)  # newest measured one, by URL; all of one kind
     kind: Kind | None = None  # what the replicas are, as far as they tell
@@ -183,7 +183,7 @@ class Fleet:
             pass
         except Exception as error:  # noqa: BLE001 - `scrape` never raises; should it, the engine is unknown for now
             structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))
-        probes, delay_s = self.surroundings().probes_on(url), self.plan.replicas.scale_up_delay_s
+        probes, delay_s = self.scrape_context().probes_on(url), self.plan.replicas.scale_up_delay_s
         if url in self.members:  # else it left meanwhile
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
@@ -193,13 +193,13 @@ class Fleet:
                 self._shown[url] = self._shown.get(url, 0) + 1
 
     def _conclude(self) -> None:
-        now_s, around = self.clock.monotonic(), self.surroundings()
+        now_s, around = self.clock.monotonic(), self.scrape_context()
         members = tuple(self.members.values())
         kind = fleet_kind(members, self._measured_kind)
         if kind is not None and self._measured_kind not in (None, kind):
             self.capacities, self._measured_kind = {}, None  # what was measured was something else
         self.kind = kind or self.kind
-        self.standing = standings(members, self._measured_kind, now_s)
+        self.status = statuses(members, self._measured_kind, now_s)
         self.look = FleetLook(
             at_s=now_s,
             at=self.clock.wall(),
@@ -215,9 +215,9 @@ class Fleet:
         self.balance.add(self.look)
         self.saw(self.look)
 
-    def _seen(self, member: Member, around: Surroundings) -> ReplicaLook:
+    def _seen(self, member: Member, around: ScrapeContext) -> ReplicaLook:
         probes = around.probes_on(member.url) or Probes()
-        is_ready = self.standing[member.url] is Standing.READY
+        is_ready = self.status[member.url] is ReplicaStatus.READY
         return ReplicaLook(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
 
     # ---------------------------------------------------------------------------------------------------- answers
@@ -265,7 +265,7 @@ class Fleet:
         """Why nothing can be measured here; empty: nothing speaks against it."""
         if not self.members:
             return self.problem
-        balanced = [url for url, standing in self.standing.items() if standing is Standing.BALANCED]
+        balanced = [url for url, status in self.status.items() if status is ReplicaStatus.LOAD_BALANCED]
         return f"{', '.join(balanced)}: {BALANCED}" if balanced else ""
 
     def is_in_rotation(self, url: str) -> bool:
@@ -273,7 +273,7 @@ class Fleet:
 
     def views(self) -> tuple[ReplicaView, ...]:
         return tuple(
-            replica_view(member, self.standing.get(url, Standing.JOINING)) for url, member in self.members.items()
+            replica_view(member, self.status.get(url, ReplicaStatus.JOINING)) for url, member in self.members.items()
         )
 
     # ---------------------------------------------------------------------------------------------------- measuring
@@ -289,7 +289,8 @@ class Fleet:
         others = [
             capacity
             for url, capacity in self.capacities.items()
-            if url != measuring and self.standing.get(url) not in (None, Standing.APART, Standing.BALANCED)
+            if url != measuring
+            and self.status.get(url) not in (None, ReplicaStatus.MISMATCHED, ReplicaStatus.LOAD_BALANCED)
         ]
         balance = Balance(self.plan.replicas.balancing, self.balance.busiest_to_mean)
         return FleetSize(self.ready_replicas, balance, share, min(others, default=None))
@@ -308,12 +309,12 @@ class Fleet:
     def _measurable(self) -> Sequence[Member]:
         reserve = [member for member in self.members.values() if not member.in_rotation]
         pool = reserve or list(self.members.values())
-        wanted = (Standing.RESERVE, Standing.READY, Standing.JOINING)
-        answering = [member for member in pool if self.standing.get(member.url) in wanted]
+        wanted = (ReplicaStatus.STANDBY, ReplicaStatus.READY, ReplicaStatus.JOINING)
+        answering = [member for member in pool if self.status.get(member.url) in wanted]
         if answering:  # those that have just been met wait a few looks: they may be a load balancer
             return [member for member in answering if not 0 < self._shown.get(member.url, 0) < LOOKS_TO_TELL]
         # With none left the sweep is tried all the same: its own first look says what is wrong, and what to do.
-        return [member for member in pool if self.standing.get(member.url) is Standing.DOWN]
+        return [member for member in pool if self.status.get(member.url) is ReplicaStatus.DOWN]
 
 
 def _is_over(task: asyncio.Task[None] | None) -> bool:

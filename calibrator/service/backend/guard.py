@@ -108,7 +108,7 @@ class GuardWatch:
         wait_s = min(memory.resweep_wait_s, self._policy.resweep_s)
         self._resweep_from_s = max(self._resweep_from_s, now_s + wait_s)
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """A sweep has settled the matter: what was counted against the cap before it is void."""
         for one in self._watched:
             one.test, one.weight = ChangeTest(), 0.0

@@ -29,9 +29,9 @@ from calibrator.core.records.sweep import Provenance, SweepOutcome, SweepRecord
 from calibrator.core.search.recalibration import looked_above, warm_start
 from calibrator.core.workload.classes import prompt_lengths
 from calibrator.core.workload.mirror import Mirrored, mirrored
-from calibrator.ports.store import Activity
+from calibrator.ports.store import SweepStatus
 from calibrator.ports.sweeps import BackendPlan, SweepOrder, Target
-from calibrator.service.backend.admission import Door
+from calibrator.service.backend.admission import AdmissionController
 from calibrator.service.backend.fleet import Fleet
 from calibrator.service.backend.guard import GuardWatch
 from calibrator.service.backend.outcome import Ending
@@ -58,7 +58,7 @@ class Calibration:
 
     history: History
     capacity: int  # per replica
-    since_look: int  # sweeps since the last one that measured above the capacity
+    sweeps_since_upward_probe: int  # sweeps since the last one that measured above the capacity
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class BackendState:
     plan: BackendPlan
     fleet: Fleet
     guard: GuardWatch = field(init=False)
-    door: Door = field(init=False)
+    door: AdmissionController = field(init=False)
     traffic: TrafficLog = field(init=False)
     triggers: TriggerWatch = field(init=False)
     may_raise: bool = True  # the running sweep, or the last one
@@ -79,7 +79,7 @@ class BackendState:
     must_end_at_s: float = 0.0  # monotonic; a sweep that runs longer is ended from outside
     ending: Ending | None = None  # why the running sweep was ended from outside
     settling: asyncio.Task[None] | None = None  # an ended sweep on its way to the store
-    leader: BackendState = field(init=False)  # measures for all that share its engines; often itself
+    group_primary: BackendState = field(init=False)  # measures for all that share its engines; often itself
     share: float = 1.0  # of what the leader measures
     sized: tuple[int, Balance] | None = None  # ready replicas and balance that the published cap was made for
     target: Target | None = None  # the replica that the running sweep measures, or the last one did
@@ -87,7 +87,7 @@ class BackendState:
     progress: Progress | None = None
     partial: SweepRecord | None = None  # newest state of the running sweep
     probed: tuple[str, float] = ("", -math.inf)  # where the last sweep measured, and when it ended (monotonic)
-    elsewhere: Activity | None = None  # what the holder's sweep does, while another instance holds the lease
+    elsewhere: SweepStatus | None = None  # what the holder's sweep does, while another instance holds the lease
     is_led: bool = True  # by this instance, at its last tick
     health: Health = Health.OK
     health_reason: str = ""
@@ -105,9 +105,9 @@ class BackendState:
     gateways: tuple[int, int] = (0, 0)  # live clients, and those of them beyond the cap
 
     def __post_init__(self) -> None:
-        self.leader = self
+        self.group_primary = self
         self.guard = GuardWatch(self.plan.guard, self.plan.objectives)
-        self.door = Door(self.plan, self.fleet.clock)
+        self.door = AdmissionController(self.plan, self.fleet.clock)
         mirror, policy = self.plan.mirror, self.plan.triggers
         self.traffic = TrafficLog(max(policy.drift_over_s, 0.0 if mirror is None else mirror.over_s))
         self.triggers = TriggerWatch(
@@ -121,16 +121,16 @@ class BackendState:
         if record.outcome is SweepOutcome.INFEASIBLE:
             self.calibration = None
         if record.outcome is SweepOutcome.CALIBRATED and record.capacity is not None and record.capacity.estimate >= 1:
-            before = 0 if self.calibration is None else self.calibration.since_look
-            since_look = 0 if looked_above(record.history) else before + 1
-            self.calibration = Calibration(record.history, record.capacity.estimate, since_look)
+            before = 0 if self.calibration is None else self.calibration.sweeps_since_upward_probe
+            sweeps_since_upward_probe = 0 if looked_above(record.history) else before + 1
+            self.calibration = Calibration(record.history, record.capacity.estimate, sweeps_since_upward_probe)
 
     def warm_start(self) -> WarmStart | None:
         """None: nothing is known, the sweep starts cold."""
         known = self.calibration
         if known is None:
             return None
-        return warm_start(known.history, self.plan.bounds, known.capacity, known.since_look)
+        return warm_start(known.history, self.plan.bounds, known.capacity, known.sweeps_since_upward_probe)
 
     def workload_at(self, now_s: float) -> Mirrored:
         """What probes look like now; `now_s` is monotonic."""
@@ -148,7 +148,7 @@ class BackendState:
 
     def size(self, measuring: str | None = None) -> FleetSize:
         """`measuring`: the replica whose own capacity is being published."""
-        return self.leader.fleet.size(self.share, measuring)
+        return self.group_primary.fleet.size(self.share, measuring)
 
     def remember(self, record: SweepRecord) -> None:
         """Keep the summary of an ended sweep."""
@@ -167,7 +167,7 @@ class BackendState:
             levels=record.levels,
         )
         self.last_at[outcome.value] = ended_at
-        lags_s = [visit.audit.loop_lag_p99_s for visit in record.history.visits]
+        lags_s = [stage.audit.loop_lag_p99_s for stage in record.history.stages]
         self.generator_lag_s = max(lags_s) if lags_s else self.generator_lag_s
 
     @property
@@ -209,17 +209,26 @@ class BackendState:
     def may_start(self) -> bool:
         """Whether there is a replica to measure, whose users were looked for, and this backend measures it."""
         fleet = self.fleet
-        return self.leader is self and not fleet.refusal and fleet.look is not None and fleet.next_target() is not None
+        return (
+            self.group_primary is self
+            and not fleet.refusal
+            and fleet.look is not None
+            and fleet.next_target() is not None
+        )
 
     @property
     def reserved_for_probes(self) -> int:
         """This backend's part of the probes, while a replica in rotation is swept."""
         if self.elsewhere is not None:
             return self.elsewhere.reserved_for_probes
-        leader = self.leader
-        if leader.running is None or leader.target is None or not self.fleet.is_in_rotation(leader.target.url):
+        group_primary = self.group_primary
+        if (
+            group_primary.running is None
+            or group_primary.target is None
+            or not self.fleet.is_in_rotation(group_primary.target.url)
+        ):
             return 0
-        return math.ceil(leader.probes_in_flight * self.share)
+        return math.ceil(group_primary.probes_in_flight * self.share)
 
     def count(self, record: SweepRecord) -> None:
         """Add an ended sweep to the totals of this process."""
@@ -239,20 +248,20 @@ class BackendState:
 
     def view(
         self,
-        beneath: Recommendation,
+        underlying: Recommendation,
         override: Override | None = None,
         trend: tuple[CapPoint, ...] = (),
         store_problem: str = "",
     ) -> BackendView:
-        published = beneath if override is None else overlaid(beneath, override, self.plan.policy)
+        published = underlying if override is None else overlaid(underlying, override, self.plan.policy)
         fleet = self.fleet
-        refusal, care = fleet.refusal, self.plan.care
+        refusal, limits = fleet.refusal, self.plan.limits
         return BackendView(
             name=self.plan.name,
             model=self.plan.target.model,
             objectives=tuple(str(objective) for objective in self.plan.objectives),
             recommendation=published,
-            health=Health.ERROR if refusal else Health.OBSERVE if care.observe else self.health,
+            health=Health.ERROR if refusal else Health.OBSERVE if limits.observe else self.health,
             health_reason=refusal or self.health_reason,
             counters=Counters(
                 sweeps={outcome.value: self.sweeps[outcome.value] for outcome in SweepOutcome},
@@ -271,17 +280,17 @@ class BackendState:
             probe_in_flight=self.probes_in_flight,
             last_sweep=self.last,
             last_sweep_at=dict(self.last_at),
-            next_sweep_at=None if self.leader.is_swept else self.leader.due_at,
-            progress=self.leader.shown_progress,
+            next_sweep_at=None if self.group_primary.is_swept else self.group_primary.due_at,
+            progress=self.group_primary.shown_progress,
             override=override,
-            beneath=None if override is None else beneath,
+            underlying=None if override is None else underlying,
             gateway_clients=self.gateways[0],
             gateway_clients_over_cap=self.gateways[1],
             lease_held=self.is_led,
             store_problem=store_problem,
             # At most the swept replica's part of the cap: beyond it, users of the others would give way for nothing.
             reserved_for_probes=in_steps(self.reserved_for_probes, -(-published.cap // max(1, fleet.ready_replicas))),
-            measured_by=self.leader.plan.name,
+            measured_by=self.group_primary.plan.name,
             replicas=fleet.views(),
             discovery_problem=fleet.problem,
             metrics_problem=fleet.metrics_problem,
@@ -289,15 +298,15 @@ class BackendState:
             in_flight_peak=fleet.in_flight_peak,
             headroom_min_ratio=fleet.headroom_min_ratio,
             guard=self.guard.view(),
-            queued="" if self.leader.wanted is None else self.leader.wanted.reason,
-            held_back=None if self.leader.running is not None else self.leader.door.held,
+            queued="" if self.group_primary.wanted is None else self.group_primary.wanted.reason,
+            deferred=None if self.group_primary.running is not None else self.group_primary.door.held,
             trend=trend,
-            shadow=self._shadow(published) if care.shadow else None,
+            shadow=self._shadow(published) if limits.shadow else None,
         )
 
 
 @dataclass(slots=True)
-class Ear:
+class ProgressRecorder:
     """Port `SweepListener`: keeps the newest words of a running sweep; records go to `keep` as well."""
 
     state: BackendState

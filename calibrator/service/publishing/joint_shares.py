@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.sharing.leader import PAST_S, Division
-from calibrator.core.sharing.share_cache import Desk, DeskOf, InstanceReport, ShareTable, StoredReport
-from calibrator.errors import StaleTenureError
+from calibrator.core.sharing.leader import PAST_S, ShareLeader
+from calibrator.core.sharing.share_cache import DeskOf, InstanceReport, ShareCache, ShareTable, StoredReport
+from calibrator.errors import StaleLeaseError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Store, Tenure
-from calibrator.service.publishing.notifier import Bells
+from calibrator.ports.store import Lease, Store
+from calibrator.service.publishing.notifier import ChangeNotifier
 from calibrator.service.publishing.shares import CLOSE_LIMIT_S, JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
 from calibrator.service.publishing.store_health import StoreHealth
 
@@ -40,7 +40,7 @@ class JointShares:
         store: Store,
         clock: Clock,
         instance: str,
-        tenure_of: Callable[[str], Tenure | None],
+        tenure_of: Callable[[str], Lease | None],
         health: StoreHealth,
     ) -> None:
         self._store = store
@@ -48,9 +48,9 @@ class JointShares:
         self._instance = instance
         self._tenure_of = tenure_of
         self._health = health
-        self._bells = Bells()
-        self._desks: dict[Key, Desk] = {}
-        self._divisions: dict[Key, tuple[Tenure, Division]] = {}
+        self._notifier = ChangeNotifier()
+        self._desks: dict[Key, ShareCache] = {}
+        self._divisions: dict[Key, tuple[Lease, ShareLeader]] = {}
         self._tables: Mapping[Key, ShareTable] = {}
         self._views: dict[str, BackendView] = {}
         self._number = 0
@@ -69,11 +69,11 @@ class JointShares:
 
     def poll(self, view: BackendView, poll: Poll) -> Share:
         key = (view.name, poll.per_replica)
-        cap, version = cap_of(view, per_replica=poll.per_replica), view.told.version
+        cap, version = cap_of(view, per_replica=poll.per_replica), view.advertised.version
         clients = self._tables.get(key, NO_TABLE).clients
         if not poll.client:
             return Share(cap, clients, version * VERSION_STEP + cap)
-        desk, now_s = self._desks.setdefault(key, Desk()), self._clock.monotonic()
+        desk, now_s = self._desks.setdefault(key, ShareCache()), self._clock.monotonic()
         if poll.is_waiting:
             share = desk.look(poll.client, now_s)
         else:
@@ -96,14 +96,14 @@ class JointShares:
             if led is not None:
                 for name, client in led[1].live():
                     age_s = max(0.0, now_s - client.seen_s)
-                    found.append(Poller(name, per_replica, client.told, client.target, age_s, client.gap_s))
+                    found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
             elif desk is not None:
                 for name, told, share, age_s, gap_s in desk.callers(now_s):
                     found.append(Poller(name, per_replica, told, share, age_s, gap_s))
         return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
-        await self._bells.wait(backend, limit_s)
+        await self._notifier.wait(backend, limit_s)
 
     # ----------------------------------------------------------------------------------------------------- tick
     def tick(self, views: Iterable[BackendView]) -> None:
@@ -111,18 +111,18 @@ class JointShares:
         self._views = {view.name: view for view in views}
         for view in self._views.values():
             versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
-            self._bells.ring(view.name, (*told_of(view, now), *versions))
+            self._notifier.ring(view.name, (*told_of(view, now), *versions))
         is_running = self._exchanging is not None and not self._exchanging.done()
         if not is_running and now_s >= self._due_s:
             self._due_s = now_s + EXCHANGE_S
             self._exchanging = asyncio.create_task(self._exchange())
 
-    def ring_all(self) -> None:
-        self._bells.ring_all()
+    def notify_all(self) -> None:
+        self._notifier.notify_all()
 
     async def close(self) -> None:
         """Say good-bye, as far as the database lets us: then nobody waits for this instance."""
-        self.ring_all()
+        self.notify_all()
         if self._exchanging is not None:
             self._exchanging.cancel()
             await asyncio.gather(self._exchanging, return_exceptions=True)
@@ -139,7 +139,7 @@ class JointShares:
             async with asyncio.timeout(EXCHANGE_LIMIT_S):
                 await self._report_and_read()
                 await self._divide()
-        except StaleTenureError:
+        except StaleLeaseError:
             self._divisions.clear()  # made anew, of what is stored, while this instance leads
         except Exception as error:  # noqa: BLE001 - whatever the database does, known shares go on
             self._health.fails("shares", error)
@@ -183,12 +183,12 @@ class JointShares:
                 await self._divide_one(key, tenures[key[0]], reports.get(key, {}), asked_s, now_s)
 
     async def _divide_one(
-        self, key: Key, tenure: Tenure, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
+        self, key: Key, tenure: Lease, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
     ) -> None:
         backend, per_replica = key
         cap, table = cap_of(self._views[backend], per_replica=per_replica), self._tables.get(key, ShareTable())
         led = self._divisions.get(key)
-        division = Division(cap, table, now_s) if led is None else led[1]
+        division = ShareLeader(cap, table, now_s) if led is None else led[1]
         self._divisions[key] = (tenure, division)
         division.sync(table)
         division.hear(reports, asked_s, now_s)

@@ -22,10 +22,10 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from calibrator.core.publish.lease import Ask, LeasePolicy, Standing
+from calibrator.core.publish.lease import Ask, LeasePolicy, LeaseState
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Leases, Tenure
+from calibrator.ports.store import Lease, Leases
 from calibrator.service.publishing.store_health import StoreHealth
 
 MAX_AT_ONCE = 8  # questions under way; pools of connections are small
@@ -41,7 +41,7 @@ class _Answer(Generic[T]):
     given: T
 
 
-class Tenancy:
+class LeaseManager:
     """Owns what this instance knows of its leases."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Tenancy:
         self._clock = clock
         self._health = health
         self._take_over = take_over
-        self._standings = dict.fromkeys(groups, Standing())
+        self._states = dict.fromkeys(groups, LeaseState())
         self._entered: dict[str, int] = {}  # epoch whose predecessor's state was read
         self._entering: dict[str, asyncio.Task[None]] = {}
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
@@ -73,40 +73,40 @@ class Tenancy:
     def is_sole(self) -> bool:
         return self._policy.is_sole
 
-    def leads(self, group: str) -> bool:
+    def holds_lease(self, group: str) -> bool:
         """Whether this instance may probe and publish at this moment."""
-        standing = self._standings[group]
-        return standing.is_leading(self._clock.monotonic()) and self._entered.get(group) == standing.epoch
+        state = self._states[group]
+        return state.is_leading(self._clock.monotonic()) and self._entered.get(group) == state.epoch
 
     def until_s(self, group: str) -> float:
         """Until when it may, by the monotonic clock, as far as is known now."""
-        return self._standings[group].until_s
+        return self._states[group].until_s
 
     def epoch(self, group: str) -> int:
         """0: the lease is not ours. One that only ran out here still is."""
-        return self._standings[group].epoch
+        return self._states[group].epoch
 
-    def tenure(self, group: str) -> Tenure | None:
+    def tenure(self, group: str) -> Lease | None:
         """None while this instance does not lead."""
-        return Tenure(group, self._holder, self.epoch(group)) if self.leads(group) else None
+        return Lease(group, self._holder, self.epoch(group)) if self.holds_lease(group) else None
 
     # ------------------------------------------------------------------------------------------------- life cycle
     async def begin(self) -> None:
         """Take what is free, and take over, before anything is served. Raises StoreError."""
-        for group in self._standings:
+        for group in self._states:
             asked_s = self._clock.monotonic()
             tenure = await self._leases.acquire(group, self._holder, self._policy.lease_s)
             self._answered(group, tenure, asked_s)
-        for group, standing in self._standings.items():
-            if standing.epoch:
+        for group, state in self._states.items():
+            if state.epoch:
                 await self._take_over(group)
-                self._entered[group] = standing.epoch
+                self._entered[group] = state.epoch
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await self.look()
-            next_s = min(standing.due_s for standing in self._standings.values()) - self._clock.monotonic()
+            next_s = min(state.due_s for state in self._states.values()) - self._clock.monotonic()
             self._hurry.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, next_s))):
@@ -117,8 +117,8 @@ class Tenancy:
         for task in self._entering.values():
             task.cancel()
         await asyncio.gather(*self._entering.values(), return_exceptions=True)
-        held = [Tenure(group, self._holder, one.epoch) for group, one in self._standings.items() if one.epoch]
-        self._standings = dict.fromkeys(self._standings, Standing())
+        held = [Lease(group, self._holder, one.epoch) for group, one in self._states.items() if one.epoch]
+        self._states = dict.fromkeys(self._states, LeaseState())
         try:
             async with asyncio.timeout(RELEASE_LIMIT_S):
                 await asyncio.gather(*(self._leases.release(tenure) for tenure in held))
@@ -127,19 +127,19 @@ class Tenancy:
 
     def lost(self, group: str) -> None:
         """The database says that another instance took it."""
-        self._note(group, self._standings[group].refused(self._clock.monotonic(), self._policy))
+        self._note(group, self._states[group].refused(self._clock.monotonic(), self._policy))
 
     def hurry(self) -> None:
         """Something happened in the database: perhaps a lease was let go."""
-        self._standings = {group: one.hurried() for group, one in self._standings.items()}
-        if not all(one.epoch for one in self._standings.values()):
+        self._states = {group: one.hurried() for group, one in self._states.items()}
+        if not all(one.epoch for one in self._states.values()):
             self._hurry.set()
 
     # ------------------------------------------------------------------------------------------------------- round
     async def look(self) -> None:
         """One round over all that is due; never raises."""
         now_s = self._clock.monotonic()
-        asks = {group: standing.ask(now_s) for group, standing in self._standings.items()}
+        asks = {group: state.ask(now_s) for group, state in self._states.items()}
         ours = [group for group, ask in asks.items() if ask is Ask.RENEW]
         await self._all(self._renew(group) for group in ours)
         if missing := [group for group, ask in asks.items() if ask is Ask.ACQUIRE]:
@@ -147,13 +147,13 @@ class Tenancy:
         self._enter()
 
     async def _renew(self, group: str) -> None:
-        before, asked_s = self._standings[group], self._clock.monotonic()
-        tenure = Tenure(group, self._holder, before.epoch)
+        before, asked_s = self._states[group], self._clock.monotonic()
+        tenure = Lease(group, self._holder, before.epoch)
         answer = await self._answer([group], lambda: self._leases.renew(tenure, self._policy.lease_s))
-        if answer is None or self._standings[group].epoch != before.epoch:
+        if answer is None or self._states[group].epoch != before.epoch:
             return
         if answer.given:
-            self._standings[group] = before.renewed(asked_s, self._policy)
+            self._states[group] = before.renewed(asked_s, self._policy)
         else:
             self.lost(group)
 
@@ -164,7 +164,7 @@ class Tenancy:
         now_s = self._clock.monotonic()
         taken = [group for group in groups if answer.given.get(group, self._holder) != self._holder]
         for group in taken:
-            self._standings[group] = self._standings[group].refused(now_s, self._policy)
+            self._states[group] = self._states[group].refused(now_s, self._policy)
         await self._all(self._acquire(group) for group in groups if group not in taken)
 
     async def _acquire(self, group: str) -> None:
@@ -175,28 +175,28 @@ class Tenancy:
         if answer is not None:
             self._answered(group, answer.given, asked_s)
 
-    def _answered(self, group: str, tenure: Tenure | None, asked_s: float) -> None:
-        known = self._standings[group]
+    def _answered(self, group: str, tenure: Lease | None, asked_s: float) -> None:
+        known = self._states[group]
         if tenure is None:
             self._note(group, known.refused(self._clock.monotonic(), self._policy))
         else:
             self._note(group, known.acquired(tenure.epoch, asked_s, self._policy))
 
-    def _note(self, group: str, standing: Standing) -> None:
-        before, self._standings[group] = self._standings[group].epoch, standing
-        if not standing.epoch:
+    def _note(self, group: str, state: LeaseState) -> None:
+        before, self._states[group] = self._states[group].epoch, state
+        if not state.epoch:
             self._health.works("take-over")  # it is another's matter now
-        if standing.epoch != before and not self.is_sole:
-            words = "lease taken" if standing.epoch else "lease lost: another instance holds it"
-            self._log.info(words, group=group, epoch=standing.epoch or before)
+        if state.epoch != before and not self.is_sole:
+            words = "lease taken" if state.epoch else "lease lost: another instance holds it"
+            self._log.info(words, group=group, epoch=state.epoch or before)
 
     # --------------------------------------------------------------------------------------------------- take-over
     def _enter(self) -> None:
         now_s = self._clock.monotonic()
-        for group, standing in self._standings.items():
+        for group, state in self._states.items():
             is_over = group not in self._entering or self._entering[group].done()
-            if is_over and standing.is_leading(now_s) and self._entered.get(group) != standing.epoch:
-                self._entering[group] = asyncio.create_task(self._enter_one(group, standing.epoch))
+            if is_over and state.is_leading(now_s) and self._entered.get(group) != state.epoch:
+                self._entering[group] = asyncio.create_task(self._enter_one(group, state.epoch))
 
     async def _enter_one(self, group: str, epoch: int) -> None:
         try:
@@ -220,7 +220,7 @@ class Tenancy:
             self._health.fails("leases", error)
             now_s = self._clock.monotonic()
             for group in groups:
-                self._standings[group] = self._standings[group].failed(now_s, self._policy)
+                self._states[group] = self._states[group].failed(now_s, self._policy)
             return None
         self._health.works("leases")
         return _Answer(given)

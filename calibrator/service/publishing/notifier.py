@@ -17,18 +17,18 @@ class _Bell:
     heard: tuple[object, ...] = ()
 
 
-class Bells:
+class ChangeNotifier:
     """One for each backend that somebody waits for."""
 
     def __init__(self) -> None:
-        self._bells: dict[str, _Bell] = {}
+        self._notifier: dict[str, _Bell] = {}
         self._is_closed = False
 
     def __bool__(self) -> bool:
-        return bool(self._bells)
+        return bool(self._notifier)
 
     async def wait(self, backend: str, limit_s: float) -> None:
-        bell = self._bells.setdefault(backend, _Bell())
+        bell = self._notifier.setdefault(backend, _Bell())
         if not self._is_closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
@@ -36,13 +36,13 @@ class Bells:
 
     def ring(self, backend: str, news: tuple[object, ...]) -> None:
         """Where they differ from what was heard."""
-        bell = self._bells.get(backend)
+        bell = self._notifier.get(backend)
         if bell is not None and news != bell.heard:
-            self._bells[backend] = _Bell(heard=news)
+            self._notifier[backend] = _Bell(heard=news)
             bell.event.set()
 
-    def ring_all(self) -> None:
+    def notify_all(self) -> None:
         """The service stops: nobody waits any longer."""
         self._is_closed = True
-        for bell in self._bells.values():
+        for bell in self._notifier.values():
             bell.event.set()

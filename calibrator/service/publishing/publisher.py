@@ -41,9 +41,9 @@ import structlog
 from calibrator.core.publish.lease import is_settled_by
 from calibrator.core.publish.snapshot import CapPoint, Recommendation
 from calibrator.core.records.sweep import SweepRecord
-from calibrator.errors import StaleTenureError, StoreError
+from calibrator.errors import StaleLeaseError, StoreError
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Store, Tenure
+from calibrator.ports.store import Lease, Store
 from calibrator.service.publishing.store_health import StoreHealth
 
 RETRY_S = 5.0
@@ -55,7 +55,7 @@ TREND_POINTS = 24  # what a glance can take in
 Item = TypeVar("Item", Recommendation, SweepRecord)
 
 
-def _nobody_minds(_backend: str) -> None:
+def _noop(_backend: str) -> None:
     """There is one instance."""
 
 
@@ -66,9 +66,9 @@ class Publisher:
         self,
         store: Store,
         clock: Clock,
-        tenure_of: Callable[[str], Tenure | None],
+        tenure_of: Callable[[str], Lease | None],
         health: StoreHealth | None = None,
-        on_stale: Callable[[str], None] = _nobody_minds,
+        on_stale: Callable[[str], None] = _noop,
     ) -> None:
         """`tenure_of` a backend: None while this instance does not lead; `on_stale`: it never will again."""
         self._store = store
@@ -129,7 +129,7 @@ class Publisher:
             self._versions[recommendation.backend] = recommendation.version
             self._note(recommendation)
 
-    def rest_on(self, resting: Recommendation) -> None:
+    def serve_fallback(self, resting: Recommendation) -> None:
         """Serve this while nothing is stored and nothing may be published. Its version 0 is nobody's."""
         self._served.setdefault(resting.backend, replace(resting, version=0))
 
@@ -239,7 +239,7 @@ class Publisher:
         for key, item in list(chosen.items()):
             try:
                 await write(item)
-            except StaleTenureError as error:
+            except StaleLeaseError as error:
                 self._log.warning("not published", backend=item.backend, why=str(error))
                 self._on_stale(item.backend)
                 continue

@@ -17,12 +17,12 @@ from typing import Protocol
 import structlog
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.sharing.allocator import ShareBook
+from calibrator.core.sharing.allocator import FairShareAllocator
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
 from calibrator.ports.store import Store
-from calibrator.service.publishing.notifier import Bells
+from calibrator.service.publishing.notifier import ChangeNotifier
 
 WRITE_EVERY_S = 1.0
 RETRY_S = 5.0
@@ -47,7 +47,7 @@ class Shares(Protocol):
     def pollers(self, backend: str) -> list[Poller]: ...
     async def changed(self, backend: str, limit_s: float) -> None: ...
     def tick(self, views: Iterable[BackendView]) -> None: ...
-    def ring_all(self) -> None: ...
+    def notify_all(self) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -57,9 +57,9 @@ class ShareKeeper:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._books: dict[Key, ShareBook] = {}
+        self._books: dict[Key, FairShareAllocator] = {}
         self._written: dict[Key, int] = {}  # revision of the book that the store has
-        self._bells = Bells()
+        self._notifier = ChangeNotifier()
         self._warned: set[Key] = set()
         self._writing: asyncio.Task[None] | None = None
         self._not_before_s = 0.0
@@ -72,19 +72,19 @@ class ShareKeeper:
                 held = await self._store.shares(view.name, per_replica=per_replica)
                 if held:
                     key = (view.name, per_replica)
-                    self._books[key] = ShareBook(cap_of(view, per_replica=per_replica))
+                    self._books[key] = FairShareAllocator(cap_of(view, per_replica=per_replica))
                     self._books[key].restore(held, self._clock.monotonic())
                     self._written[key] = self._books[key].revision
 
     def poll(self, view: BackendView, poll: Poll) -> Share:
         key = (view.name, poll.per_replica)
-        cap, version = cap_of(view, per_replica=poll.per_replica), view.told.version
+        cap, version = cap_of(view, per_replica=poll.per_replica), view.advertised.version
         book = self._books.get(key)
         if not poll.client:
             return Share(cap, 0 if book is None else book.clients, version * VERSION_STEP + cap)
         now_s = self._clock.monotonic()
         if book is None:
-            book = self._books[key] = ShareBook(cap)
+            book = self._books[key] = FairShareAllocator(cap)
         book.set_cap(cap, now_s)
         if poll.is_waiting:
             share = book.look(poll.client, now_s)
@@ -106,17 +106,17 @@ class ShareKeeper:
             book = self._books.get((backend, per_replica))
             for name, client in () if book is None else book.live():
                 age_s = max(0.0, now_s - client.seen_s)
-                found.append(Poller(name, per_replica, client.told, client.target, age_s, client.gap_s))
+                found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
         return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
-        await self._bells.wait(backend, limit_s)
+        await self._notifier.wait(backend, limit_s)
 
     # ----------------------------------------------------------------------------------------------------- tick
     @property
     def is_idle(self) -> bool:
         """Nobody ever asked: a tick has nothing to do."""
-        return not self._books and not self._bells
+        return not self._books and not self._notifier
 
     def tick(self, views: Iterable[BackendView]) -> None:
         """Follow the caps, let the silent expire, wake who waits, warn, write behind."""
@@ -128,17 +128,17 @@ class ShareKeeper:
                     book.set_cap(cap_of(view, per_replica=per_replica), now_s)
                     book.tend(now_s)
                     self._warn(view.name, book, per_replica=per_replica)
-            self._bells.ring(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
+            self._notifier.ring(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
         is_writing = self._writing is not None and not self._writing.done()
         if not is_writing and now_s >= self._not_before_s and self._unwritten():
             self._writing = asyncio.create_task(self._write())
 
-    def ring_all(self) -> None:
-        self._bells.ring_all()
+    def notify_all(self) -> None:
+        self._notifier.notify_all()
 
     async def close(self) -> None:
         """Write what the store lacks, as far as the database lets us."""
-        self.ring_all()
+        self.notify_all()
         tasks = [] if self._writing is None else [self._writing]
         tasks.append(asyncio.create_task(self._write()))
         await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
@@ -146,7 +146,7 @@ class ShareKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _warn(self, backend: str, book: ShareBook, *, per_replica: bool) -> None:
+    def _warn(self, backend: str, book: FairShareAllocator, *, per_replica: bool) -> None:
         key = (backend, per_replica)
         if book.over_cap and key not in self._warned:
             self._warned.add(key)
@@ -157,7 +157,7 @@ class ShareKeeper:
         elif not book.over_cap:
             self._warned.discard(key)
 
-    def _both(self, backend: str) -> list[ShareBook]:
+    def _both(self, backend: str) -> list[FairShareAllocator]:
         found = (self._books.get((backend, per_replica)) for per_replica in (False, True))
         return [book for book in found if book is not None]
 
@@ -181,9 +181,10 @@ class ShareKeeper:
 
 def told_of(view: BackendView, now: float) -> tuple[object, ...]:
     """What long polls are answered from, besides the shares."""
-    published = view.told
+    published = view.advertised
     return (
-        published.version, published.valid_until, view.served_cap, view.served_replica_cap, view.told_state_at(now)
+        published.version, published.valid_until, view.served_cap, view.served_replica_cap,
+        view.advertised_state_at(now)
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 stop.
 
     batches ─▶ book ─┐
-    scrapes ─▶ saw  ─┴▶ must_stop ─▶ the visit ends ─▶ conclusion ─▶ the sweep ends, all connections are closed
+    scrapes ─▶ saw  ─┴▶ must_stop ─▶ the stage ends ─▶ conclusion ─▶ the sweep ends, all connections are closed
 
 A scrape is judged `SETTLE_S` after it was taken: our own events come in batches, and a probe that the engine counts
 before we do must not be taken for a user.
@@ -28,7 +28,7 @@ class AbortedError(Exception):
     """Unwinds what runs after the search; it never leaves the sweep."""
 
 
-class Sparing:
+class AbortMonitor:
     """One for each sweep."""
 
     def __init__(self, order: SweepOrder, clock: Clock) -> None:

@@ -29,8 +29,8 @@ from calibrator.core.search.burst import (
     BurstMode,
     burst_bits,
     burst_verdict,
-    leans_good,
     limited,
+    passes_by_point_estimate,
     step_down,
     unlimited,
 )
@@ -78,7 +78,7 @@ class Burster:
                 break
             verdict = burst_verdict(self.objectives, bursts)
             proven = verdict is VerdictKind.WITHIN
-            if proven or (verdict is VerdictKind.INCONCLUSIVE and leans_good(self.objectives, bursts)):
+            if proven or (verdict is VerdictKind.INCONCLUSIVE and passes_by_point_estimate(self.objectives, bursts)):
                 return limited(found, capacity, level, proven=proven)
             level = step_down(level, lowest)
         return unlimited(found) if level is not None else limited(found, capacity, None, proven=True)

@@ -1,8 +1,8 @@
-"""The generator's own error during one visit, and whether it is material against the objectives.
+"""The generator's own error during one stage, and whether it is material against the objectives.
 
 | sign                                                              | spoils        | because                    |
 |-------------------------------------------------------------------|---------------|----------------------------|
-| violations that our own lateness may have made (`doubtful`): two, | an exceedance | lateness only ever adds    |
+| violations that our own lateness may have made (`suspect`): two, | an exceedance | lateness only ever adds    |
 |   a quarter of all violations, and half the allowance of all bits |               | latency                    |
 | the busiest process used 90 % of a core, half of the time         | an exceedance | stamps queue behind work   |
 | P99 of the send delay above 10 % of the tightest limit            | an exceedance | requests left in bunches   |
@@ -38,8 +38,8 @@ MIN_POLLS_TO_JUDGE_HOLD = 10
 
 
 @dataclass(slots=True)
-class SelfWatch:
-    """Fed with every batch of one visit."""
+class GeneratorAudit:
+    """Fed with every batch of one stage."""
 
     broken: str = ""
     _lags_s: list[float] = field(default_factory=list)
@@ -51,7 +51,7 @@ class SelfWatch:
     _ended: int = 0
     _failed: int = 0
     _decided: Counter[int] = field(default_factory=Counter)  # bits, by objective
-    _doubtful: dict[tuple[int, int], bool] = field(default_factory=dict)  # violations (request, objective): last word
+    _suspect: dict[tuple[int, int], bool] = field(default_factory=dict)  # violations (request, objective): last word
 
     def add(self, batch: Batch, *, counted: bool) -> None:
         self.broken = self.broken or batch.broken
@@ -64,10 +64,10 @@ class SelfWatch:
         self._failed += sum(sample.failure is not None for sample in batch.ended)
         for bit in batch.decided:
             key = (bit.request_id, bit.objective)
-            if bit.violated is not None and key not in self._doubtful:
+            if bit.violated is not None and key not in self._suspect:
                 self._decided[bit.objective] += 1
             if bit.violated:
-                self._doubtful[key] = bit.doubtful
+                self._suspect[key] = bit.suspect
         if counted:
             self._in_flight.append(batch.in_flight)
 
@@ -104,19 +104,19 @@ class SelfWatch:
     ) -> list[str]:
         reasons = []
         for index, objective in enumerate(objectives):
-            violations = [doubtful for (_, of), doubtful in self._doubtful.items() if of == index]
-            doubtful = sum(violations)
+            violations = [suspect for (_, of), suspect in self._suspect.items() if of == index]
+            suspect = sum(violations)
             harmless = objective.allowance / 2.0 * self._decided[index]
             least = max(DOUBTFUL_LEAST, DOUBTFUL_RATIO * len(violations), harmless)
-            if doubtful >= least:
+            if suspect >= least:
                 reasons.append(
-                    f"generator saturated: its own lateness may have made {doubtful} of {len(violations)} violations "
+                    f"generator saturated: its own lateness may have made {suspect} of {len(violations)} violations "
                     f"of '{objective}' (P99 of its lag: {lag_s * 1e3:.0f} ms)"
                 )
-        if self._doubtful and cpu_ratio > CPU_ALLOWED_RATIO:
+        if self._suspect and cpu_ratio > CPU_ALLOWED_RATIO:
             reasons.append(f"generator saturated: its busiest process used {cpu_ratio:.0%} of a core")
         tightest_s = min(objective.limit_s for objective in objectives)
-        if self._doubtful and delay_s > max(DELAY_ALLOWED_S, DELAY_ALLOWED_RATIO * tightest_s):
+        if self._suspect and delay_s > max(DELAY_ALLOWED_S, DELAY_ALLOWED_RATIO * tightest_s):
             reasons.append(f"generator saturated: requests left {delay_s * 1e3:.0f} ms late (P99)")
         return reasons
 

@@ -1,6 +1,6 @@
-"""One visit: hold a level, warm it up under watch, count until the test is settled.
+"""One stage: hold a level, warm it up under watch, count until the test is settled.
 
-    aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Visit
+    aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Stage
 
 Users are added over one residence, and one more for each doubling: the residence may grow in proportion to the level,
 and first requests, being residual, are followed by another after half of it. Added within the one residence of the
@@ -10,7 +10,7 @@ it saves: with two more residences, engines that are limited by their slots take
 
 The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
 long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
-events folded, and the running visit judged by pure functions; all this file adds is the waiting.
+events folded, and the running stage judged by pure functions; all this file adds is the waiting.
 
 A level is the total on the replica: beside live traffic fewer probes are held, and after each scrape their number is
 steered anew (`core.live.organic_load`).
@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.live.organic_load import is_doubtful, is_on_level, probes_for, steered
-from calibrator.core.records.history import Visit
-from calibrator.core.records.level_accumulator import LevelFold
+from calibrator.core.live.organic_load import is_on_level, is_suspect, probes_for, steered
+from calibrator.core.records.history import Stage
+from calibrator.core.records.level_accumulator import LevelAccumulator
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.sample import FailureKind, Label, Phase, Sample
 from calibrator.core.records.server_load import ServerLoad, ServerLoadPeak
@@ -32,7 +32,7 @@ from calibrator.core.search.verdict import has_failed_warm_up
 from calibrator.errors import CalibratorError, ConfigurationError, UnreachableError
 from calibrator.ports.clock import Clock
 from calibrator.ports.load import Batch, LoadGenerator
-from calibrator.service.sweep.generator_audit import SelfWatch
+from calibrator.service.sweep.generator_audit import GeneratorAudit
 from calibrator.service.sweep.live_traffic import LiveTraffic
 
 POLL_S = 0.05
@@ -76,7 +76,7 @@ def _larger(known: float | None, seen: float | None) -> float | None:
 
 @dataclass(slots=True)
 class _Beside:
-    """Time integrals of one visit."""
+    """Time integrals of one stage."""
 
     seconds: float = 0.0
     organic: float = 0.0
@@ -99,8 +99,8 @@ class _Beside:
 
 
 @dataclass(slots=True)
-class Holder:
-    """Runs visits one after the other on one generator; remembers where it stands."""
+class LevelRunner:
+    """Runs stages one after the other on one generator; remembers where it stands."""
 
     load: LoadGenerator
     clock: Clock
@@ -111,29 +111,29 @@ class Holder:
     on_batch: Callable[[Batch], None]
     level: int = 0
     probes: int = 0  # users asked for
-    visit: int = 0
+    stage: int = 0
     phase: Phase = Phase.RAMP
     in_flight: int = 0
     residence_s: float = 0.0
     residence_p90_s: float = 0.0
-    _folds: dict[int, LevelFold] = field(default_factory=dict)  # of all levels so far
+    _folds: dict[int, LevelAccumulator] = field(default_factory=dict)  # of all levels so far
     _residence_level: int = 0  # where `residence_s` was seen
     _dead_streak: int = 0
     _looks: int = 0  # scrapes that the probes were steered by
     _beside: _Beside = field(default_factory=_Beside)
 
-    async def hold(self, measure: Measure, fold: LevelFold, should_leave: Callable[[Visit], bool]) -> Visit:
+    async def hold(self, measure: Measure, fold: LevelAccumulator, should_leave: Callable[[Stage], bool]) -> Stage:
         """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
         started_at_s = self._now_s()
         self._folds[measure.level] = fold
         if measure.level != self.level:
-            self.visit += 1
-            fold.begin(self.visit)
+            self.stage += 1
+            fold.begin(self.stage)
             self.phase, self.level = Phase.RAMP, measure.level
             self._aim(probes_for(self.level, self.live.watch.estimate), self._stagger_s)
         self.server.reset()
         self._beside = _Beside()
-        watch = SelfWatch()
+        watch = GeneratorAudit()
         ramp_done_at_s: float | None = None
         last_s = self._now_s()
         while True:
@@ -153,19 +153,19 @@ class Holder:
             running = self._value(measure, fold, started_at_s, now_s)
             if should_leave(running) or watch.broken:
                 break
-        visit = replace(
+        stage = replace(
             running,
             tail_ratio=fold.tail_ratio(),
             correlation=fold.correlation(),
             audit=watch.audit(self._beside.mean_wanted(self.probes), self.objectives, running.residence_s),
         )
-        if watch.broken:  # requests that nobody will end stand in the start order: the next visit begins a new one
+        if watch.broken:  # requests that nobody will end stand in the start order: the next stage begins a new one
             self.level = 0
-        if visit.residence_s > 0.0:
-            self.residence_s, self._residence_level = visit.residence_s, visit.level
+        if stage.residence_s > 0.0:
+            self.residence_s, self._residence_level = stage.residence_s, stage.level
         self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
         fold.cut()
-        return visit
+        return stage
 
     @property
     def _stagger_s(self) -> float:
@@ -173,7 +173,7 @@ class Holder:
         return self.residence_s * (1.0 + JOIN_RESIDENCES * grown)
 
     async def pause(self, seconds: float) -> None:
-        """Without probes; the next visit warms up anew."""
+        """Without probes; the next stage warms up anew."""
         self.level, self.phase = 0, Phase.RAMP
         self._aim(0, 0.0)
         until_s = self._now_s() + seconds
@@ -189,7 +189,7 @@ class Holder:
 
     def _aim(self, probes: int, stagger_s: float) -> None:
         self.probes = probes
-        self.load.aim(probes, Label(self.visit, self.phase), stagger_s)
+        self.load.aim(probes, Label(self.stage, self.phase), stagger_s)
 
     def _steer(self) -> None:
         """Once a scrape."""
@@ -206,7 +206,7 @@ class Holder:
             return False
         self._looks = watch.looks
         for fold in self._folds.values():
-            if is_doubtful(fold.level, watch.doubt):
+            if is_suspect(fold.level, watch.doubt):
                 fold.take_back(watch.doubt_s)
         return True
 
@@ -214,7 +214,7 @@ class Holder:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
         return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
 
-    def _absorb(self, fold: LevelFold, batch: Batch, seconds: float, watch: SelfWatch) -> None:
+    def _absorb(self, fold: LevelAccumulator, batch: Batch, seconds: float, watch: GeneratorAudit) -> None:
         organic = self.live.watch.estimate
         on_level = is_on_level(self.level, organic, batch.users)
         for start in batch.started:
@@ -243,10 +243,10 @@ class Holder:
                 "Check that it still runs; the last good cap stays published.",
             )
 
-    def _value(self, measure: Measure, fold: LevelFold, started_at_s: float, now_s: float) -> Visit:
+    def _value(self, measure: Measure, fold: LevelAccumulator, started_at_s: float, now_s: float) -> Stage:
         limit = measure.max_samples if measure.test is Test.FIXED else None
         fold.ended_in_order(limit)
-        return Visit(
+        return Stage(
             level=self.level,
             started_at_s=started_at_s,
             ended_at_s=now_s,
@@ -254,10 +254,10 @@ class Holder:
             evidence=fold.evidence(self.origin_s, limit),
             ramp=fold.ramp(),
             ramp_failed=has_failed_warm_up(self.objectives, fold.ramp()),
-            requests=fold.visit_requests,
+            requests=fold.stage_requests,
             server=self.server.peak,
             organic=None if self.live.watch.estimate is None else self._beside.mean_organic,
-            number=self.visit,
+            number=self.stage,
         )
 
     def _now_s(self) -> float:

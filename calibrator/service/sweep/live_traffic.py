@@ -2,7 +2,7 @@
 sweep.
 
     batches ─▶ ours ─┐
-    scrapes ─▶ saw  ─┴▶ estimate ─▶ how many probes, which samples, which levels, what became doubtful
+    scrapes ─▶ saw  ─┴▶ estimate ─▶ how many probes, which samples, which levels, what became suspect
 
 An engine that shows no load is measured as if it were alone, and the record says so.
 """
@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.live.organic_load import MEMORY_S, OrganicWatch, is_doubtful
-from calibrator.core.records.history import Visit
+from calibrator.core.live.organic_load import MEMORY_S, OrganicWatch, is_suspect
+from calibrator.core.records.history import Stage
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.ports.clock import Clock
 
 FIRST_LOOK_S = 5.0  # that a sweep waits for the first scrape
-SAME_S = 1e-6  # a visit that ended when the scrape was told has not seen it
+SAME_S = 1e-6  # a stage that ended when the scrape was told has not seen it
 BASELINE_S = 5.0  # and, where there is live traffic, until it knows how much
 
 
@@ -66,24 +66,24 @@ class LiveTraffic:
         while self.doubts and self.doubts[0].seen_s < answered_s - MEMORY_S:
             self.doubts.popleft()
 
-    def voided(self, visits: Sequence[Visit], origin_s: float) -> tuple[Visit, ...]:
+    def voided(self, stages: Sequence[Stage], origin_s: float) -> tuple[Stage, ...]:
         """The same; void where the organic load had changed at their end before anybody could see it."""
-        return tuple(self._voided(visit, visit.ended_at_s + origin_s) for visit in visits)
+        return tuple(self._voided(stage, stage.ended_at_s + origin_s) for stage in stages)
 
-    def _voided(self, visit: Visit, ended_s: float) -> Visit:
+    def _voided(self, stage: Stage, ended_s: float) -> Stage:
         for doubt in self.doubts:
-            if doubt.since_s < ended_s <= doubt.seen_s + SAME_S and is_doubtful(visit.level, doubt.requests):
-                return replace(visit, unheld=f"live traffic changed by {doubt.requests:.0f} requests at its end")
-        return visit
+            if doubt.since_s < ended_s <= doubt.seen_s + SAME_S and is_suspect(stage.level, doubt.requests):
+                return replace(stage, level_lost=f"live traffic changed by {doubt.requests:.0f} requests at its end")
+        return stage
 
-    def left(self, visit: Visit) -> Visit:
+    def left(self, stage: Stage) -> Stage:
         """The same; void if live traffic left no room to measure its level."""
         floor = self.watch.floor
-        has_evidence = visit.ramp_failed or min(part.n for part in visit.evidence) > 0
-        if visit.level > floor or has_evidence:
-            return visit
-        words = f"live traffic alone holds about {floor} in flight, so {visit.level} could not be held"
-        return replace(visit, unheld=words)
+        has_evidence = stage.ramp_failed or min(part.n for part in stage.evidence) > 0
+        if stage.level > floor or has_evidence:
+            return stage
+        words = f"live traffic alone holds about {floor} in flight, so {stage.level} could not be held"
+        return replace(stage, level_lost=words)
 
     @property
     def warnings(self) -> tuple[str, ...]:

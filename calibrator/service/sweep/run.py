@@ -1,6 +1,6 @@
-"""A sweep: ask the policy, hold the level, add the visit to the history, ask again.
+"""A sweep: ask the policy, hold the level, add the stage to the history, ask again.
 
-    inspect ─▶ next_step(history) ─▶ Measure ─▶ hold ─▶ Visit ─▶ history ─┐
+    inspect ─▶ next_step(history) ─▶ Measure ─▶ hold ─▶ Stage ─▶ history ─┐
                     ▲  └▶ Conclusion ─▶ record                           │
                     └──────────────────────────────────────────────────────┘
 
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from calibrator import __version__
 from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.publish.snapshot import Progress
-from calibrator.core.records.history import History, Visit
-from calibrator.core.records.level_accumulator import LevelFold, outcome_of
+from calibrator.core.records.history import History, Stage
+from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
 from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
 from calibrator.core.search.burst import BurstMode, unlimited
@@ -36,9 +36,9 @@ from calibrator.ports.clock import Clock
 from calibrator.ports.load import Batch, LoadGenerator
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
-from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, Sparing
+from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
 from calibrator.service.sweep.burst import Burster
-from calibrator.service.sweep.level_runner import Holder, ServerWatch
+from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
 from calibrator.service.sweep.live_traffic import LiveTraffic
 from calibrator.service.sweep.sample_buffer import SampleKeeper
 from calibrator.service.sweep.ttft_agreement import CrossWatch
@@ -60,7 +60,7 @@ class SweepParts:
 
 @dataclass(slots=True)
 class _Tally:
-    """Books of the whole sweep."""
+    """CostLedger of the whole sweep."""
 
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
@@ -89,7 +89,7 @@ class _Sweep:
         self._parts = parts
         self._listener = listener
         self._history = History(order.objectives, warm=order.warm)
-        self._folds: dict[int, LevelFold] = {}
+        self._folds: dict[int, LevelAccumulator] = {}
         self._tally = _Tally()
         self._achieved = AchievedFold(order.workload)
         self._facts: BackendFacts | None = None
@@ -97,11 +97,11 @@ class _Sweep:
         self._shown_at_s = -PROGRESS_S
         self._server = ServerWatch()
         self._live = LiveTraffic(parts.clock)
-        self._sparing = Sparing(order, parts.clock)
+        self._abort_monitor = AbortMonitor(order, parts.clock)
         self._cross = CrossWatch()
         self._samples = SampleKeeper(parts.clock)
         self._load: LoadGenerator | None = None
-        self._holder: Holder | None = None
+        self._holder: LevelRunner | None = None
         self._burster: Burster | None = None
 
     async def run(self) -> Conclusion:
@@ -112,7 +112,9 @@ class _Sweep:
         self._origin_s = clock.monotonic()
         load = self._load = self._parts.load(self._facts)
         load.allow(self._parts.permit())
-        self._holder = Holder(load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book)
+        self._holder = LevelRunner(
+            load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book
+        )
         watcher = asyncio.create_task(self._watch_server())
         try:
             await load.start()
@@ -124,44 +126,44 @@ class _Sweep:
             await load.stop()
             await asyncio.gather(watcher, return_exceptions=True)
 
-    async def _measure_all(self, holder: Holder) -> Conclusion:
+    async def _measure_all(self, holder: LevelRunner) -> Conclusion:
         while True:
             step = self._next()
             if isinstance(step, Conclusion):
                 if await self._was_shaken(holder, step):
                     continue
                 return step
-            fold = self._folds.setdefault(step.level, LevelFold(step.level, self._order.objectives))
+            fold = self._folds.setdefault(step.level, LevelAccumulator(step.level, self._order.objectives))
             measure = step
 
-            def should_leave(running: Visit, measure: Measure = measure, fold: LevelFold = fold) -> bool:
+            def should_leave(running: Stage, measure: Measure = measure, fold: LevelAccumulator = fold) -> bool:
                 return self._should_leave(running, measure, fold)
 
-            visit = self._live.left(await holder.hold(measure, fold, should_leave))
-            self._cross.leave(visit.level)
-            before = self._live.voided(self._history.visits, self._origin_s)
-            self._history = replace(self._history, visits=(*before, visit))
+            stage = self._live.left(await holder.hold(measure, fold, should_leave))
+            self._cross.leave(stage.level)
+            before = self._live.voided(self._history.stages, self._origin_s)
+            self._history = replace(self._history, stages=(*before, stage))
             self._listener.partial(self.record(None))
 
-    async def _was_shaken(self, holder: Holder, conclusion: Conclusion) -> bool:
-        """Did live traffic change just before the end? Then the last visit is void, and the search goes on.
+    async def _was_shaken(self, holder: LevelRunner, conclusion: Conclusion) -> bool:
+        """Did live traffic change just before the end? Then the last stage is void, and the search goes on.
 
         Where nobody else was seen nothing is waited for, unless the whole backend is to be called infeasible.
         """
         live = self._live
         is_waiting = live.most > 0.0 or (live.watch.looks > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
-        if not is_waiting or not self._history.visits or self._sparing.abort is not None:
+        if not is_waiting or not self._history.stages or self._abort_monitor.abort is not None:
             return False
         await holder.pause(LAG_S + SCRAPE_S)
-        before = self._history.visits
-        self._history = replace(self._history, visits=self._live.voided(before, self._origin_s))
-        return self._history.visits != before
+        before = self._history.stages
+        self._history = replace(self._history, stages=self._live.voided(before, self._origin_s))
+        return self._history.stages != before
 
     async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
         clock, watch = self._parts.clock, self._live.watch
         objectives = self._order.objectives
         self._burster = Burster(load, clock, objectives, self._book, lambda: watch.estimate or 0.0)
-        order, mode = self._order, self._order.burst if self._sparing.abort is None else BurstMode.OFF
+        order, mode = self._order, self._order.burst if self._abort_monitor.abort is None else BurstMode.OFF
         try:
             return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
         except AbortedError:
@@ -171,7 +173,7 @@ class _Sweep:
     def _next(self) -> Step:
         order = self._order
         self._history = replace(self._history, organic_floor=self._live.watch.floor)
-        ended = self._sparing.conclusion(self._history)
+        ended = self._abort_monitor.conclusion(self._history)
         if ended is not None:
             return self._nothing_worked() or ended
         if not order.levels:
@@ -179,7 +181,7 @@ class _Sweep:
             if isinstance(step, Conclusion) and step.outcome is not SweepOutcome.ERROR:
                 return self._nothing_worked() or step
             return step
-        done = len(self._history.visits)
+        done = len(self._history.stages)
         if done < len(order.levels) and self._history.elapsed_s < order.bounds.duration_s:
             return Measure(order.levels[done], Test.FIXED, order.requests_per_level, "asked for")
         if done < len(order.levels):
@@ -193,12 +195,16 @@ class _Sweep:
         (kind, count), *_ = self._tally.commonest_failure.most_common(1)
         return Conclusion(SweepOutcome.ERROR, None, None, f"every request failed, {count} of them with: {kind}")
 
-    def _should_leave(self, running: Visit, measure: Measure, fold: LevelFold) -> bool:
+    def _should_leave(self, running: Stage, measure: Measure, fold: LevelAccumulator) -> bool:
         now_s = running.ended_at_s
-        history = replace(self._history, visits=(*self._history.visits, running))
+        history = replace(self._history, stages=(*self._history.stages, running))
         self._show(running, measure, history, now_s)
         bounds = self._order.bounds
-        if now_s >= bounds.duration_s or self._sparing.must_stop(history) or running.level <= self._live.watch.floor:
+        if (
+            now_s >= bounds.duration_s
+            or self._abort_monitor.must_stop(history)
+            or running.level <= self._live.watch.floor
+        ):
             return True
         if measure.test is Test.FIXED:
             enough = min(part.n for part in running.evidence) >= measure.max_samples
@@ -211,7 +217,7 @@ class _Sweep:
             self._load.allow(self._parts.permit())
         self._cross.ended(batch.ended)
         self._samples.add(batch.ended)
-        self._sparing.book(batch)
+        self._abort_monitor.book(batch)
         tally = self._tally
         for sample in batch.ended:
             tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
@@ -221,7 +227,7 @@ class _Sweep:
             self._achieved.add(sample)
             if sample.failure is not None:
                 tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
-        if self._burster is not None and self._sparing.abort is not None:
+        if self._burster is not None and self._abort_monitor.abort is not None:
             raise AbortedError
 
     async def _watch_server(self) -> None:
@@ -234,11 +240,11 @@ class _Sweep:
                 self._server.add(load)
                 if self._holder is not None and self._holder.phase is Phase.COUNTED:
                     self._cross.scraped(load)
-            await self._sparing.saw(load)
+            await self._abort_monitor.saw(load)
             self._live.saw(asked_s, answered_s, load)
             await self._parts.clock.sleep(SCRAPE_S - SETTLE_S)
 
-    def _show(self, running: Visit, measure: Measure, history: History, now_s: float) -> None:
+    def _show(self, running: Stage, measure: Measure, history: History, now_s: float) -> None:
         if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
             return
         self._shown_at_s = now_s
@@ -255,7 +261,7 @@ class _Sweep:
             elapsed_s=now_s,
             in_flight=self._holder.in_flight,
             organic=self._live.watch.estimate,
-            overload_s=overload_s(history, self._sparing.overload(self._origin_s)),
+            overload_s=overload_s(history, self._abort_monitor.overload(self._origin_s)),
         )
         self._listener.progress(progress)
 
@@ -299,7 +305,7 @@ class _Sweep:
             reason="" if conclusion is None else conclusion.reason,
             requests=self._history.requests + (0 if self._burster is None else self._burster.requests),
             duration_s=elapsed_s,
-            overload_s=overload_s(self._history, self._sparing.overload(self._origin_s)),
+            overload_s=overload_s(self._history, self._abort_monitor.overload(self._origin_s)),
             prompt_tokens=tally.prompt_tokens,
             output_tokens=tally.output_tokens,
             levels=self._levels(),
@@ -323,8 +329,8 @@ class _Sweep:
             remedy=remedy,
             error_exit_code=int(error_exit_code),
             burst=None if self._burster is None else self._burster.report,
-            aborted=self._sparing.abort,
-            harm=self._sparing.harm,
+            aborted=self._abort_monitor.abort,
+            harm=self._abort_monitor.harm,
             trigger=order.trigger,
             samples=b"" if conclusion is None else self._samples.packed(self._history, order.objectives),
             outcomes=tuple((outcome.value, tally.outcomes[outcome]) for outcome in RequestOutcome),
@@ -334,19 +340,25 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        return (*self._order.doubts, *self._facts.warnings, *achieved, *self._cross.warnings, *self._live.warnings)
+        return (
+            *self._order.prior_warnings,
+            *self._facts.warnings,
+            *achieved,
+            *self._cross.warnings,
+            *self._live.warnings,
+        )
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))
 
     def _level_report(self, level: int) -> LevelReport:
-        visits = self._history.at_level(level)
-        alone = replace(self._history, visits=visits)
+        stages = self._history.at_level(level)
+        alone = replace(self._history, stages=stages)
         verdict = level_verdict(alone if self._order.levels else self._history, level)
-        n = sum(min(part.n for part in visit.evidence) for visit in visits)
+        n = sum(min(part.n for part in stage.evidence) for stage in stages)
         exceedances = max(
-            sum(visit.evidence[index].exceedances for visit in visits) for index in range(len(self._order.objectives))
+            sum(stage.evidence[index].exceedances for stage in stages) for index in range(len(self._order.objectives))
         )
-        known = [(visit.organic, visit.duration_s) for visit in visits if visit.organic is not None]
+        known = [(stage.organic, stage.duration_s) for stage in stages if stage.organic is not None]
         organic = sum(one * s for one, s in known) / sum(s for _, s in known) if known else None
-        return self._folds[level].report(verdict, (n, exceedances), visits[-1].audit, visits[-1].server, organic)
+        return self._folds[level].report(verdict, (n, exceedances), stages[-1].audit, stages[-1].server, organic)

@@ -24,5 +24,5 @@ class SampleKeeper:
 
     def packed(self, history: History, objectives: Sequence[Objective]) -> bytes:
         """Empty if there was no request."""
-        levels = {visit.number: visit.level for visit in history.visits}
+        levels = {stage.number: stage.level for stage in history.stages}
         return pack(self._samples, levels, objectives, self._clock_offset_s, self._left_out) if self._samples else b""

@@ -1,6 +1,6 @@
 """Collects what `core.live.ttft_agreement` compares: the engine's histogram and our own times, over the same stretch.
 
-scrape ─────── scrape ── ... ── scrape        of the counted part of one visit
+scrape ─────── scrape ── ... ── scrape        of the counted part of one stage
    └ start: forget ours            └ latest: remember how many of ours had ended by then
 """
 
@@ -25,7 +25,7 @@ class CrossWatch:
     _found: list[Disagreement] = field(default_factory=list)
 
     def scraped(self, load: ServerLoad) -> None:
-        """In the counted part of a visit."""
+        """In the counted part of a stage."""
         if load.ttft_s is None:
             return
         if self._start is None:
@@ -36,7 +36,7 @@ class CrossWatch:
         self._ours_s += [sample.ttft_s for sample in samples if sample.ttft_s is not None]
 
     def leave(self, level: int) -> None:
-        """The visit is over: compare, and begin anew."""
+        """The stage is over: compare, and begin anew."""
         if self._start is not None and self._latest is not None:
             delta = self._latest.since(self._start)
             self._found += compare(level, delta, self._ours_s[: self._ended_by_latest])

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.report.documents import timestamp
-from calibrator.web.http.audit import Trail
+from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access, Caller, Gatekeeper
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
@@ -32,7 +32,7 @@ PATH = "/v1/session"
 @dataclass(frozen=True, slots=True)
 class SigningIn:
     gatekeeper: Gatekeeper
-    trail: Trail
+    trail: AuditLog
 
     async def show(self, request: Request) -> Response:
         return json_answer(self._document(self.gatekeeper.caller(request)))

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from calibrator.core.report.documents import timestamp
 from calibrator.ports.clock import Clock
 from calibrator.web.http.auth import Caller
-from calibrator.web.wire.access import AuditEntry
+from calibrator.web.wire.access import AuditEntryDocument
 
 KEPT = 250  # of either kind
 SHOWN_CHARACTERS = 100  # of what a caller chose freely
@@ -34,7 +34,7 @@ def said(request: Request, model: BaseModel) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class AuditEntry:
     """One attempt. `outcome`: done, refused or failed; `detail` says why if it was not done."""
 
     at: float
@@ -54,24 +54,24 @@ class Deed:
         return "refused" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
 
 
-def log_deed(deed: Deed) -> None:
+def log_deed(deed: AuditEntry) -> None:
     """Without the filter for levels, which must not switch this off."""
     logger: structlog.BoundLogger = structlog.wrap_logger(None, wrapper_class=structlog.BoundLogger)
     fields = {key: value for key, value in asdict(deed).items() if key not in {"at", "operation"}}
     logger.info(deed.operation, logger="calibrator.audit", outcome=deed.outcome, **fields)
 
 
-class Trail:
+class AuditLog:
     """Writes deeds down and keeps the last ones."""
 
-    def __init__(self, clock: Clock, write: Callable[[Deed], None] = log_deed) -> None:
+    def __init__(self, clock: Clock, write: Callable[[AuditEntry], None] = log_deed) -> None:
         self._clock = clock
         self._write = write
-        self._known: deque[Deed] = deque(maxlen=KEPT)
-        self._strangers: deque[Deed] = deque(maxlen=KEPT)
+        self._known: deque[AuditEntry] = deque(maxlen=KEPT)
+        self._strangers: deque[AuditEntry] = deque(maxlen=KEPT)
 
     def add(self, request: Request, operation: str, caller: Caller, status: int, detail: str = "") -> None:
-        deed = Deed(
+        deed = AuditEntry(
             at=self._clock.wall(),
             operation=operation,
             backend=str(request.path_params.get("name", ""))[:SHOWN_CHARACTERS],
@@ -85,7 +85,9 @@ class Trail:
         (self._known if caller.fingerprint else self._strangers).append(deed)
         self._write(deed)
 
-    def entries(self, limit: int) -> list[AuditEntry]:
+    def entries(self, limit: int) -> list[AuditEntryDocument]:
         """Newest first."""
         newest = sorted((*self._known, *self._strangers), key=lambda deed: deed.at)[::-1][:limit]
-        return [AuditEntry(**{**asdict(one), "at": timestamp(one.at), "outcome": one.outcome}) for one in newest]
+        return [
+            AuditEntryDocument(**{**asdict(one), "at": timestamp(one.at), "outcome": one.outcome}) for one in newest
+        ]

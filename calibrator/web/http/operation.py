@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from calibrator.errors import StoreError
-from calibrator.web.http.audit import Trail
+from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import SAFE_METHODS, Access, Gatekeeper
 from calibrator.web.http.problems import Problem
 
@@ -59,13 +59,13 @@ class Operation:
         return not self.path.startswith(PROGRAM_PATHS)
 
 
-def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: Trail) -> list[Route]:
+def routes(operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: AuditLog) -> list[Route]:
     """One route a path, so that 405 names every method there is; credentials are checked before anything else."""
     paths = dict.fromkeys(operation.path for operation in operations)
     return [_route(path, [row for row in operations if row.path == path], gatekeeper, trail) for path in paths]
 
 
-def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: Trail) -> Route:
+def _route(path: str, operations: Sequence[Operation], gatekeeper: Gatekeeper, trail: AuditLog) -> Route:
     by_method = {operation.method: operation for operation in operations}
 
     async def answer(request: Request, operation: Operation) -> Response:

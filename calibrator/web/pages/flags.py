@@ -69,15 +69,15 @@ def coming(backend: BackendDocument) -> list[Coming]:
     elif backend.queued is not None:
         found.append(Coming(f"a sweep starts as soon as its engines are free ({backend.queued})"))
     if backend.override is not None:
-        cap = backend.override.cap_beneath
+        cap = backend.override.underlying_cap
         found.append(Coming(f"the pin ends, the cap is {cap} again", backend.override.expires_at))
-    if backend.held_back is not None:
-        found.append(Coming("the sweep that was held back is tried again", backend.held_back.until))
+    if backend.deferred is not None:
+        found.append(Coming("the sweep that was held back is tried again", backend.deferred.until))
     elif backend.next_sweep_at is not None:
         found.append(Coming("a sweep", backend.next_sweep_at))
     if backend.guard is not None and backend.guard.guarded_since is not None:
         found.append(
-            Coming(f"the guard raises the cap in steps, up to {backend.guard.uncut_cap}, while users are well")
+            Coming(f"the guard raises the cap in steps, up to {backend.guard.cap_before_cut}, while users are well")
         )
     return found or [Coming("nothing is planned")]
 
@@ -116,7 +116,7 @@ def _state(backend: BackendDocument) -> Iterator[Flag]:
         )
     pin = backend.override
     if pin is not None:
-        words = f"to {pin.cap} by {pin.author}: {pin.reason}; without the pin it would be {pin.cap_beneath}"
+        words = f"to {pin.cap} by {pin.author}: {pin.reason}; without the pin it would be {pin.underlying_cap}"
         yield Flag(Weight.WARN, "Pinned", words, pin.set_at, pin.expires_at)
 
 
@@ -125,7 +125,7 @@ def _guard(backend: BackendDocument) -> Iterator[Flag]:
     if guard is None:
         return
     if guard.guarded_since is not None:
-        words = f"live users broke the SLA, so the cap was lowered from {guard.uncut_cap}"
+        words = f"live users broke the SLA, so the cap was lowered from {guard.cap_before_cut}"
         yield Flag(Weight.WARN, "Guarded", words, guard.guarded_since)
     if guard.breach_reason is not None:
         words = f"live users see it broken ({guard.breach_reason}), but a lower cap would not help"
@@ -144,8 +144,8 @@ def _told(backend: BackendDocument) -> Iterator[Flag]:
     if backend.gateway_clients_over_cap:
         words = f"{backend.gateway_clients_over_cap} more pollers than the cap has requests; each has 1"
         yield Flag(Weight.WARN, "Too many gateways", words)
-    if backend.held_back is not None:
-        yield Flag(Weight.NOTE, "Sweep held back", backend.held_back.words, None, backend.held_back.until)
+    if backend.deferred is not None:
+        yield Flag(Weight.NOTE, "Sweep held back", backend.deferred.words, None, backend.deferred.until)
 
 
 def _doubts(backend: BackendDocument) -> Iterator[Flag]:

@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import ConfigurationError
-from calibrator.web.http.audit import Trail, said
+from calibrator.web.http.audit import AuditLog, said
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Handler, Operation
 from calibrator.web.http.problems import Problem, invalid
@@ -65,7 +65,7 @@ Act = Callable[[str, Fields], Awaitable[str]]  # (backend, fields) to the word o
 @dataclass(frozen=True, slots=True)
 class Forms:
     pages: Pages
-    trail: Trail
+    trail: AuditLog
 
     # ------------------------------------------------------------------------------------------------ signing in
     async def sign_in_page(self, request: Request) -> Response:

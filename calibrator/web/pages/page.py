@@ -214,8 +214,8 @@ def _shown_sweep(view: BackendView) -> str | None:
     """The one that runs, else the one behind the cap, else the last."""
     if view.progress is not None:
         return view.progress.sweep_id
-    beneath = view.beneath or view.recommendation
-    return beneath.sweep_id or (None if view.last_sweep is None else view.last_sweep.sweep_id)
+    underlying = view.underlying or view.recommendation
+    return underlying.sweep_id or (None if view.last_sweep is None else view.last_sweep.sweep_id)
 
 
 @dataclass(frozen=True, slots=True)

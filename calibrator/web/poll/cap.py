@@ -72,7 +72,7 @@ class Told(NamedTuple):
     @property
     def stem(self) -> str:
         """The part of the ETag that ends a long poll when it changes."""
-        published = self.view.told
+        published = self.view.advertised
         stem = f'"{self.share.requests}-{self.view.served_cap}-{published.version}-{self.state}'
         return f"{stem}-{1000.0 * (published.valid_until or 0.0):.0f}" if self.state is State.OVERRIDDEN else stem
 
@@ -85,7 +85,7 @@ class Told(NamedTuple):
         return bool(if_none_match) and (f"{self.stem}." in if_none_match or matches(if_none_match, self.etag))
 
     def document(self, share: int) -> CapDocument:
-        published = self.view.told
+        published = self.view.advertised
         rates = published.rates
         rps = None if rates is None else number(rates.requests_per_second)
         prompt = None if rates is None else number(rates.prompt_tokens_per_minute)
@@ -171,7 +171,7 @@ class CapPolls:
 
     def _ask(self, name: str, poll: Poll) -> Told:
         view = self.views.one(name)
-        return Told(view, self.operator.poll(name, poll), view.told_state_at(self.clock.wall()))
+        return Told(view, self.operator.poll(name, poll), view.advertised_state_at(self.clock.wall()))
 
     async def _hold(self, request: Request, told: Told, poll: Poll, wait_s: float) -> Told:
         """Until something changed, `wait_s` passed, the client went or the service stops."""

@@ -22,7 +22,7 @@ from enum import StrEnum
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calibrator.core.admission.admission import HoldReason
+from calibrator.core.admission.admission import DeferralReason
 from calibrator.core.publish.snapshot import BackendView, Health, Snapshot, State, SweepSummary
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import Grade, LevelReport
@@ -75,7 +75,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("guard_breach", "gauge", _B, "1 while live users miss the SLA and a lower cap would not help, else 0."),
     Metric("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps that ended at once to spare live users."),
     Metric("live_exceedances_total", "counter", _B, "Live requests over an objective while a sweep ran."),
-    Metric("sweep_held_back", "gauge", (*_B, "reason"), "1 for what keeps a due sweep from starting; all 0: nothing."),
+    Metric("sweep_deferred", "gauge", (*_B, "reason"), "1 for what keeps a due sweep from starting; all 0: nothing."),
     Metric("gateway_concurrency", "gauge", _B, "What gateways are told: the fallback in the shadow, less probes."),
     Metric("backend_up", "gauge", _B, "1 if the engine answers, 0 if not; absent before it was asked."),
     Metric("backend_health", "gauge", (*_B, "health"), "1 for the health of measuring this backend, else 0."),
@@ -190,7 +190,7 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "backend_up", (), view.up
     yield from _one_hot("backend_health", Health, view.health)
     yield "sweep_active", (), view.progress is not None
-    yield from _one_hot("sweep_held_back", HoldReason, None if view.held_back is None else view.held_back.reason)
+    yield from _one_hot("sweep_deferred", DeferralReason, None if view.deferred is None else view.deferred.reason)
     yield "gateway_concurrency", (), view.served_cap
     yield "lease_held", (), view.lease_held
 

@@ -30,7 +30,7 @@ class AuditQuery(BaseModel):
     limit: int = Field(default=100, ge=1, le=500, description="how many, newest first")
 
 
-class AuditEntry(Wire):
+class AuditEntryDocument(Wire):
     """One attempt to change something."""
 
     at: Time
@@ -46,4 +46,4 @@ class AuditEntry(Wire):
 
 
 class AuditList(Wire):
-    entries: list[AuditEntry]
+    entries: list[AuditEntryDocument]

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibrator.core.admission.admission import HoldReason
-from calibrator.core.publish.snapshot import Health, Standing, State
+from calibrator.core.admission.admission import DeferralReason
+from calibrator.core.publish.snapshot import Health, ReplicaStatus, State
 from calibrator.core.records.sweep import Grade, SweepOutcome
 
 MAX_WAIT_S = 60.0
@@ -191,8 +191,8 @@ class OverrideDocument(Wire):
     author: str
     set_at: Time
     expires_at: Time
-    cap_beneath: int = Field(ge=1, description="what would be published without it, now")
-    state_beneath: State
+    underlying_cap: int = Field(ge=1, description="what would be published without it, now")
+    underlying_state: State
 
 
 class OverrideAccepted(Wire):
@@ -210,16 +210,16 @@ class GuardDocument(Wire):
         description="by objective: the bucket bound above which requests are counted; null: the engine shows none"
     )
     guarded_since: Time | None = Field(description="first cut since the last sweep; null while the cap is not lowered")
-    uncut_cap: int | None = Field(ge=1, description="published before the first cut; steps back up end there")
+    cap_before_cut: int | None = Field(ge=1, description="published before the first cut; steps back up end there")
     breach_reason: str | None = Field(description="signal of a breach that a lower cap would not end; or null")
     breach_since: Time | None
     trips: dict[str, int] = Field(description="alarms by reason since this process started")
 
 
-class HeldBackDocument(Wire):
+class DeferralDocument(Wire):
     """`until`: next possible time, if it is known."""
 
-    reason: HoldReason
+    reason: DeferralReason
     words: str
     until: Time | None
 
@@ -228,7 +228,7 @@ class ReplicaDocument(Wire):
     """One engine of a backend."""
 
     url: str
-    standing: Standing = Field(description="ready: counts in the cap; apart: another engine, model or version")
+    status: ReplicaStatus = Field(description="ready: counts in the cap; mismatched: another engine, model or version")
     organic_in_flight: float | None
     engine: str | None
     model: str | None
@@ -262,7 +262,7 @@ class BackendDocument(Wire):
     valid_until: Time | None
     rates: RatesDocument | None
     max_queue_wait_s: float | None
-    warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number doubtful")
+    warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number suspect")
     ready_replicas: int | None
     counted_replicas: int = Field(ge=1, description="replicas that the cap counts on")
     balance_factor: float = Field(gt=0, le=1, description="lost to uneven spreading over them")
@@ -283,7 +283,7 @@ class BackendDocument(Wire):
     metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
     lease_held: bool = Field(description="this instance measures the backend and publishes its cap")
     store_problem: str | None = Field(description="why the database fails; what is served may be out of date")
-    held_back: HeldBackDocument | None = Field(description="why a sweep that was due has not started")
+    deferred: DeferralDocument | None = Field(description="why a sweep that was due has not started")
     queued: str | None = Field(description="why a sweep waits for its turn; null: none does")
     trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
     shadow: bool = Field(description="publish: shadow; gateways get the fallback")

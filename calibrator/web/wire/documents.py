@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from calibrator.core.admission.admission import HeldBack
+from calibrator.core.admission.admission import Deferral
 from calibrator.core.publish.snapshot import BackendView, Override, Progress, Rates, Recommendation, SweepSummary
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.core.report.documents import capacity_document, number, sweep_document, timestamp
@@ -17,7 +17,7 @@ from calibrator.web.wire.sweeps import SweepDocument
 def backend_document(view: BackendView, now: float) -> BackendDocument:
     """Everything about one backend but its history."""
     published, last, running = view.recommendation, view.last_sweep, view.progress
-    held = view.held_back
+    held = view.deferred
     return BackendDocument.model_validate(
         {
             "name": view.name,
@@ -62,7 +62,7 @@ def backend_document(view: BackendView, now: float) -> BackendDocument:
             "lease_held": view.lease_held,
             "store_problem": view.store_problem or None,
             "queued": view.queued or None,
-            "held_back": None if held is None else _held_back(held),
+            "deferred": None if held is None else _deferral(held),
             "trend": [{"at": timestamp(one.at), "cap": one.cap, "state": one.state} for one in view.trend],
             "shadow": view.shadow is not None,
             "gateway_cap": view.served_cap,
@@ -78,8 +78,8 @@ def published_sweep(view: BackendView, record: SweepRecord) -> SweepDocument:
 
 
 def override_document(view: BackendView) -> dict[str, object] | None:
-    pin, beneath = view.override, view.beneath
-    if pin is None or beneath is None:
+    pin, underlying = view.override, view.underlying
+    if pin is None or underlying is None:
         return None
     return {
         "cap": pin.cap,
@@ -87,27 +87,27 @@ def override_document(view: BackendView) -> dict[str, object] | None:
         "author": pin.author,
         "set_at": timestamp(pin.set_at),
         "expires_at": timestamp(pin.expires_at),
-        "cap_beneath": beneath.cap,
-        "state_beneath": beneath.state,
+        "underlying_cap": underlying.cap,
+        "underlying_state": underlying.state,
     }
 
 
 def _guard(view: BackendView) -> dict[str, object] | None:
-    guard, uncut = view.guard, (view.beneath or view.recommendation).uncut
+    guard, before_cut = view.guard, (view.underlying or view.recommendation).before_cut
     if guard is None:
         return None
     return {
         "is_watching": guard.is_watching,
         "bounds_s": guard.bounds_s,
-        "guarded_since": None if uncut is None else timestamp(uncut.since),
-        "uncut_cap": None if uncut is None else uncut.cap,
+        "guarded_since": None if before_cut is None else timestamp(before_cut.since),
+        "cap_before_cut": None if before_cut is None else before_cut.cap,
         "breach_reason": guard.breach_reason,
         "breach_since": timestamp(guard.breach_since),
         "trips": guard.trips,
     }
 
 
-def _held_back(held: HeldBack) -> dict[str, object]:
+def _deferral(held: Deferral) -> dict[str, object]:
     return {"reason": held.reason, "words": held.words, "until": timestamp(held.until)}
 
 

@@ -183,7 +183,7 @@ class SweepDocument(SweepSummaryDocument):
     insight: InsightDocument | None
     burst: BurstDocument | None = Field(description="null: not asked for")
     levels: list[LevelDocument]
-    history: dict[str, Any] = Field(description="visits and their bits, unrounded; `calibrator simulate` replays it")
+    history: dict[str, Any] = Field(description="stages and their bits, unrounded; `calibrator simulate` replays it")
 
 
 class SweepList(Wire):

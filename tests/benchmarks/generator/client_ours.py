@@ -24,7 +24,7 @@ from calibrator.load.processes import LocalLauncher
 from calibrator.ports.backend import BackendFacts
 from calibrator.ports.load import LoadGenerator
 from calibrator.ports.sweeps import SweepOrder, Target
-from calibrator.service.sweep.generator_audit import SelfWatch
+from calibrator.service.sweep.generator_audit import GeneratorAudit
 from calibrator.wiring.generator import closed_loop
 
 RAMP, COUNTED = Label(1, Phase.RAMP), Label(1, Phase.COUNTED)
@@ -56,7 +56,7 @@ async def main(port: int, streams: int, seconds: float, processes: int) -> None:
         await asyncio.sleep(0.02)
     begun_s = time.monotonic()
     load.aim(streams, COUNTED, 0.3)
-    samples, spent_s, watch = [], 0.0, SelfWatch()
+    samples, spent_s, watch = [], 0.0, GeneratorAudit()
     while time.monotonic() < begun_s + seconds:
         await asyncio.sleep(0.05)
         batch = await load.poll()

@@ -69,7 +69,7 @@ def test_requests_above_a_bound() -> None:
 @pytest.mark.parametrize("p0", [0.0004, 0.02, 0.2, 0.75])
 @pytest.mark.parametrize("n", [1, 6, 150, 3000])
 def test_under_the_null_a_block_is_no_evidence_even_if_its_requests_stall_together(n: int, p0: float) -> None:
-    """E[likelihood ratio] <= 1 is what the false alarm rate rests on; independent, and all of a clump or none."""
+    """E[likelihood ratio] <= 1 is what the false alarm rate rests on; independent, and all of a cluster or none."""
     for ratio in RATIOS:
         needed = least_exceeding(n, p0, ratio)
         high, low = (likelihood_ratio(n, k, p0, ratio) for k in (n, 0))
@@ -140,7 +140,7 @@ def test_a_doubled_p99_is_found_within_three_minutes(
     assert (found <= 180.0).mean() >= found_ratio
 
 
-@pytest.mark.parametrize(("per_second", "clump"), [(2.0, 1.0), (50.0, 1.0), (2.0, 4.0), (50.0, 16.0)])
-def test_at_the_upper_end_of_the_zone_a_week_passes_between_false_alarms(per_second: float, clump: float) -> None:
+@pytest.mark.parametrize(("per_second", "cluster"), [(2.0, 1.0), (50.0, 1.0), (2.0, 4.0), (50.0, 16.0)])
+def test_at_the_upper_end_of_the_zone_a_week_passes_between_false_alarms(per_second: float, cluster: float) -> None:
     """30 weeks; 45 alarms would be 2.7 standard deviations too many for one a week."""
-    assert false_alarms("exponential", 1.25, per_second, weeks=0.2, copies=150, seed=4, clump=clump) <= 45
+    assert false_alarms("exponential", 1.25, per_second, weeks=0.2, copies=150, seed=4, cluster=cluster) <= 45

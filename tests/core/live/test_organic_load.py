@@ -8,8 +8,8 @@ from calibrator.core.live.organic_load import (
     MEMORY_S,
     OrganicWatch,
     band,
-    is_doubtful,
     is_on_level,
+    is_suspect,
     probes_for,
     steered,
 )
@@ -133,7 +133,7 @@ def test_a_sample_belongs_to_the_level_that_was_there_when_it_started(level: int
 
 
 def test_one_request_more_or_less_is_no_doubt() -> None:
-    assert not is_doubtful(4, 1.0)
-    assert is_doubtful(4, 2.0)
-    assert not is_doubtful(34, 2.0)
-    assert is_doubtful(34, 3.0)
+    assert not is_suspect(4, 1.0)
+    assert is_suspect(4, 2.0)
+    assert not is_suspect(34, 2.0)
+    assert is_suspect(34, 3.0)

@@ -12,7 +12,7 @@ from support.fakes import capacity
 
 from calibrator.core.publish.balance import Balance, FleetSize
 from calibrator.core.publish.recommendation import PublishPolicy, decide, fallback, for_fleet
-from calibrator.core.publish.snapshot import Recommendation, State, Uncut
+from calibrator.core.publish.snapshot import CapBeforeCut, Recommendation, State
 from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
 
 POLICY = PublishPolicy(fallback_cap=8)
@@ -93,11 +93,13 @@ def test_a_fallback_is_about_the_whole_backend() -> None:
 
 def test_a_guarded_cap_finds_back_to_no_more_than_the_new_fleet_carries() -> None:
     known = published(40, FleetSize(4, EVEN))
-    guarded = replace(known, cap=100, replica_cap=25, state=State.GUARDED, uncut=Uncut(144, 36, State.CALIBRATED, NOW))
+    guarded = replace(
+        known, cap=100, replica_cap=25, state=State.GUARDED, before_cut=CapBeforeCut(144, 36, State.CALIBRATED, NOW)
+    )
     fitted = for_fleet(guarded, POLICY, FleetSize(2, EVEN), NOW)
     assert fitted.state is State.GUARDED
-    assert fitted.uncut is not None
-    assert (fitted.cap, fitted.uncut.cap) == (50, 72)
+    assert fitted.before_cut is not None
+    assert (fitted.cap, fitted.before_cut.cap) == (50, 72)
 
 
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1.0, 0.5, 0.3, 0.01]), st.booleans())

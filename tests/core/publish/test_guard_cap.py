@@ -30,9 +30,9 @@ def test_a_cut_takes_a_fifth_and_remembers_what_was_before_the_first() -> None:
     assert (once.cap, once.replica_cap, once.state, once.version) == (80, 29, State.GUARDED, CALIBRATED.version + 1)
     assert (twice.cap, twice.replica_cap) == (64, 23)
     assert once.rates == Rates(8.0, 80.0, 40.0)
-    assert once.uncut == twice.uncut
-    assert once.uncut is not None
-    assert (once.uncut.cap, once.uncut.replica_cap, once.uncut.since) == (100, 37, 5.0)
+    assert once.before_cut == twice.before_cut
+    assert once.before_cut is not None
+    assert (once.before_cut.cap, once.before_cut.replica_cap, once.before_cut.since) == (100, 37, 5.0)
     assert "breach; lowered from 100 to 80" in once.reason
 
 
@@ -55,7 +55,7 @@ def test_steps_lead_back_exactly_to_what_was_published(cuts: int, cap: int, repl
     while (higher := step_up(seen[-1], 0.2, "clean", POLICY, 9.0)) is not None:
         assert (seen[-1].cap, seen[-1].replica_cap) < (higher.cap, higher.replica_cap) <= (cap, replica_cap)
         seen.append(higher)
-    assert (seen[-1].cap, seen[-1].replica_cap, seen[-1].state, seen[-1].uncut) == (
+    assert (seen[-1].cap, seen[-1].replica_cap, seen[-1].state, seen[-1].before_cut) == (
         cap, replica_cap, State.CALIBRATED, None
     )  # fmt: skip
     assert all(one.state is State.GUARDED for one in seen[:-1])
@@ -71,7 +71,7 @@ def test_a_guarded_fallback_leads_back_to_the_fallback_and_does_not_bind_the_fir
     guarded = lowered(2, fallback("chat", POLICY, 1.0))
     assert (guarded.state, guarded.cap) == (State.GUARDED, 4)
     assert (first := decide(records.sweep(), guarded, POLICY, 9.0)) is not None
-    assert (first.cap, first.state, first.uncut) == (32, State.CALIBRATED, None)
+    assert (first.cap, first.state, first.before_cut) == (32, State.CALIBRATED, None)
 
 
 def test_the_guarded_cap_and_the_way_back_survive_a_restart() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import records
 
-from calibrator.core.publish.lease import LEAST_LEASE_S, SOLE, Ask, LeasePolicy, Standing, is_settled_by
+from calibrator.core.publish.lease import LEAST_LEASE_S, SOLE, Ask, LeasePolicy, LeaseState, is_settled_by
 
 POLICY = LeasePolicy()
 PROBES_END_S = 1.0  # after leading has ended (DESIGN section 7)
@@ -31,36 +31,36 @@ def test_probes_have_time_to_end_and_two_attempts_fit_into_the_validity(lease_s:
 
 
 def test_validity_counts_from_the_question_and_not_from_the_answer() -> None:
-    standing = Standing().acquired(7, asked_s=100.0, policy=POLICY)
-    assert standing.is_leading(109.9)
-    assert not standing.is_leading(110.0)
+    state = LeaseState().acquired(7, asked_s=100.0, policy=POLICY)
+    assert state.is_leading(109.9)
+    assert not state.is_leading(110.0)
 
 
 @pytest.mark.parametrize(
-    ("standing", "now_s", "ask"),
+    ("state", "now_s", "ask"),
     [
-        (Standing(), 0.0, Ask.ACQUIRE),
-        (Standing(3, 110.0, 105.0), 104.9, Ask.NOTHING),
-        (Standing(3, 110.0, 105.0), 105.0, Ask.RENEW),
-        (Standing(3, 110.0, 105.0), 500.0, Ask.RENEW),  # it ran out here, but perhaps nobody took it
-        (Standing().refused(50.0, POLICY), 50.5, Ask.NOTHING),
-        (Standing().refused(50.0, POLICY).hurried(), 50.5, Ask.ACQUIRE),
-        (Standing(3, 110.0, 105.0).hurried(), 100.0, Ask.NOTHING),  # a holder has nothing to hurry for
-        (Standing().acquired(1, 0.0, SOLE), 1e12, Ask.NOTHING),
+        (LeaseState(), 0.0, Ask.ACQUIRE),
+        (LeaseState(3, 110.0, 105.0), 104.9, Ask.NOTHING),
+        (LeaseState(3, 110.0, 105.0), 105.0, Ask.RENEW),
+        (LeaseState(3, 110.0, 105.0), 500.0, Ask.RENEW),  # it ran out here, but perhaps nobody took it
+        (LeaseState().refused(50.0, POLICY), 50.5, Ask.NOTHING),
+        (LeaseState().refused(50.0, POLICY).hurried(), 50.5, Ask.ACQUIRE),
+        (LeaseState(3, 110.0, 105.0).hurried(), 100.0, Ask.NOTHING),  # a holder has nothing to hurry for
+        (LeaseState().acquired(1, 0.0, SOLE), 1e12, Ask.NOTHING),
     ],
 )
-def test_what_is_asked_next(standing: Standing, now_s: float, ask: Ask) -> None:
-    assert standing.ask(now_s) is ask
+def test_what_is_asked_next(state: LeaseState, now_s: float, ask: Ask) -> None:
+    assert state.ask(now_s) is ask
 
 
 def test_a_failure_neither_ends_nor_lengthens_the_lead() -> None:
-    before = Standing(3, 110.0, 105.0)
+    before = LeaseState(3, 110.0, 105.0)
     after = before.failed(106.0, POLICY)
     assert (after.epoch, after.until_s, after.due_s) == (3, 110.0, 107.0)
 
 
 def test_a_sole_instance_leads_until_it_lets_go() -> None:
-    assert Standing().acquired(1, 0.0, SOLE).is_leading(1e12)
+    assert LeaseState().acquired(1, 0.0, SOLE).is_leading(1e12)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class Instance:
     """`pace`: its monotonic clock against true time."""
 
     pace: float
-    standing: Standing = field(default_factory=Standing)
+    state: LeaseState = field(default_factory=LeaseState)
     question: Question | None = None
 
 
@@ -130,9 +130,9 @@ class Leases(RuleBasedStateMachine):
     def ask(self, which: int) -> None:
         one = self.instances[which]
         now_s = self.time_at(one)
-        wanted = one.standing.ask(now_s)
+        wanted = one.state.ask(now_s)
         if one.question is None and wanted is not Ask.NOTHING:
-            one.question = Question(wanted, now_s, one.standing.epoch)
+            one.question = Question(wanted, now_s, one.state.epoch)
 
     @rule(which=st.integers(0, 2))
     def carry_out(self, which: int) -> None:
@@ -156,13 +156,13 @@ class Leases(RuleBasedStateMachine):
             return
         one.question = None
         if is_lost or not question.is_done:
-            one.standing = one.standing.failed(now_s, POLICY)
+            one.state = one.state.failed(now_s, POLICY)
         elif question.ask is Ask.RENEW and question.answer:
-            one.standing = one.standing.renewed(question.asked_s, POLICY)
+            one.state = one.state.renewed(question.asked_s, POLICY)
         elif question.ask is Ask.ACQUIRE and question.answer:
-            one.standing = one.standing.acquired(int(question.answer), question.asked_s, POLICY)
+            one.state = one.state.acquired(int(question.answer), question.asked_s, POLICY)
         else:
-            one.standing = one.standing.refused(now_s, POLICY)
+            one.state = one.state.refused(now_s, POLICY)
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 1.0, 3.0, 5.0, 9.0, 15.1, 60.0]))
     def pass_time(self, seconds: float) -> None:
@@ -175,9 +175,9 @@ class Leases(RuleBasedStateMachine):
         holder = self.row.holder
         assert holder is not None
         one = self.instances[holder]
-        if one.question is None and one.standing.epoch == self.row.epoch:
+        if one.question is None and one.state.epoch == self.row.epoch:
             self.row.holder = None
-            one.standing = one.standing.refused(self.time_at(one), POLICY)
+            one.state = one.state.refused(self.time_at(one), POLICY)
 
     @invariant()
     def never_two_that_probe(self) -> None:
@@ -187,14 +187,14 @@ class Leases(RuleBasedStateMachine):
         probing = [
             number
             for number, one in enumerate(self.instances)
-            if one.standing.epoch > 0 and self.time_at(one) < one.standing.until_s + PROBES_END_S
+            if one.state.epoch > 0 and self.time_at(one) < one.state.until_s + PROBES_END_S
         ]
         leading = [
-            number for number, one in enumerate(self.instances) if one.standing.is_leading(self.time_at(one))
+            number for number, one in enumerate(self.instances) if one.state.is_leading(self.time_at(one))
         ]  # fmt: skip
         assert len(leading) <= 1
         assert not leading or probing == leading
-        self.epochs_led += [self.instances[number].standing.epoch for number in leading]
+        self.epochs_led += [self.instances[number].state.epoch for number in leading]
         assert self.epochs_led == sorted(self.epochs_led), "epochs only grow"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrator.core.records.history import Audit
-from calibrator.core.records.level_accumulator import LevelFold, outcome_of
+from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.server_load import ServerLoadPeak
@@ -28,19 +28,19 @@ def sample(request_id: int, ttft_s: float | None = 0.05, duration_s: float = 0.5
     return Sample(**{**values, **facts})  # type: ignore[arg-type] # a table of keyword arguments
 
 
-def fold_with(count: int, label: Label = COUNTED, first: int = 0) -> LevelFold:
-    fold = LevelFold(4, OBJECTIVES)
+def fold_with(count: int, label: Label = COUNTED, first: int = 0) -> LevelAccumulator:
+    fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     for request_id in range(first, first + count):
         fold.started(request_id, label, float(request_id))
     return fold
 
 
-def report(fold: LevelFold) -> LevelReport:
+def report(fold: LevelAccumulator) -> LevelReport:
     return fold.report(UNJUDGED, (0, 0), Audit(), ServerLoadPeak())
 
 
-def bits(fold: LevelFold, objective: int = 0, limit: int | None = None) -> str:
+def bits(fold: LevelAccumulator, objective: int = 0, limit: int | None = None) -> str:
     return fold.evidence(0.0, limit)[objective].bits
 
 
@@ -96,7 +96,7 @@ def test_a_cut_gives_the_next_visit_only_what_is_new() -> None:
         fold.decided(request_id, 0, violated=True, at_s=float(request_id))
     assert bits(fold) == "11"
     assert fold.evidence(0.0)[0].violation_at_s == (4.0, 5.0)
-    assert fold.visit_requests == 0
+    assert fold.stage_requests == 0
 
 
 def test_a_limit_takes_exactly_so_many() -> None:
@@ -130,7 +130,7 @@ def test_samples_of_another_visit_are_not_ours() -> None:
 
 
 def test_the_ramp_is_watched_only_after_its_last_start() -> None:
-    fold = LevelFold(4, OBJECTIVES)
+    fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     for request_id in range(10):
         fold.started(request_id, RAMP, float(request_id))
@@ -145,7 +145,7 @@ def test_the_ramp_is_watched_only_after_its_last_start() -> None:
 
 @pytest.mark.parametrize(("violations", "n", "fails"), [(3, 3, False), (4, 4, True), (4, 16, True), (4, 17, False)])
 def test_a_ramp_fails_at_four_violations_and_a_quarter(violations: int, n: int, *, fails: bool) -> None:
-    fold = LevelFold(4, OBJECTIVES)
+    fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     fold.ramp_complete(0.0)
     for request_id in range(n):
@@ -216,13 +216,13 @@ def test_the_tail_aims_the_next_step() -> None:
 
 
 def test_what_started_at_another_total_is_in_no_order() -> None:
-    fold = LevelFold(4, OBJECTIVES)
+    fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     for request_id in range(6):
         fold.started(request_id, COUNTED, float(request_id), on_level=request_id not in (1, 2))
         fold.decided(request_id, 0, violated=request_id in (2, 4), at_s=1.0)
     assert bits(fold) == "0010"
-    assert fold.visit_requests == 6, "it was sent, and paid for"
+    assert fold.stage_requests == 6, "it was sent, and paid for"
 
 
 def test_samples_in_doubt_are_taken_back_whatever_became_of_them() -> None:
@@ -252,7 +252,7 @@ def test_what_earlier_visits_were_given_stays_theirs() -> None:
 
 
 def test_latencies_in_doubt_make_no_slow_spell() -> None:
-    """Unseen load that came and went, in the middle of a visit that was closed before anybody knew."""
+    """Unseen load that came and went, in the middle of a stage that was closed before anybody knew."""
     fold, alone = fold_with(120), fold_with(90)
     for request_id in range(120):
         slow = request_id >= 90 or request_id % 7 == 0
@@ -271,7 +271,7 @@ def test_latencies_in_doubt_make_no_slow_spell() -> None:
 
 
 def test_a_ramp_in_doubt_fails_nothing() -> None:
-    fold = LevelFold(4, OBJECTIVES)
+    fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     fold.ramp_complete(0.0)
     for request_id in range(8):

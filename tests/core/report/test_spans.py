@@ -7,20 +7,20 @@ from dataclasses import replace
 import pytest
 from support.records import sweep
 
-from calibrator.core.records.history import Audit, History, Visit
+from calibrator.core.records.history import Audit, History, Stage
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.report.spans import ProbeTrace, SweepTrace, span_id, sweep_trace, trace_id
 from calibrator.core.search.burst import FIRST_VISIT
 
 
-def record(*visits: Visit, **changes: object) -> SweepRecord:
+def record(*stages: Stage, **changes: object) -> SweepRecord:
     whole = sweep()
-    history = replace(whole.history, visits=visits or whole.history.visits)
+    history = replace(whole.history, stages=stages or whole.history.stages)
     return replace(whole, history=history, duration_s=58.0, **changes)  # type: ignore[arg-type]  # any field
 
 
-def visit(level: int, number: int, started_at_s: float, ended_at_s: float, **changes: object) -> Visit:
-    (known,) = sweep().history.visits
+def stage(level: int, number: int, started_at_s: float, ended_at_s: float, **changes: object) -> Stage:
+    (known,) = sweep().history.stages
     return replace(  # type: ignore[arg-type]  # any field
         known, level=level, number=number, started_at_s=started_at_s, ended_at_s=ended_at_s, **changes
     )
@@ -31,7 +31,7 @@ def names(trace: SweepTrace) -> list[str]:
 
 
 def test_levels_lie_inside_the_sweep_at_the_times_of_their_visits() -> None:
-    trace = sweep_trace(record(visit(4, 1, 0.5, 10.0), visit(8, 2, 10.0, 57.0)), ended_at=0.0)
+    trace = sweep_trace(record(stage(4, 1, 0.5, 10.0), stage(8, 2, 10.0, 57.0)), ended_at=0.0)
     preflight, first, second, burst = trace.children
     assert names(trace) == ["preflight", "level", "level", "burst"]
     assert (trace.root.started_at, trace.root.ended_at) == (100.0, 160.0)
@@ -43,8 +43,8 @@ def test_levels_lie_inside_the_sweep_at_the_times_of_their_visits() -> None:
 
 
 def test_visits_in_a_row_that_share_a_label_are_one_span_and_a_return_is_another() -> None:
-    visits = (visit(4, 1, 0, 5), visit(4, 1, 5, 9, requests=7), visit(8, 2, 9, 20), visit(4, 3, 20, 30))
-    spans = [child for child in sweep_trace(record(*visits), 0.0).children if child.name == "level"]
+    stages = (stage(4, 1, 0, 5), stage(4, 1, 5, 9, requests=7), stage(8, 2, 9, 20), stage(4, 3, 20, 30))
+    spans = [child for child in sweep_trace(record(*stages), 0.0).children if child.name == "level"]
     assert [span.attributes["calibrator.concurrency"] for span in spans] == [4, 8, 4]
     assert [span.span_id for span in spans] == [span_id("s1", number) for number in (1, 2, 3)]
     assert spans[0].ended_at - spans[0].started_at == pytest.approx(9.0)
@@ -77,14 +77,14 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_spoilt_level_says_why() -> None:
-    spoilt = visit(4, 1, 0, 5, audit=Audit(reasons=("generator saturated",)), unheld="users came")
-    (level,) = [child for child in sweep_trace(record(spoilt), 0.0).children if child.name == "level"]
-    assert level.attributes["calibrator.spoilt"] == ("generator saturated", "users came")
+    invalid_reasons = stage(4, 1, 0, 5, audit=Audit(reasons=("generator saturated",)), level_lost="users came")
+    (level,) = [child for child in sweep_trace(record(invalid_reasons), 0.0).children if child.name == "level"]
+    assert level.attributes["calibrator.invalid_reasons"] == ("generator saturated", "users came")
 
 
 @pytest.mark.parametrize("duration_s", [0.0, 1.0, 59.9, 1e6])
 def test_spans_stay_within_the_sweep_whatever_a_cut_off_record_says(duration_s: float) -> None:
-    cut = replace(record(visit(4, 1, 0, 5), visit(8, 2, 5, 50)), duration_s=duration_s)
+    cut = replace(record(stage(4, 1, 0, 5), stage(8, 2, 5, 50)), duration_s=duration_s)
     trace = sweep_trace(cut, 0.0)
     for child in trace.children:
         assert trace.root.started_at <= child.started_at <= child.ended_at <= trace.root.ended_at
@@ -100,10 +100,10 @@ def test_ids_are_those_of_the_sweep_and_never_zero() -> None:
 
 
 def test_a_probe_names_the_trace_of_its_sweep_and_the_span_of_its_level() -> None:
-    version, trace, parent, flags = ProbeTrace("s1").traceparent(17, visit=2).split("-")
+    version, trace, parent, flags = ProbeTrace("s1").traceparent(17, stage=2).split("-")
     assert (version, flags) == ("00", "00")
     assert trace == f"{trace_id('s1'):032x}"
-    (level,) = [child for child in sweep_trace(record(visit(8, 2, 0, 5)), 0.0).children if child.name == "level"]
+    (level,) = [child for child in sweep_trace(record(stage(8, 2, 0, 5)), 0.0).children if child.name == "level"]
     assert parent == f"{level.span_id:016x}"
 
 

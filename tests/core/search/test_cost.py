@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrator.core.records.history import Bounds, Evidence, History, Visit
+from calibrator.core.records.history import Bounds, Evidence, History, Stage
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import VerdictKind
 from calibrator.core.search.cost import can_certify, passes_needed, sweep_cost
@@ -34,8 +34,8 @@ def test_that_many_passes_and_no_fewer_certify_a_level_in_the_real_verdict(text:
     objective = parse_objective(text)
 
     def verdict(passes: int) -> VerdictKind:
-        visit = Visit(level, 0.0, 100.0, 0.1, (Evidence("0" * passes),), ())
-        return level_verdict(History((objective,), (visit,)), level).kind
+        stage = Stage(level, 0.0, 100.0, 0.1, (Evidence("0" * passes),), ())
+        return level_verdict(History((objective,), (stage,)), level).kind
 
     needed = passes_needed(objective, level)
     assert verdict(needed) is VerdictKind.WITHIN

@@ -27,18 +27,18 @@ def cold(knee: int = 44) -> tuple[Conclusion, History]:
 
 
 def again(
-    before: tuple[Conclusion, History], knee: int, since_look: int = 0, bounds: Bounds = LONG
+    before: tuple[Conclusion, History], knee: int, sweeps_since_upward_probe: int = 0, bounds: Bounds = LONG
 ) -> tuple[Conclusion, History]:
     conclusion, history = before
     assert conclusion.capacity is not None
-    warm = warm_start(history, bounds, conclusion.capacity.estimate, since_look)
+    warm = warm_start(history, bounds, conclusion.capacity.estimate, sweeps_since_upward_probe)
     return run_sweep(player(knee, 2), bounds, warm=warm)
 
 
 def test_an_unchanged_backend_is_confirmed_by_one_visit() -> None:
     before = cold()
     conclusion, history = again(before, 44)
-    assert len(history.visits) == 1
+    assert len(history.stages) == 1
     assert history.requests < 420
     assert conclusion.outcome is SweepOutcome.CALIBRATED
     assert conclusion.grade is Grade.CERTIFIED  # with the evidence of the sweep before
@@ -51,7 +51,7 @@ def test_an_unchanged_backend_is_confirmed_by_one_visit() -> None:
 def test_without_the_earlier_evidence_a_sentinel_confirms_only_provisionally() -> None:
     conclusion, history = cold()
     assert conclusion.capacity is not None
-    warm = replace(warm_start(history, LONG, conclusion.capacity.estimate, 0), visits=())
+    warm = replace(warm_start(history, LONG, conclusion.capacity.estimate, 0), stages=())
     confirmed, _ = run_sweep(player(44, 2), LONG, warm=warm)
     assert confirmed.grade is Grade.PROVISIONAL
 
@@ -60,7 +60,7 @@ def test_a_fallen_capacity_is_found_again() -> None:
     conclusion, history = again(cold(), 20)
     assert conclusion.capacity is not None
     assert 13 <= conclusion.capacity.estimate <= 20
-    assert len(history.visits) > 1
+    assert len(history.stages) > 1
 
 
 def test_a_risen_capacity_is_found_when_a_look_is_due() -> None:
@@ -68,18 +68,18 @@ def test_a_risen_capacity_is_found_when_a_look_is_due() -> None:
     unseen, _ = again(before, 80)
     assert unseen.capacity is not None
     assert unseen.capacity.estimate <= 44
-    conclusion, history = again(before, 80, since_look=2)
+    conclusion, history = again(before, 80, sweeps_since_upward_probe=2)
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate > 44
     assert looked_above(history)
-    assert max(visit.level for visit in history.visits) <= 2.1 * 80
+    assert max(stage.level for stage in history.stages) <= 2.1 * 80
 
 
 def test_a_look_that_fails_confirms() -> None:
     before = cold()
-    conclusion, history = again(before, 44, since_look=2)
+    conclusion, history = again(before, 44, sweeps_since_upward_probe=2)
     assert looked_above(history)
-    assert len({visit.level for visit in history.visits}) == 2
+    assert len({stage.level for stage in history.stages}) == 2
     assert conclusion.capacity is not None
     assert before[0].capacity is not None
     assert conclusion.capacity.estimate == before[0].capacity.estimate
@@ -87,8 +87,8 @@ def test_a_look_that_fails_confirms() -> None:
 
 def test_at_the_highest_level_there_is_nothing_to_look_at() -> None:
     bounds = replace(LONG, max_level=32)
-    conclusion, history = again(run_sweep(player(99), bounds), 99, since_look=2, bounds=bounds)
-    assert {visit.level for visit in history.visits} == {32}
+    conclusion, history = again(run_sweep(player(99), bounds), 99, sweeps_since_upward_probe=2, bounds=bounds)
+    assert {stage.level for stage in history.stages} == {32}
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate == 32
 
@@ -99,7 +99,7 @@ def test_the_evidence_of_several_sweeps_is_pooled_up_to_a_full_test() -> None:
         before = again(before, 44)
         assert before[0].grade is Grade.CERTIFIED
     assert before[1].warm is not None
-    assert sum(visit.evidence[0].n for visit in before[1].warm.visits) <= 700 + 420
+    assert sum(stage.evidence[0].n for stage in before[1].warm.stages) <= 700 + 420
 
 
 def test_an_undecided_sentinel_is_continued_and_answers_by_its_ratio() -> None:
@@ -109,11 +109,11 @@ def test_an_undecided_sentinel_is_continued_and_answers_by_its_ratio() -> None:
     warm = warm_start(before[1], LONG, level, 0)
     first = next_step(History((P99,), warm=warm), LONG)
     assert first == Measure(level, Test.SENTINEL, 420, f"sentinel at {level}")
-    measured = player(44).visit(History((P99,), warm=warm), replace(first, max_samples=1))
+    measured = player(44).stage(History((P99,), warm=warm), replace(first, max_samples=1))
     for bits, ends in [("0" * 99 + "1", False), (("0" * 104 + "1") * 4, True), (("0" * 52 + "1") * 8, True)]:
         places = tuple(5.0 * index for index in range(bits.count("1")))
-        visit = replace(measured, evidence=(replace(measured.evidence[0], bits=bits, violation_at_s=places),))
-        step = next_step(History((P99,), (visit,), warm=warm), LONG)
+        stage = replace(measured, evidence=(replace(measured.evidence[0], bits=bits, violation_at_s=places),))
+        step = next_step(History((P99,), (stage,), warm=warm), LONG)
         if not ends:
             assert step == Measure(level, Test.SENTINEL, 320, f"sentinel at {level}")
         elif bits.count("1") == 4:
@@ -126,7 +126,7 @@ def test_an_undecided_sentinel_is_continued_and_answers_by_its_ratio() -> None:
 def test_a_failed_warm_up_of_the_sentinel_opens_the_search() -> None:
     before = cold()
     conclusion, history = again(before, 5)
-    assert history.visits[0].ramp_failed
+    assert history.stages[0].ramp_failed
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate <= 5
 
@@ -138,7 +138,7 @@ def test_a_spoilt_sentinel_is_repeated_and_then_provisional() -> None:
     source = player(44)
     source.spoil = lambda _: ("generator saturated: late",)
     ended, seen = run_sweep(source, LONG, warm=warm)
-    assert len(seen.visits) == 2
+    assert len(seen.stages) == 2
     assert ended.outcome is SweepOutcome.INCONCLUSIVE
 
 

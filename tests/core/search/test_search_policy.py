@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.synthetic import P99, Player, Synthetic, cliff, logistic, run_sweep
 
-from calibrator.core.records.history import Bounds, History, Visit
+from calibrator.core.records.history import Bounds, History, Stage
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import ServerLoadPeak
 from calibrator.core.records.sweep import Grade, SweepOutcome
@@ -64,15 +64,15 @@ def test_it_never_fails_up_to_the_maximum() -> None:
     assert conclusion.grade is Grade.AT_MAX
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate == 40
-    assert max(visit.level for visit in history.visits) == 40
-    assert sum(visit.evidence[0].n for visit in history.at_level(40)) >= 300  # a full verdict, not a screen
+    assert max(stage.level for stage in history.stages) == 40
+    assert sum(stage.evidence[0].n for stage in history.at_level(40)) >= 300  # a full verdict, not a screen
 
 
 @pytest.mark.parametrize("bounds", [Bounds(min_level=1, max_level=1), Bounds(min_level=6, max_level=6)])
 def test_a_single_level_is_simply_judged(bounds: Bounds) -> None:
     good, history = run_sweep(synthetic(lambda _: 0.0), bounds)
     assert good.grade is Grade.AT_MAX
-    assert {visit.level for visit in history.visits} == {bounds.min_level}
+    assert {stage.level for stage in history.stages} == {bounds.min_level}
     bad, _ = run_sweep(synthetic(lambda _: 0.3), bounds)
     assert bad.outcome is SweepOutcome.INFEASIBLE
 
@@ -80,7 +80,7 @@ def test_a_single_level_is_simply_judged(bounds: Bounds) -> None:
 def test_levels_below_the_minimum_are_never_measured() -> None:
     conclusion, history = run_sweep(synthetic(cliff(3)), Bounds(min_level=8, max_level=64))
     assert conclusion.outcome is SweepOutcome.INFEASIBLE
-    assert min(visit.level for visit in history.visits) == 8
+    assert min(stage.level for stage in history.stages) == 8
     assert conclusion.capacity is not None
     assert conclusion.capacity.high == 7
 
@@ -95,7 +95,7 @@ def test_nothing_above_a_hole_is_published_once_it_is_seen() -> None:
     for seed in range(6):
         conclusion, history = run_sweep(synthetic(ratio, seed, tail=lambda level: 0.1 if level < 8 else 0.6), LONG)
         assert conclusion.capacity is not None
-        if any(10 <= visit.level <= 14 for visit in history.visits):
+        if any(10 <= stage.level <= 14 for stage in history.stages):
             landed += 1
             assert conclusion.capacity.estimate <= 9
         else:
@@ -136,20 +136,20 @@ def test_a_level_inside_the_indifference_zone_is_given_up(seed: int) -> None:
 
 def test_overload_counts_only_visits_above_the_zone() -> None:
     _, history = run_sweep(synthetic(cliff(10)), LONG)
-    above = sum(visit.duration_s for visit in history.visits if visit.level > 10)
+    above = sum(stage.duration_s for stage in history.stages if stage.level > 10)
     assert 0.0 < overload_s(history) <= above
 
 
 # ----------------------------------------------------------------------------------------------------------------- ramp
-def with_visit(
+def with_stage(
     history: History, level: int, tail: float | None, *, bits: str = "0" * 24, waiting: float = 0.0
 ) -> History:
-    measured = synthetic(lambda _: 0.0).visit(History((P99,)), Measure(level, Test.SCREEN, 96, ""))
+    measured = synthetic(lambda _: 0.0).stage(History((P99,)), Measure(level, Test.SCREEN, 96, ""))
     evidence = replace(measured.evidence[0], bits=bits, violation_at_s=tuple(float(i) for i in range(bits.count("1"))))
-    visit: Visit = replace(
+    stage: Stage = replace(
         measured, evidence=(evidence,), tail_ratio=(tail,), server=ServerLoadPeak(waiting_requests=waiting)
     )
-    return replace(history, visits=(*history.visits, visit))
+    return replace(history, stages=(*history.stages, stage))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def with_visit(
 def test_the_brake_of_the_ramp(
     tails: tuple[float | None, float | None], bits: str, waiting: float, factor: float
 ) -> None:
-    history = with_visit(with_visit(History((P99,)), 20, tails[0]), 40, tails[1], bits=bits, waiting=waiting)
+    history = with_stage(with_stage(History((P99,)), 20, tails[0]), 40, tails[1], bits=bits, waiting=waiting)
     step = next_step(history, Bounds())
     assert isinstance(step, Measure)
     assert step.test is Test.SCREEN
@@ -175,7 +175,7 @@ def test_the_brake_of_the_ramp(
 
 
 def test_a_screen_that_ends_undecided_above_three_allowances_ends_the_ramp() -> None:
-    history = with_visit(with_visit(History((P99,)), 20, 0.1), 40, 0.1, bits=("0" * 31 + "1") * 3)
+    history = with_stage(with_stage(History((P99,)), 20, 0.1), 40, 0.1, bits=("0" * 31 + "1") * 3)
     step = next_step(history, Bounds())
     assert isinstance(step, Measure)
     assert step.test is Test.VERDICT
@@ -185,9 +185,9 @@ def test_the_ramp_at_most_doubles_and_never_leaves_the_bounds() -> None:
     player = synthetic(cliff(300))
     _, history = run_sweep(player, Bounds(max_level=400, duration_s=1e9, overload_s=1e9))
     highest = 1
-    for visit in history.visits:
-        assert visit.level <= min(400, 2 * highest)
-        highest = max(highest, visit.level)
+    for stage in history.stages:
+        assert stage.level <= min(400, 2 * highest)
+        highest = max(highest, stage.level)
 
 
 # ------------------------------------------------------------------------------------------------- several objectives
@@ -218,15 +218,15 @@ def test_the_cap_of_an_objective_for_short_prompts_and_one_for_all_is_the_smalle
     objectives = (parse_objective("ttft p99 <= 1s for prompts <= 1024 tokens"), parse_objective("e2e p99 <= 9s"))
 
     class Classes(Player):
-        def visit(self, history: History, measure: Measure) -> Visit:
-            visit = super().visit(history, measure)
-            short, every = visit.evidence
+        def stage(self, history: History, measure: Measure) -> Stage:
+            stage = super().stage(history, measure)
+            short, every = stage.evidence
             halved = [index for index, bit in enumerate(short.bits) if bit == "1" and index % 2 == 0]
             times_s = dict(
                 zip([i for i, bit in enumerate(short.bits) if bit == "1"], short.violation_at_s, strict=True)
             )
             part = replace(short, bits=short.bits[::2], violation_at_s=tuple(times_s[index] for index in halved))
-            return replace(visit, evidence=(part, every))
+            return replace(stage, evidence=(part, every))
 
     class TwoLimits(Synthetic):
         def sample(self, level: int, n: int) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_the_cap_of_an_objective_for_short_prompts_and_one_for_all_is_the_smalle
     conclusion, history = run_sweep(Classes(TwoLimits(lambda _: 0.0, np.random.default_rng(4)), objectives), LONG)
     assert conclusion.capacity is not None
     assert 9 <= conclusion.capacity.estimate <= 12
-    assert any(visit.evidence[0].n < visit.evidence[1].n for visit in history.visits)
+    assert any(stage.evidence[0].n < stage.evidence[1].n for stage in history.stages)
 
 
 def test_an_objective_that_no_level_can_meet_is_named() -> None:
@@ -275,7 +275,7 @@ def test_a_backend_that_dies_in_mid_level_and_returns_costs_no_capacity(hit: int
     conclusion, history = run_sweep(Player(source), LONG)
     assert conclusion.capacity is not None
     assert 14 <= conclusion.capacity.estimate <= 24
-    assert sum(visit.evidence[0].exceedances for visit in history.visits) >= hit
+    assert sum(stage.evidence[0].exceedances for stage in history.stages) >= hit
 
 
 def test_a_capacity_that_falls_in_mid_sweep_is_not_missed() -> None:
@@ -298,12 +298,12 @@ def test_organic_traffic_above_a_level_takes_it_out_of_the_search() -> None:
     while not certified:
         step = next_step(history, LONG)
         assert isinstance(step, Measure)
-        history = replace(history, visits=(*history.visits, player.visit(history, step)))
+        history = replace(history, stages=(*history.stages, player.stage(history, step)))
         certified = know(history, LONG).certified
     raised = replace(LONG, min_level=40)
     while isinstance(step := next_step(history, raised), Measure):
         assert step.level >= 40
-        history = replace(history, visits=(*history.visits, player.visit(history, step)))
+        history = replace(history, stages=(*history.stages, player.stage(history, step)))
     assert step.grade is Grade.CERTIFIED
     assert step.capacity is not None
     assert step.capacity.estimate == certified
@@ -311,16 +311,16 @@ def test_organic_traffic_above_a_level_takes_it_out_of_the_search() -> None:
 
 
 def test_a_ramp_whose_floor_rises_goes_on_above_it() -> None:
-    history = with_visit(with_visit(History((P99,)), 2, 0.1), 4, 0.1)
+    history = with_stage(with_stage(History((P99,)), 2, 0.1), 4, 0.1)
     step = next_step(history, Bounds(min_level=20))
     assert isinstance(step, Measure)
     assert step.level == 20
 
 
-# ------------------------------------------------------------------------------------------- when a visit must end
+# ------------------------------------------------------------------------------------------- when a stage must end
 def test_an_overloaded_visit_ends_with_the_budget_and_a_harmless_one_goes_on() -> None:
-    bad = with_visit(History((P99,)), 8, 0.9, bits="01" * 12)
-    good = with_visit(bad, 4, 0.1)
+    bad = with_stage(History((P99,)), 8, 0.9, bits="01" * 12)
+    good = with_stage(bad, 4, 0.1)
     spent = Bounds(overload_s=0.0)
     assert must_leave(bad, spent)
     assert not must_leave(good, spent)
@@ -334,7 +334,7 @@ def test_after_the_overload_budget_the_answer_still_gets_its_test() -> None:
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate <= 24
     assert "overload budget" in conclusion.reason
-    assert len([visit.level for visit in history.visits if visit.level > 24]) == 1
+    assert len([stage.level for stage in history.stages if stage.level > 24]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ replay, bad input
@@ -342,7 +342,7 @@ def test_replaying_any_prefix_gives_the_same_steps() -> None:
     player = synthetic(logistic(40.0))
     _, history = run_sweep(player)
     for index, step in enumerate(player.steps):
-        prefix = History(history.objectives, history.visits[:index])
+        prefix = History(history.objectives, history.stages[:index])
         assert next_step(prefix, Bounds()) == step
 
 
@@ -353,18 +353,18 @@ def test_a_history_of_another_version_is_refused() -> None:
 
 def test_a_spoilt_visit_is_repeated_once() -> None:
     player = synthetic(logistic(40.0))
-    spoilt_once: list[int] = []
+    invalid_once: list[int] = []
 
     def spoil(level: int) -> tuple[str, ...]:
-        if level >= 8 and not spoilt_once:
-            spoilt_once.append(level)
+        if level >= 8 and not invalid_once:
+            invalid_once.append(level)
             return ("generator saturated: late",)
         return ()
 
     player.spoil = spoil
     conclusion, history = run_sweep(player, LONG)
-    index = next(index for index, visit in enumerate(history.visits) if visit.audit.reasons)
-    assert history.visits[index + 1].level == history.visits[index].level
+    index = next(index for index, stage in enumerate(history.stages) if stage.audit.reasons)
+    assert history.stages[index + 1].level == history.stages[index].level
     assert conclusion.outcome is SweepOutcome.CALIBRATED
 
 
@@ -376,7 +376,7 @@ def test_a_saturated_generator_ends_the_sweep_below_itself() -> None:
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate < 16
     assert conclusion.grade is not Grade.CERTIFIED or conclusion.capacity.estimate <= 8
-    assert len(history.visits) < 12
+    assert len(history.stages) < 12
 
 
 def test_a_generator_that_is_always_saturated_is_inconclusive() -> None:
@@ -385,7 +385,7 @@ def test_a_generator_that_is_always_saturated_is_inconclusive() -> None:
     conclusion, history = run_sweep(player)
     assert conclusion == Conclusion(SweepOutcome.INCONCLUSIVE, None, None, conclusion.reason)
     assert "generator saturated" in conclusion.reason
-    assert len(history.visits) == 2
+    assert len(history.stages) == 2
 
 
 def test_the_time_budget_ends_a_closing_test_too() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrator.core.records.history import Audit, Evidence, History, RampCount, Visit
+from calibrator.core.records.history import Audit, Evidence, History, RampCount, Stage
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import VerdictKind
-from calibrator.core.search.design_effect import clumps, design_effect
+from calibrator.core.search.design_effect import clusters, design_effect
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.search.verdict import (
     is_settled,
@@ -33,13 +33,13 @@ def evidence(n: int, violations: int, *, from_s: float = 0.0, to_s: float = 100.
     return Evidence(bits, tuple(from_s + (index + 0.5) * step_s for index in range(bits.count("1"))))
 
 
-def visit(level: int, *parts: Evidence, reasons: tuple[str, ...] = (), ramp_failed: bool = False) -> Visit:
+def stage(level: int, *parts: Evidence, reasons: tuple[str, ...] = (), ramp_failed: bool = False) -> Stage:
     ramp = tuple(RampCount(8, 6 if ramp_failed else 0) for _ in parts)
-    return Visit(level, 0.0, 100.0, 1.0, parts, ramp, ramp_failed=ramp_failed, audit=Audit(reasons=reasons))
+    return Stage(level, 0.0, 100.0, 1.0, parts, ramp, ramp_failed=ramp_failed, audit=Audit(reasons=reasons))
 
 
-def history(*visits: Visit, objectives: tuple = (P99,)) -> History:
-    return History(objectives, visits)
+def history(*stages: Stage, objectives: tuple = (P99,)) -> History:
+    return History(objectives, stages)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def history(*visits: Visit, objectives: tuple = (P99,)) -> History:
     ],
 )
 def test_one_level(n: int, violations: int, kind: VerdictKind) -> None:
-    assert level_verdict(history(visit(16, evidence(n, violations))), 16).kind is kind
+    assert level_verdict(history(stage(16, evidence(n, violations))), 16).kind is kind
 
 
 def test_the_zone_scales_with_the_quantile() -> None:
@@ -66,33 +66,33 @@ def test_the_zone_scales_with_the_quantile() -> None:
 
 
 def test_higher_levels_help_a_pass_and_lower_levels_a_fail() -> None:
-    clean = history(visit(8, evidence(50, 0)), visit(16, evidence(400, 0)))
+    clean = history(stage(8, evidence(50, 0)), stage(16, evidence(400, 0)))
     assert level_verdict(clean, 8).kind is WITHIN
     assert level_verdict(clean, 32).kind is OPEN  # nothing above it was seen
-    bad = history(visit(8, evidence(300, 12)))
+    bad = history(stage(8, evidence(300, 12)))
     assert level_verdict(bad, 16).kind is EXCEEDED
     assert level_verdict(bad, 4).kind is OPEN
 
 
 def test_a_fail_wins_over_a_pass() -> None:
-    hole = history(visit(8, evidence(300, 12)), visit(16, evidence(600, 0)))
+    hole = history(stage(8, evidence(300, 12)), stage(16, evidence(600, 0)))
     assert level_verdict(hole, 8).kind is EXCEEDED
     assert level_verdict(hole, 16).kind is WITHIN  # its own evidence outweighs what is below
 
 
 def test_all_objectives_must_hold_and_one_is_enough_to_fail() -> None:
     both = (P99, P95)
-    assert level_verdict(history(visit(4, evidence(400, 0), evidence(400, 2)), objectives=both), 4).kind is WITHIN
-    failed = level_verdict(history(visit(4, evidence(400, 0), evidence(400, 80)), objectives=both), 4)
+    assert level_verdict(history(stage(4, evidence(400, 0), evidence(400, 2)), objectives=both), 4).kind is WITHIN
+    failed = level_verdict(history(stage(4, evidence(400, 0), evidence(400, 80)), objectives=both), 4)
     assert failed.kind is EXCEEDED
     assert [part.kind for part in failed.objectives] == [WITHIN, EXCEEDED]
     assert "e2e p95" in failed.reasons[0]
-    open_ = level_verdict(history(visit(4, evidence(400, 0), evidence(4, 0)), objectives=both), 4)
+    open_ = level_verdict(history(stage(4, evidence(400, 0), evidence(4, 0)), objectives=both), 4)
     assert open_.kind is OPEN
 
 
 def test_a_verdict_carries_its_figures() -> None:
-    part = level_verdict(history(visit(16, evidence(400, 2))), 16).objectives[0]
+    part = level_verdict(history(stage(16, evidence(400, 2))), 16).objectives[0]
     assert (part.n, part.exceedances) == (400, 2)
     assert part.effective_n < 400
     assert part.ratio_low < 2 / 400 < part.ratio_high
@@ -103,27 +103,27 @@ def test_a_verdict_carries_its_figures() -> None:
 def test_one_stall_never_decides(hit: int) -> None:
     """All requests in flight are caught at once, however many the test would count."""
     stall = Evidence("0" * 100 + "1" * hit + "0" * 100, tuple(50.0 + 0.001 * index for index in range(hit)))
-    assert level_verdict(history(visit(hit, stall)), hit).kind is OPEN
+    assert level_verdict(history(stage(hit, stall)), hit).kind is OPEN
 
 
 def test_one_stall_and_a_stray_violation_do_not_decide() -> None:
     stall = Evidence("0" * 100 + "1" * 16 + "0" * 99 + "1", (*(50.0 + 0.01 * i for i in range(16)), 90.0))
-    assert level_verdict(history(visit(16, stall)), 16).kind is OPEN
+    assert level_verdict(history(stage(16, stall)), 16).kind is OPEN
 
 
 def test_a_stall_that_spans_two_visits_is_still_one() -> None:
     first = Evidence("0" * 100 + "1" * 8, tuple(50.0 + 0.01 * i for i in range(8)))
     second = Evidence("1" * 8 + "0" * 100, tuple(50.08 + 0.01 * i for i in range(8)))
-    assert level_verdict(history(visit(16, first), visit(16, second)), 16).kind is OPEN
+    assert level_verdict(history(stage(16, first), stage(16, second)), 16).kind is OPEN
 
 
 def test_violations_within_one_residence_do_not_decide() -> None:
-    quick = visit(64, evidence(60, 12, to_s=0.9))
+    quick = stage(64, evidence(60, 12, to_s=0.9))
     assert level_verdict(history(quick), 64).kind is OPEN
 
 
 def test_a_quarter_over_a_whole_residence_decides() -> None:
-    slow = visit(64, evidence(100, 40, to_s=1.6))
+    slow = stage(64, evidence(100, 40, to_s=1.6))
     assert level_verdict(history(slow), 64).kind is EXCEEDED
 
 
@@ -137,14 +137,14 @@ def test_gross_overload_in_a_warm_up_scales_with_the_quantile() -> None:
 
 def test_a_failed_warm_up_speaks_only_for_the_objective_that_failed() -> None:
     part = Evidence()
-    aborted = Visit(16, 0.0, 9.0, 1.0, (part, part), (RampCount(8, 0), RampCount(8, 6)), ramp_failed=True)
+    aborted = Stage(16, 0.0, 9.0, 1.0, (part, part), (RampCount(8, 0), RampCount(8, 6)), ramp_failed=True)
     verdict = level_verdict(history(aborted, objectives=(P99, P95)), 16)
     assert [each.kind for each in verdict.objectives] == [OPEN, EXCEEDED]
 
 
 @pytest.mark.parametrize(("n", "violations", "result"), [(64, 4, None), (64, 5, False), (512, 8, None)])
 def test_a_watched_warm_up_may_fail_a_screen_but_never_pass_it(n: int, violations: int, result: bool | None) -> None:  # noqa: FBT001 - a table's column
-    running = Visit(64, 0.0, 9.0, 1.0, (Evidence(),), (RampCount(n, violations),))
+    running = Stage(64, 0.0, 9.0, 1.0, (Evidence(),), (RampCount(n, violations),))
     assert screen_result((P99,), running) is result
 
 
@@ -152,27 +152,27 @@ def test_a_watched_warm_up_may_fail_a_screen_but_never_pass_it(n: int, violation
     ("n", "violations", "result"), [(100, 0, None), (200, 0, True), (200, 2, None), (100, 8, False)]
 )
 def test_sentinel(n: int, violations: int, result: bool | None) -> None:  # noqa: FBT001 - a table's column
-    seen = history(visit(16, evidence(n, violations)))
+    seen = history(stage(16, evidence(n, violations)))
     assert sentinel_result(seen, 16) is result
     assert is_settled(seen, Measure(16, Test.SENTINEL, 420, "")) is (result is not None)
-    assert sentinel_result(history(visit(16, evidence(0, 0), ramp_failed=True)), 16) is False
+    assert sentinel_result(history(stage(16, evidence(0, 0), ramp_failed=True)), 16) is False
 
 
 def test_a_failed_warm_up_fails_the_level_until_it_is_visited_again() -> None:
-    failed = visit(16, evidence(0, 0), ramp_failed=True)
+    failed = stage(16, evidence(0, 0), ramp_failed=True)
     assert level_verdict(history(failed), 16).kind is EXCEEDED
     assert level_verdict(history(failed), 20).kind is EXCEEDED
     assert level_verdict(history(failed), 8).kind is OPEN
-    assert level_verdict(history(failed, visit(16, evidence(600, 0))), 16).kind is WITHIN
+    assert level_verdict(history(failed, stage(16, evidence(600, 0))), 16).kind is WITHIN
 
 
 # ---------------------------------------------------------------------------------------------- not to be judged
 def test_spoilt_visits_are_not_judged() -> None:
-    spoilt = visit(16, evidence(300, 100), reasons=("generator saturated: late",))
-    verdict = level_verdict(history(spoilt), 16)
+    invalid_reasons = stage(16, evidence(300, 100), reasons=("generator saturated: late",))
+    verdict = level_verdict(history(invalid_reasons), 16)
     assert verdict.kind is OPEN
     assert verdict.reasons == ("generator saturated: late",)
-    assert level_verdict(history(spoilt, visit(16, evidence(400, 0))), 16).kind is WITHIN
+    assert level_verdict(history(invalid_reasons, stage(16, evidence(400, 0))), 16).kind is WITHIN
 
 
 # ------------------------------------------------------------------------------------------------------ properties
@@ -184,8 +184,8 @@ ORDER = {WITHIN: 0, OPEN: 1, EXCEEDED: 2}
 def test_more_passes_never_turn_within_into_exceeded(count: tuple[int, int], more: int) -> None:
     n, violations = count
     part = evidence(n, violations)
-    before = level_verdict(history(visit(16, part)), 16).kind
-    after = level_verdict(history(visit(16, Evidence(part.bits + "0" * more, part.violation_at_s))), 16).kind
+    before = level_verdict(history(stage(16, part)), 16).kind
+    after = level_verdict(history(stage(16, Evidence(part.bits + "0" * more, part.violation_at_s))), 16).kind
     if before is WITHIN:
         assert after is WITHIN
 
@@ -194,36 +194,36 @@ def test_more_passes_never_turn_within_into_exceeded(count: tuple[int, int], mor
 def test_more_violations_never_turn_exceeded_into_within(count: tuple[int, int], more: int) -> None:
     n, violations = count
     part = evidence(n, violations)
-    before = level_verdict(history(visit(16, part)), 16).kind
+    before = level_verdict(history(stage(16, part)), 16).kind
     worse = Evidence(
         part.bits + ("1" + "0" * 9) * more,
         part.violation_at_s + tuple(200.0 + 10.0 * index for index in range(more)),
     )
-    after = level_verdict(history(visit(16, worse)), 16).kind
+    after = level_verdict(history(stage(16, worse)), 16).kind
     if before is EXCEEDED:
         assert after is not WITHIN
 
 
 @given(st.lists(st.floats(0.0, 50.0), max_size=60), st.floats(0.0, 2.0))
 def test_clumps_partition_the_violations(times_s: list[float], gap: float) -> None:
-    assert sum(clumps(times_s, gap, 1.0)) == len(times_s)
+    assert sum(clusters(times_s, gap, 1.0)) == len(times_s)
 
 
 # --------------------------------------------------------------------------------------------------- design effect
 def test_design_effect_is_shrunk_toward_two_and_bounded() -> None:
     assert design_effect(history(), 0) == 2.0
-    alone = history(visit(16, evidence(2000, 20, to_s=400.0)))
+    alone = history(stage(16, evidence(2000, 20, to_s=400.0)))
     assert 1.0 <= design_effect(alone, 0) < 1.3
     stalls = Evidence(
         ("0" * 400 + "1" * 40) * 5, tuple(20.0 * stall + 0.001 * index for stall in range(5) for index in range(40))
     )
-    assert design_effect(history(visit(64, stalls)), 0) == 32.0
+    assert design_effect(history(stage(64, stalls)), 0) == 32.0
 
 
 def test_gross_overload_and_spoilt_visits_teach_no_design_effect() -> None:
-    overloaded = visit(16, evidence(100, 40, to_s=10.0))
-    spoilt = visit(16, evidence(2000, 20), reasons=("late",))
-    assert design_effect(history(overloaded, spoilt), 0) == 2.0
+    overloaded = stage(16, evidence(100, 40, to_s=10.0))
+    invalid_reasons = stage(16, evidence(2000, 20), reasons=("late",))
+    assert design_effect(history(overloaded, invalid_reasons), 0) == 2.0
 
 
 # --------------------------------------------------------------------------------------------------- is_settled
@@ -240,26 +240,26 @@ def test_gross_overload_and_spoilt_visits_teach_no_design_effect() -> None:
     ],
 )
 def test_screen(level: int, n: int, violations: int, result: bool | None) -> None:  # noqa: FBT001 - a table's column
-    running = visit(level, evidence(n, violations))
+    running = stage(level, evidence(n, violations))
     assert screen_result((P99,), running) is result
     assert is_settled(history(running), Measure(level, Test.SCREEN, 96, "")) is (result is not None)
 
 
 def test_sample_limit_counts_the_objective_with_the_fewest_bits() -> None:
-    running = visit(8, evidence(50, 1), evidence(20, 0))
+    running = stage(8, evidence(50, 1), evidence(20, 0))
     seen = history(running, objectives=(P99, P95))
     assert not is_settled(seen, Measure(8, Test.FIXED, 21, ""))
     assert is_settled(seen, Measure(8, Test.FIXED, 20, ""))
 
 
 def test_a_failed_warm_up_ends_every_visit_but_a_fixed_one() -> None:
-    running = history(visit(8, evidence(0, 0), ramp_failed=True))
+    running = history(stage(8, evidence(0, 0), ramp_failed=True))
     assert is_settled(running, Measure(8, Test.SCREEN, 96, ""))
     assert is_settled(running, Measure(8, Test.VERDICT, 96, ""))
     assert not is_settled(running, Measure(8, Test.FIXED, 96, ""))
 
 
 def test_a_verdict_visit_ends_with_its_verdict() -> None:
-    before = visit(8, evidence(200, 0))
-    assert not is_settled(history(before, visit(8, evidence(100, 0))), Measure(8, Test.VERDICT, 900, ""))
-    assert is_settled(history(before, visit(8, evidence(200, 0))), Measure(8, Test.VERDICT, 900, ""))
+    before = stage(8, evidence(200, 0))
+    assert not is_settled(history(before, stage(8, evidence(100, 0))), Measure(8, Test.VERDICT, 900, ""))
+    assert is_settled(history(before, stage(8, evidence(200, 0))), Measure(8, Test.VERDICT, 900, ""))

@@ -19,8 +19,8 @@ from calibrator.core.sharing.allocator import (
     RESERVE_RATIO,
     RUN_OUT_S,
     UNKNOWN,
+    FairShareAllocator,
     HeldShare,
-    ShareBook,
     divide,
 )
 
@@ -71,13 +71,13 @@ def test_nobody_gets_more_than_he_needs_while_another_needs_more_than_he_has(cap
 
 # --------------------------------------------------------------------------------------------------- joining, leaving
 def test_the_first_client_has_the_whole_cap_and_keeps_it_while_it_polls() -> None:
-    book = ShareBook(31)
+    book = FairShareAllocator(31)
     assert [book.poll("a", float(second)) for second in range(100)] == [31] * 100
     assert (book.clients, book.in_use, book.over_cap) == (1, 31, 0)
 
 
 def test_a_joiner_waits_until_the_others_were_told_their_smaller_parts() -> None:
-    book = ShareBook(31)
+    book = FairShareAllocator(31)
     book.poll("a", 0.0)
     assert book.poll("b", 1.0) is None
     assert book.clients == 2, "it waits, and counts"
@@ -87,7 +87,7 @@ def test_a_joiner_waits_until_the_others_were_told_their_smaller_parts() -> None
 
 
 def test_a_joiner_takes_what_was_freed_so_far() -> None:
-    book = ShareBook(30)
+    book = FairShareAllocator(30)
     book.poll("a", 0.0)
     book.poll("b", 0.2)
     assert (book.poll("a", 0.4), book.poll("b", 0.5)) == (15, 15)
@@ -99,7 +99,7 @@ def test_a_joiner_takes_what_was_freed_so_far() -> None:
 
 
 def test_what_a_client_held_that_left_is_free_when_it_expired() -> None:
-    book = ShareBook(31)
+    book = FairShareAllocator(31)
     book.poll("a", 0.0)
     book.poll("b", 1.0)
     book.poll("a", 1.0)
@@ -114,7 +114,7 @@ def test_what_a_client_held_that_left_is_free_when_it_expired() -> None:
 
 def test_a_slow_rhythm_is_learned_from_the_second_poll_on() -> None:
     """Every 30 s: expired before its second poll, then kept for 90 s."""
-    book = ShareBook(10)
+    book = FairShareAllocator(10)
     assert book.poll("slow", 0.0) == 10
     book.tend(11.0)
     assert book.clients == 0
@@ -126,12 +126,12 @@ def test_a_slow_rhythm_is_learned_from_the_second_poll_on() -> None:
 
 
 def test_a_client_that_is_back_exactly_when_it_expires_need_not_wait() -> None:
-    book = ShareBook(10)
+    book = FairShareAllocator(10)
     assert [book.poll("slow", 30.0 * step) for step in range(5)] == [10] * 5
 
 
 def test_an_absence_is_not_taken_for_a_rhythm() -> None:
-    book = ShareBook(10)
+    book = FairShareAllocator(10)
     book.poll("a", 0.0)
     book.poll("a", LONGEST_GAP_S + 1.0)
     book.tend(LONGEST_GAP_S + 1.0 + LEAST_EXPIRY_S)
@@ -139,7 +139,7 @@ def test_an_absence_is_not_taken_for_a_rhythm() -> None:
 
 
 def test_ten_polls_a_second_change_nothing() -> None:
-    book = ShareBook(31)
+    book = FairShareAllocator(31)
     for step in range(1000):
         book.poll("fast", 0.1 * step)
         if step % 10 == 0:
@@ -149,7 +149,7 @@ def test_ten_polls_a_second_change_nothing() -> None:
 
 # -------------------------------------------------------------------------------------------------- more than the cap
 def test_more_clients_than_cap_have_one_each_and_are_counted() -> None:
-    book = ShareBook(3)
+    book = FairShareAllocator(3)
     names = "abcde"
     for round_s in range(4):
         told = [book.poll(name, round_s + 0.15 * index) for index, name in enumerate(names)]
@@ -158,7 +158,7 @@ def test_more_clients_than_cap_have_one_each_and_are_counted() -> None:
 
 
 def test_nobody_joins_beyond_the_cap_before_all_others_are_down_to_one() -> None:
-    book = ShareBook(2)
+    book = FairShareAllocator(2)
     assert book.poll("a", 0.0) == 2
     assert book.poll("b", 1.0) is None
     assert book.poll("c", 2.0) is None
@@ -167,7 +167,7 @@ def test_nobody_joins_beyond_the_cap_before_all_others_are_down_to_one() -> None
 
 
 def test_ten_thousand_names_are_remembered_and_the_longest_silent_is_forgotten() -> None:
-    book = ShareBook(5, max_clients=100)
+    book = FairShareAllocator(5, max_clients=100)
     for number in range(150):
         book.poll(f"c{number:03}", 0.01 * number)
     assert book.clients == 100
@@ -176,7 +176,7 @@ def test_ten_thousand_names_are_remembered_and_the_longest_silent_is_forgotten()
 
 
 def test_more_names_than_are_remembered_leave_the_sum_at_what_the_remembered_hold() -> None:
-    book = ShareBook(20)
+    book = FairShareAllocator(20)
     for number in range(MAX_CLIENTS + 500):
         book.poll(f"c{number:05}", 1e-4 * number)
     assert book.clients == MAX_CLIENTS
@@ -184,14 +184,16 @@ def test_more_names_than_are_remembered_leave_the_sum_at_what_the_remembered_hol
 
 
 # -------------------------------------------------------------------------------------------------------------- demand
-def settle(book: ShareBook, polls: dict[str, tuple[int | None, int | None]], from_s: float, rounds: int = 8) -> None:
+def settle(
+    book: FairShareAllocator, polls: dict[str, tuple[int | None, int | None]], from_s: float, rounds: int = 8
+) -> None:
     for second in range(rounds * 2):
         for name, (in_flight, rejected) in polls.items():
             book.poll(name, from_s + second, in_flight, rejected)
 
 
 def test_what_an_idle_gateway_does_not_need_goes_to_one_that_refuses_requests() -> None:
-    book = ShareBook(40)
+    book = FairShareAllocator(40)
     settle(book, {"busy": (0, 0), "idle": (0, 0)}, 0.0)
     assert {share.client: share.requests for share in book.held()} == {"busy": 20, "idle": 20}
     settle(book, {"busy": (20, 7), "idle": (0, 0)}, 20.0)
@@ -201,14 +203,14 @@ def test_what_an_idle_gateway_does_not_need_goes_to_one_that_refuses_requests() 
 
 
 def test_a_full_gateway_that_queues_instead_of_refusing_grows_too() -> None:
-    book = ShareBook(40)
+    book = FairShareAllocator(40)
     settle(book, {"busy": (0, 0), "idle": (0, 0)}, 0.0)
     settle(book, {"busy": (20, 0), "idle": (1, 0)}, 20.0)
     assert book.poll("busy", 40.0, 20, 0) == 35
 
 
 def test_shares_stay_as_they_are_while_nobody_is_pressed() -> None:
-    book = ShareBook(40)
+    book = FairShareAllocator(40)
     settle(book, {"a": (3, 0), "b": (2, 0)}, 0.0)
     revision = book.revision
     for second in range(100):
@@ -218,7 +220,7 @@ def test_shares_stay_as_they_are_while_nobody_is_pressed() -> None:
 
 
 def test_pressure_moves_shares_no_faster_than_gateways_hear_of_it() -> None:
-    book = ShareBook(40)
+    book = FairShareAllocator(40)
     settle(book, {"a": (0, 0), "b": (0, 0)}, 0.0, rounds=1)
     changes = []
     for step in range(200):
@@ -232,7 +234,7 @@ def test_pressure_moves_shares_no_faster_than_gateways_hear_of_it() -> None:
 
 # --------------------------------------------------------------------------------------------------- changes of the cap
 def test_a_lower_cap_reaches_each_client_with_its_next_poll_and_nobody_gets_more_before() -> None:
-    book = ShareBook(60)
+    book = FairShareAllocator(60)
     for second in range(3):
         for name in "abc":
             book.poll(name, second + 0.2 * "abc".index(name))
@@ -245,7 +247,7 @@ def test_a_lower_cap_reaches_each_client_with_its_next_poll_and_nobody_gets_more
 
 
 def test_a_higher_cap_is_given_at_once_because_it_is_free() -> None:
-    book = ShareBook(10)
+    book = FairShareAllocator(10)
     book.poll("a", 0.0)
     book.set_cap(40, 0.01)
     assert book.poll("a", 0.02) == 40
@@ -253,10 +255,10 @@ def test_a_higher_cap_is_given_at_once_because_it_is_free() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- restart
 def test_a_restart_takes_nothing_from_anybody_and_gives_nothing_twice() -> None:
-    book = ShareBook(31)
+    book = FairShareAllocator(31)
     for name, at_s in (("a", 0.0), ("b", 1.0), ("a", 2.0), ("b", 3.0)):
         book.poll(name, at_s)
-    after = ShareBook(31)
+    after = FairShareAllocator(31)
     after.restore(book.held(), 1000.0)
     assert after.poll("c", 1000.5) is None, "a and b may still run on what they were told"
     assert after.poll("a", 1001.0) == 11
@@ -265,7 +267,7 @@ def test_a_restart_takes_nothing_from_anybody_and_gives_nothing_twice() -> None:
 
 
 def test_after_a_restart_those_who_left_meanwhile_expire() -> None:
-    after = ShareBook(31)
+    after = FairShareAllocator(31)
     after.restore([HeldShare("a", 16, 2.0), HeldShare("b", 15, 2.0)], 50.0)
     assert after.poll("a", 50.0 + LEAST_EXPIRY_S) == 31
 
@@ -275,20 +277,20 @@ def test_after_a_restart_those_who_left_meanwhile_expire() -> None:
 class Fleet:
     """An account of its own of what each client was told and until when it counts."""
 
-    book: ShareBook
+    book: FairShareAllocator
     told: dict[str, int] = field(default_factory=dict)
     polls: dict[str, list[float]] = field(default_factory=dict)
 
     def poll(self, name: str, now_s: float, in_flight: int | None, rejected: int | None) -> int | None:
         share = self.book.poll(name, now_s, in_flight, rejected)
         self.polls.setdefault(name, []).append(now_s)
-        self.told.pop(name, None)
+        self.advertised.pop(name, None)
         if share is not None:
             self.told[name] = share
         return share
 
     def live(self, now_s: float) -> dict[str, int]:
-        return {name: share for name, share in self.told.items() if now_s < self._until(name)}
+        return {name: share for name, share in self.advertised.items() if now_s < self._until(name)}
 
     def _until(self, name: str) -> float:
         rhythm_s, until_s = 0.0, 0.0
@@ -319,7 +321,7 @@ def test_the_sum_told_never_exceeds_the_cap_while_anybody_is_told_more(
     cap: int, events: list[tuple[float, tuple[object, ...]]]
 ) -> None:
     """Joins, leaves, needs and caps at random. Only a fall of the cap leaves a sum above it, which only falls then."""
-    fleet, now_s, allowed = Fleet(ShareBook(cap)), 0.0, 0
+    fleet, now_s, allowed = Fleet(FairShareAllocator(cap)), 0.0, 0
     for wait_s, event in events:
         now_s += wait_s
         if event[0] == "cap":
@@ -337,7 +339,7 @@ def test_the_sum_told_never_exceeds_the_cap_while_anybody_is_told_more(
 
 # ------------------------------------------------------------------------------------------ requests that still run
 def test_who_is_told_less_and_says_what_still_runs_holds_that_until_it_ends() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     assert book.poll("a", 0.0, 12, 0) == 12
     assert book.poll("b", 1.0, 0, 0) is None
     assert book.poll("a", 2.0, 12, 0) == 6
@@ -350,7 +352,7 @@ def test_who_is_told_less_and_says_what_still_runs_holds_that_until_it_ends() ->
 
 
 def test_between_its_report_and_our_answer_a_client_may_have_filled_its_old_share() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     book.poll("a", 0.0, 0, 0)
     book.poll("b", 1.0, 0, 0)
     assert book.poll("a", 2.0, 0, 0) == 6
@@ -360,7 +362,7 @@ def test_between_its_report_and_our_answer_a_client_may_have_filled_its_old_shar
 
 
 def test_what_still_runs_can_be_had_again_at_once() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     for second in range(3):
         book.poll("a", float(second), 12, 0)
         book.poll("b", second + 0.5, 0, 0)
@@ -370,7 +372,7 @@ def test_what_still_runs_can_be_had_again_at_once() -> None:
 
 
 def test_a_count_that_never_falls_is_believed_for_a_while_only_and_not_a_second_time() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     book.poll("stuck", 0.0, 12, 0)
     for second in range(1, int(RUN_OUT_S)):
         assert book.poll("stuck", float(second), 12, 0) == (12 if second == 1 else 6)
@@ -384,7 +386,7 @@ def test_a_count_that_never_falls_is_believed_for_a_while_only_and_not_a_second_
 
 
 def test_nobody_gains_by_telling_more_than_it_was_ever_told() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     book.poll("a", 0.0, 10**9, 0)
     book.poll("b", 1.0, 10**9, 0)
     assert book.poll("a", 2.0, 10**9, 0) == 6
@@ -392,7 +394,7 @@ def test_nobody_gains_by_telling_more_than_it_was_ever_told() -> None:
 
 
 def test_a_waiting_look_tells_nothing_of_what_runs() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     book.poll("a", 0.0, 12, 0)
     book.poll("b", 1.0, 0, 0)
     assert book.look("a", 2.0) == 6
@@ -403,11 +405,11 @@ def test_a_waiting_look_tells_nothing_of_what_runs() -> None:
 
 
 def test_a_restart_remembers_what_still_runs() -> None:
-    book = ShareBook(12)
+    book = FairShareAllocator(12)
     for second in range(3):
         book.poll("a", float(second), 12, 0)
         book.poll("b", second + 0.5, 0, 0)
-    after = ShareBook(12)
+    after = FairShareAllocator(12)
     after.restore(book.held(), 100.0)
     assert after.poll("b", 100.5, 0, 0) is None
     assert after.poll("a", 101.0, 12, 0) == 6
@@ -450,7 +452,12 @@ def test_what_really_runs_never_exceeds_the_cap_where_clients_say_what_they_have
     cap: int, steps: list[tuple[float, str, str, int]]
 ) -> None:
     """Answers arrive late, requests end when they like. Who is silent until it expires is gone, with its requests."""
-    book, now_s, fleet, seen_s = ShareBook(cap), 0.0, {name: Gateway() for name in "abcdef"}, dict[str, float]()
+    book, now_s, fleet, seen_s = (
+        FairShareAllocator(cap),
+        0.0,
+        {name: Gateway() for name in "abcdef"},
+        dict[str, float](),
+    )
     for wait_s, name, what, count in steps:
         now_s += wait_s
         for other, last_s in seen_s.items():
@@ -480,7 +487,7 @@ def test_what_really_runs_never_exceeds_the_cap_where_clients_say_what_they_have
 def test_whatever_happened_a_steady_fleet_has_the_whole_cap_within_two_rounds(
     cap: int, events: list[tuple[float, tuple[object, ...]]], count: int
 ) -> None:
-    book, now_s = ShareBook(cap), 0.0
+    book, now_s = FairShareAllocator(cap), 0.0
     for wait_s, event in events:
         now_s += wait_s
         if event[0] == "cap":

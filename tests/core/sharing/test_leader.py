@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from calibrator.core.sharing.allocator import LEAST_EXPIRY_S
-from calibrator.core.sharing.leader import Division
-from calibrator.core.sharing.share_cache import KNOWN_S, Desk, ShareTable, StoredReport
+from calibrator.core.sharing.leader import ShareLeader
+from calibrator.core.sharing.share_cache import KNOWN_S, ShareCache, ShareTable, StoredReport
 
 CAP = 12
 
@@ -17,11 +17,11 @@ CAP = 12
 @dataclass
 class Instance:
     name: str
-    desk: Desk = field(default_factory=Desk)
+    desk: ShareCache = field(default_factory=ShareCache)
     number: int = 0
     is_troubled: bool = False
     is_cut: bool = False  # from the database; its pollers still reach it
-    division: Division | None = None
+    division: ShareLeader | None = None
     epoch: int = 0
 
 
@@ -42,7 +42,7 @@ class Site:
         instance = self.instances[name]
         if not instance.is_cut:
             self.epoch += 1
-            instance.division, instance.epoch = Division(self.cap, self.table, self.now_s), self.epoch
+            instance.division, instance.epoch = ShareLeader(self.cap, self.table, self.now_s), self.epoch
 
     def exchange(self, name: str, *, is_answered: bool = True, is_written: bool = True) -> None:
         instance = self.instances[name]

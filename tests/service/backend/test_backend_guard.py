@@ -246,7 +246,7 @@ def test_a_new_calibration_voids_what_was_counted_before() -> None:
     again = Bench()
     again.engine.slow_ratio = 0.25
     assert again.events(first_s - 1.0) == []
-    again.watch.begin_anew()
+    again.watch.reset()
     assert next(again.looks(300.0))[0] > first_s / 2
 
 

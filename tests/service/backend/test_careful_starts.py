@@ -15,7 +15,7 @@ from support.memory_store import MemoryStore
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
-from calibrator.core.admission.admission import DAY_S, CarePolicy, HoldReason
+from calibrator.core.admission.admission import DAY_S, DeferralReason, SafetyLimits
 from calibrator.core.admission.schedule import Schedule, Window
 from calibrator.core.publish.snapshot import BackendView, Health, State
 from calibrator.core.records.harm import Abort, AbortLimits, AbortReason, Harm
@@ -94,8 +94,8 @@ def lines() -> Iterator[list[dict[str, object]]]:
         yield captured  # type: ignore[misc] # structlog calls its lines mutable mappings
 
 
-def careful(schedule: Schedule | None = None, **care: object) -> BackendPlan:
-    return replace(plan(schedule=schedule), care=CarePolicy(**care))  # type: ignore[arg-type] # a table of fields
+def careful(schedule: Schedule | None = None, **limits: object) -> BackendPlan:
+    return replace(plan(schedule=schedule), limits=SafetyLimits(**limits))  # type: ignore[arg-type] # a table of fields
 
 
 def test_observe_sends_nothing_and_tells_each_sweep_that_would_have_run(lines: list[dict[str, object]]) -> None:
@@ -104,9 +104,9 @@ def test_observe_sends_nothing_and_tells_each_sweep_that_would_have_run(lines: l
             await asyncio.sleep(2100.0)
             assert running.runner.orders == []
             assert running.view.health is Health.OBSERVE
-            assert running.view.held_back is not None
-            assert running.view.held_back.reason is HoldReason.OBSERVE
-            assert "requests and" in running.view.held_back.words
+            assert running.view.deferred is not None
+            assert running.view.deferred.reason is DeferralReason.OBSERVE
+            assert "requests and" in running.view.deferred.words
             with pytest.raises(ConfigurationError, match="observe"):
                 await running.supervisor.request_sweep("chat", "test")
 
@@ -119,14 +119,14 @@ def test_a_busy_backend_is_swept_once_its_traffic_has_been_low_for_a_minute() ->
         async with serving(careful(start_below_ratio=0.5), organic=4.0) as running:  # the cap is 8
             await asyncio.sleep(600.0)
             assert running.runner.orders == []
-            assert running.view.held_back is not None
-            assert running.view.held_back.reason is HoldReason.BUSY
+            assert running.view.deferred is not None
+            assert running.view.deferred.reason is DeferralReason.BUSY
             quiet_at = LoopClock().wall()
             running.engine.load = ServerLoad("vllm", 1.0, 0.0)
             await asyncio.sleep(120.0)
             (order,) = running.runner.orders
             assert 55.0 <= order.started_at - quiet_at <= 75.0
-            assert running.view.held_back is None
+            assert running.view.deferred is None
 
     run_virtual(scenario())
 
@@ -169,13 +169,13 @@ def test_a_budget_of_a_day_survives_a_restart() -> None:
         async with serving(known, store=store) as running:
             await asyncio.sleep(0.7 * HOUR_S)
             first, _ = running.runner.starts("chat")
-            assert running.view.held_back is not None
-            assert running.view.held_back.reason is HoldReason.REQUESTS
+            assert running.view.deferred is not None
+            assert running.view.deferred.reason is DeferralReason.REQUESTS
         later = LoopClock(LoopClock().wall() + 22.5 * HOUR_S - asyncio.get_running_loop().time())
         async with serving(known, store=store, clock=later) as running:
             await asyncio.sleep(0.5 * HOUR_S)
             assert running.runner.orders == []
-            held = running.view.held_back
+            held = running.view.deferred
             assert held is not None
             assert held.until == pytest.approx(first + 60.0 + DAY_S)
             assert running.view.next_sweep_at == held.until, "the next possible time is shown"
@@ -194,8 +194,8 @@ def test_gateways_get_the_fallback_in_the_shadow() -> None:
             await asyncio.sleep(120.0)
             view = running.view
             assert (view.recommendation.cap, view.recommendation.state) == (36, State.CALIBRATED)
-            assert (view.served_cap, view.served_replica_cap, view.told.state) == (8, 8, State.FALLBACK)
-            assert view.told_state_at(LoopClock().wall()) is State.FALLBACK
+            assert (view.served_cap, view.served_replica_cap, view.advertised.state) == (8, 8, State.FALLBACK)
+            assert view.advertised_state_at(LoopClock().wall()) is State.FALLBACK
 
     run_virtual(scenario())
 

@@ -19,7 +19,7 @@ from support.virtual_time import run_virtual
 from calibrator.clock import LoopClock
 from calibrator.core.admission.schedule import Schedule
 from calibrator.core.publish.fleet import BALANCED, Balancing, ReplicaPlan
-from calibrator.core.publish.snapshot import BackendView, Health, Override, Standing, State
+from calibrator.core.publish.snapshot import BackendView, Health, Override, ReplicaStatus, State
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.errors import ConfigurationError, UnreachableError
 from calibrator.ports.sweeps import BackendPlan
@@ -53,7 +53,7 @@ class Site:
     def cap(self, name: str = "chat") -> int:
         return self.view(name).recommendation.cap
 
-    def standing(self, name: str = "chat") -> dict[str, Standing]:
+    def status(self, name: str = "chat") -> dict[str, ReplicaStatus]:
         return {replica.url.split("/")[2]: replica.standing for replica in self.view(name).replicas}
 
     async def sweep(self, name: str = "chat") -> None:
@@ -123,7 +123,7 @@ def test_from_two_replicas_to_four_as_users_come_or_after_the_delay() -> None:
             fleet.engines |= {"c": FakeTelemetry(load(0.0)), "d": FakeTelemetry(load(0.0))}
             fleet.discovery.urls = urls("a", "b", "c", "d")
             await asyncio.sleep(20.0)
-            assert (fleet.cap(), fleet.standing()["c"]) == (two, Standing.JOINING), "nobody sends them anything yet"
+            assert (fleet.cap(), fleet.status()["c"]) == (two, ReplicaStatus.JOINING), "nobody sends them anything yet"
             fleet.engines["c"].load = load(1.0)
             await asyncio.sleep(2.0)
             assert two < fleet.cap() < 2 * two
@@ -144,7 +144,7 @@ def test_the_loss_of_one_lowers_the_cap_within_one_scrape_period() -> None:
             fleet.engines["b"].load = None
             await asyncio.sleep(SCRAPE_PERIOD_S + 2 * TICK_S)
             assert (fleet.cap(), fleet.view().ready_replicas) == (103, 3)
-            assert fleet.standing()["b"] is Standing.DOWN
+            assert fleet.status()["b"] is ReplicaStatus.DOWN
             assert fleet.view().up is True
             assert fleet.view().organic_in_flight == 12.0, "of those that answer"
             fleet.engines["b"].load = load(2.0)
@@ -174,7 +174,7 @@ def test_a_replica_that_hangs_delays_no_look_at_the_others_by_more_than_its_limi
             await fleet.sweep()
             fleet.engines["b"].takes_s = 1000.0
             await asyncio.sleep(4.0)
-            assert (fleet.cap(), fleet.standing()["b"]) == (36, Standing.DOWN)
+            assert (fleet.cap(), fleet.status()["b"]) == (36, ReplicaStatus.DOWN)
             before = fleet.engines["a"].scrapes
             await asyncio.sleep(60.0)
             assert fleet.engines["a"].scrapes - before >= 25
@@ -322,14 +322,14 @@ def test_another_version_is_neither_counted_nor_measured_until_it_is_all_there_i
             await fleet.sweep()
             fleet.engines["a"].load = fleet.engines["b"].load = load(4.0, version="2")
             await asyncio.sleep(2.0)
-            apart, ready = Standing.APART, Standing.READY
-            assert fleet.standing() == {"a": apart, "b": apart, "c": ready}
+            apart, ready = ReplicaStatus.MISMATCHED, ReplicaStatus.READY
+            assert fleet.status() == {"a": apart, "b": apart, "c": ready}
             assert fleet.cap() == 36
             await fleet.sweep()
             assert fleet.measured()[-1] == "c", "what would be found elsewhere is about another engine"
             fleet.engines["c"].load = load(4.0, version="2")
             await asyncio.sleep(2.0)
-            assert set(fleet.standing().values()) == {ready}
+            assert set(fleet.status().values()) == {ready}
             assert fleet.view().replicas[0].version == "2"
 
     run(scenario())

@@ -20,14 +20,14 @@ from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import EngineParameters
 from calibrator.clock import LoopClock
-from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.admission.schedule import Schedule
 from calibrator.core.live.change_test import GuardPolicy
 from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.publish.snapshot import BackendView, Recommendation, State
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import SweepOutcome
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.service.supervisor import Supervisor
 
 # Ten slots of some 3 s a request: users keep five or six busy. At half the speed they would need eleven.
@@ -37,7 +37,7 @@ ENGINE = EngineParameters(
 OBJECTIVES = (parse_objective("ttft p99 <= 400ms"),)  # between two bounds of vLLM's histogram: 250 and 500 ms
 CAP = 12
 PER_SECOND = 1.7
-ANY_TIME = CarePolicy(start_below_ratio=None)  # by default a sweep waits until traffic falls
+ANY_TIME = SafetyLimits(start_below_ratio=None)  # by default a sweep waits until traffic falls
 POLICY = GuardPolicy(clean_s=300.0)
 FAILED = Script(outcome=SweepOutcome.INCONCLUSIVE, takes_s=30.0)
 
@@ -55,7 +55,7 @@ class Written(MemoryStore):
         super().__init__()
         self.published: list[Recommendation] = []
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Tenure) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
         await super().add_recommendation(recommendation, tenure)
         self.published.append(recommendation)
 
@@ -68,7 +68,7 @@ async def service(
     runner = FakeRunner(clock.wall, {"chat": scripts})
     known = plan(schedule=Schedule(every_s=1e9, at_start=False), policy=PublishPolicy(fallback_cap=8, valid_for_s=1e9))
     supervisor = Supervisor(
-        (replace(known, objectives=OBJECTIVES, guard=POLICY, care=ANY_TIME),),
+        (replace(known, objectives=OBJECTIVES, guard=POLICY, limits=ANY_TIME),),
         runner=runner,
         store=store,
         leases=store.leases,
@@ -132,7 +132,7 @@ def test_an_engine_that_loses_half_its_speed_is_cut_within_three_minutes_and_rec
             engine.change_speed(0.5)
             await until(lambda: view().recommendation.state is State.GUARDED, 180.0)
             published = view().recommendation
-            assert (published.cap, published.uncut.cap if published.uncut else None) == (9, CAP)
+            assert (published.cap, published.before_cut.cap if published.before_cut else None) == (9, CAP)
             assert "live requests break ttft p99 <= 400ms (counted above 500ms)" in published.reason
             assert await until(lambda: runner.orders, 5.0) < 5.0, "a tripped guard asks for a sweep"
             await asyncio.sleep(60.0)
@@ -142,7 +142,7 @@ def test_an_engine_that_loses_half_its_speed_is_cut_within_three_minutes_and_rec
             assert sum(late) / len(late) <= 0.02, "with the cut the users' SLA holds again"
             engine.change_speed(1.0)
             await until(lambda: view().recommendation.state is State.CALIBRATED, 1800.0)
-            assert (view().recommendation.cap, view().recommendation.uncut) == (CAP, None)
+            assert (view().recommendation.cap, view().recommendation.before_cut) == (CAP, None)
             assert max(one.cap for one in store.published) == CAP
             guard = view().guard
             assert guard is not None
@@ -172,7 +172,7 @@ def test_a_sweep_that_calibrates_ends_the_guarded_state() -> None:
             engine.change_speed(0.5)
             await until(lambda: view().recommendation.state is State.GUARDED, 300.0)
             await until(lambda: view().recommendation.state is State.CALIBRATED, 60.0)
-            assert (view().recommendation.cap, view().recommendation.uncut) == (9, None)
+            assert (view().recommendation.cap, view().recommendation.before_cut) == (9, None)
             assert len(runner.orders) == 1
 
     run_with_users(scenario)

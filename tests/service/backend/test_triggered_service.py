@@ -13,7 +13,7 @@ from support.memory_store import MemoryStore
 from support.virtual_time import run_virtual
 from support.watched_site import CHAT, Page, site
 
-from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.admission.schedule import Schedule
 from calibrator.core.publish.snapshot import Health
 from calibrator.core.records.objective import parse_objective
@@ -117,7 +117,7 @@ def test_another_configuration_is_measured_after_the_restart_of_the_service(logs
 
 def test_in_observe_mode_a_trigger_is_told_once_and_sends_nothing(logs: list[dict[str, object]]) -> None:
     async def scenario() -> None:
-        async with site(replace(CHAT, care=CarePolicy(observe=True))) as here:
+        async with site(replace(CHAT, limits=SafetyLimits(observe=True))) as here:
             await here.pass_(600)
             here.users.restart("2")
             await here.pass_(4000)
@@ -153,7 +153,7 @@ def test_mirroring_survives_a_metrics_page_that_is_gone() -> None:
         async with site(MIRROR, page=lambda: None, problem="The metrics page answers 401. Give api_key.") as here:
             await here.pass_(15_000)
             assert [order.workload for order in here.runner.orders[:2]] == [MIRROR.workload] * 2
-            assert all(order.doubts for order in here.runner.orders)
+            assert all(order.prior_warnings for order in here.runner.orders)
 
     run_virtual(scenario())
 

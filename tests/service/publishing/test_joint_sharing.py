@@ -111,7 +111,7 @@ def test_when_the_leader_is_killed_nothing_is_given_twice_and_who_comes_over_kee
         assert told(b, "x") == [16]
         assert await settled({"x": b, "y": b, "z": b}, int(FRESH_S)) == [16, 15, None]
         shares = await settled({"x": b, "y": b, "z": b}, 40)
-        assert b.leads()
+        assert b.holds_lease()
         assert shares[:2] == [11, 10]
         assert sum(share or 0 for share in shares) <= CAP - 5, "the dead one told x 16, and may be telling it still"
 

@@ -15,7 +15,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.publish.snapshot import Recommendation
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
-from calibrator.ports.store import Tenure
+from calibrator.ports.store import Lease
 from calibrator.service.publishing import publisher as module
 from calibrator.service.publishing.publisher import Publisher
 
@@ -26,7 +26,7 @@ def cap(value: int, version: int = 1, backend: str = "chat") -> Recommendation:
     return records.recommendation(backend, version, value)
 
 
-async def tenures(store: MemoryStore) -> dict[str, Tenure]:
+async def tenures(store: MemoryStore) -> dict[str, Lease]:
     return {backend: await tenure_of(store, backend) for backend in ("chat", "a", "b")}
 
 

@@ -245,14 +245,14 @@ def test_an_override_wins_at_once_over_sweeps_and_ends_on_time_on_the_newest_rec
             await asyncio.sleep(120.0)
             now = view(supervisor)
             assert now.recommendation.cap == 12, "the sweep has ended, the pin holds"
-            assert now.beneath is not None
-            assert (now.beneath.cap, now.beneath.state) == (54, State.CALIBRATED)
+            assert now.underlying is not None
+            assert (now.underlying.cap, now.underlying.state) == (54, State.CALIBRATED)
             await asyncio.sleep(600.0 - 120.0 - 2 * TICK_S)
             assert view(supervisor).recommendation.cap == 12
             await asyncio.sleep(4 * TICK_S)
             after = view(supervisor)
             assert (after.recommendation.cap, after.recommendation.state) == (54, State.CALIBRATED)
-            assert (after.override, after.beneath) == (None, None)
+            assert (after.override, after.underlying) == (None, None)
 
     assert "override expired" in run(scenario())
 

@@ -64,8 +64,8 @@ def sweep(order: SweepOrder, breaks_at: int) -> SweepRecord:
 
 def test_a_search_measures_the_level_again_and_finds_its_way() -> None:
     record = sweep(ORDER, breaks_at=200)
-    void = [visit for visit in record.history.visits if visit.audit.reasons]
-    assert [visit.audit.reasons for visit in void] == [("generator broken: a worker died",)]
+    void = [stage for stage in record.history.stages if stage.audit.reasons]
+    assert [stage.audit.reasons for stage in void] == [("generator broken: a worker died",)]
     assert record.outcome is SweepOutcome.CALIBRATED
     assert record.capacity is not None
     assert record.capacity.estimate == 16

@@ -52,7 +52,7 @@ def test_n_arrive_at_once_each_sends_once_and_idle_lies_between(level: int, burs
     assert report is not None
     assert (report.bursts, report.n, report.metric) == (bursts, bursts * level, "ttft")
     assert backend.peak_in_flight == level
-    assert Counter(request.label.visit for request in backend.requests).most_common()[0][1] == level
+    assert Counter(request.label.stage for request in backend.requests).most_common()[0][1] == level
     assert took_s > bursts * (IDLE_S + 0.5)
     assert report.burst.p50 is not None
     assert report.burst.p50.value_s == pytest.approx(0.01 * max(1, level / 2), rel=0.3)

@@ -9,7 +9,7 @@ import pytest
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
 from calibrator.ports.load import Batch, Decided
-from calibrator.service.sweep.generator_audit import SelfWatch
+from calibrator.service.sweep.generator_audit import GeneratorAudit
 
 OBJECTIVES = (parse_objective("ttft p99 <= 200ms"), parse_objective("e2e p99 <= 5s"))
 LEVEL = 10
@@ -20,17 +20,17 @@ def sample(*, failed: bool = False, send_delay_s: float = 0.0) -> Sample:
     return Sample(1, Label(1, Phase.COUNTED), "c", True, 10, 0.0, 1.0, 0.1, failure=failure, send_delay_s=send_delay_s)
 
 
-def bits(passes: int, violations: int, doubtful: int = 0, objective: int = 0) -> list[Decided]:
-    """`doubtful` of the violations."""
+def bits(passes: int, violations: int, suspect: int = 0, objective: int = 0) -> list[Decided]:
+    """`suspect` of the violations."""
     return [
-        Decided(index, objective, index >= passes, 0.0, doubtful=passes <= index < passes + doubtful)
+        Decided(index, objective, index >= passes, 0.0, suspect=passes <= index < passes + suspect)
         for index in range(passes + violations)
     ]
 
 
 def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
-    """Of a visit in which each poll brought the same gauges, and the first one the events."""
-    watch = SelfWatch()
+    """Of a stage in which each poll brought the same gauges, and the first one the events."""
+    watch = GeneratorAudit()
     gauges = {"in_flight": LEVEL, "lag_probe_s": 0.01, "loop_lag_s": [0.0] * 5, **batch}
     watch.add(Batch(**gauges), counted=True)
     events = {"decided": (), "ended": ()}
@@ -40,24 +40,26 @@ def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("decided", "spoilt"),
+    ("decided", "invalid_reasons"),
     [
-        (bits(100, 10, doubtful=10), True),  # all of them may be ours
-        (bits(100, 10, doubtful=3), True),  # too many
-        (bits(100, 10, doubtful=2), False),  # the other eight decide as well
-        (bits(100, 1, doubtful=1), False),  # one violation never decides
-        (bits(1000, 3, doubtful=3), False),  # three of a thousand are within, whoever made them
-        (bits(100, 10, doubtful=10, objective=1), True),  # any objective
+        (bits(100, 10, suspect=10), True),  # all of them may be ours
+        (bits(100, 10, suspect=3), True),  # too many
+        (bits(100, 10, suspect=2), False),  # the other eight decide as well
+        (bits(100, 1, suspect=1), False),  # one violation never decides
+        (bits(1000, 3, suspect=3), False),  # three of a thousand are within, whoever made them
+        (bits(100, 10, suspect=10, objective=1), True),  # any objective
         (bits(100, 0), False),
     ],
 )
-def test_violations_that_may_be_ours_spoil_the_level_when_they_matter(*, decided: list[Decided], spoilt: bool) -> None:
-    assert ("its own lateness" in reasons(decided=decided)) is spoilt
+def test_violations_that_may_be_ours_spoil_the_level_when_they_matter(
+    *, decided: list[Decided], invalid_reasons: bool
+) -> None:
+    assert ("its own lateness" in reasons(decided=decided)) is invalid_reasons
 
 
 def test_the_last_word_about_a_violation_counts() -> None:
-    early = [Decided(index, 0, violated=True, at_s=0.0, doubtful=True) for index in range(5)]
-    settled = [Decided(index, 0, violated=True, at_s=0.0, doubtful=False) for index in range(5)]
+    early = [Decided(index, 0, violated=True, at_s=0.0, suspect=True) for index in range(5)]
+    settled = [Decided(index, 0, violated=True, at_s=0.0, suspect=False) for index in range(5)]
     assert reasons(decided=early + settled) == ""
     assert "5 of 5 violations" in reasons(decided=settled + early)
 

@@ -1,4 +1,4 @@
-"""What a visit is worth: its own warm-up does not refute it, and what came into doubt after it is gone."""
+"""What a stage is worth: its own warm-up does not refute it, and what came into doubt after it is gone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from support.scripted_backend import Answer, ScriptedBackend
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
-from calibrator.core.records.history import Bounds, Visit
-from calibrator.core.records.level_accumulator import LevelFold
+from calibrator.core.records.history import Bounds, Stage
+from calibrator.core.records.level_accumulator import LevelAccumulator
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.service.sweep.level_runner import Holder, ServerWatch
+from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
 from calibrator.service.sweep.live_traffic import LiveTraffic
 
 OBJECTIVES = (parse_objective("ttft p99 <= 200ms"),)
@@ -33,7 +33,7 @@ def test_a_doubling_to_just_under_the_capacity_is_not_refuted_by_its_own_warm_up
     failed = 0
     for seed in range(1, SWEEPS + 1):
         held = sweep_beside(PREFILL, steady(0), seed, levels=(11, 22, 44), requests_per_level=30, bounds=bounds)
-        failed += held.record.history.visits[-1].ramp_failed
+        failed += held.record.history.stages[-1].ramp_failed
     assert failed <= SWEEPS / 12
 
 
@@ -46,8 +46,8 @@ class Stay:
         prompts = PromptFactory(Workload(), TokenScale(), seed=1)
         backend = ScriptedBackend(lambda _request, _in_flight: Answer(0.05, 0.2))
         self.load = ClosedLoop(backend, prompts, OBJECTIVES, self.clock, cpu_s=lambda: 0.0)
-        self.fold = LevelFold(LEVEL, OBJECTIVES)
-        self.holder = Holder(
+        self.fold = LevelAccumulator(LEVEL, OBJECTIVES)
+        self.holder = LevelRunner(
             self.load, self.clock, OBJECTIVES, self.clock.monotonic(), ServerWatch(), self.live, lambda _: None
         )
 
@@ -55,9 +55,9 @@ class Stay:
         now_s = self.clock.monotonic()
         self.live.saw(now_s, now_s, ServerLoad("scripted", float(organic + self.holder.in_flight), 0.0))
 
-    async def hold(self, seconds: float) -> Visit:
+    async def hold(self, seconds: float) -> Stage:
         return await self.holder.hold(
-            Measure(LEVEL, Test.VERDICT, 10**6, "held"), self.fold, lambda visit: visit.ended_at_s >= seconds
+            Measure(LEVEL, Test.VERDICT, 10**6, "held"), self.fold, lambda stage: stage.ended_at_s >= seconds
         )
 
     def shown(self) -> int:
@@ -89,18 +89,18 @@ def test_latencies_that_came_into_doubt_while_paused_are_forgotten() -> None:
 def test_a_visit_that_ended_before_the_scrape_was_told_is_void(late_s: float, voided: int) -> None:
     """Also one that ended in the same moment: it has not seen the scrape."""
 
-    async def scenario() -> Visit:
+    async def scenario() -> Stage:
         stay = Stay()
         await stay.load.start()
         stay.scrape(0)
-        visit = await stay.hold(6.0)
+        stage = await stay.hold(6.0)
         for _ in range(int(late_s)):
             await asyncio.sleep(1.0)
             stay.scrape(0)
         await asyncio.sleep(late_s % 1.0)
         stay.scrape(6)
         await stay.load.stop()
-        (kept,) = stay.live.voided((visit,), stay.holder.origin_s)
+        (kept,) = stay.live.voided((stage,), stay.holder.origin_s)
         return kept
 
-    assert bool(run_virtual(scenario()).unheld) == bool(voided)
+    assert bool(run_virtual(scenario()).level_lost) == bool(voided)

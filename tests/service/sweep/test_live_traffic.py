@@ -21,13 +21,13 @@ TRUE_CAPACITY = 34  # of SLOTS
 
 
 def lowest_aim(outcome: Outcome) -> int:
-    return min(visit.level for visit in outcome.record.history.visits)
+    return min(stage.level for stage in outcome.record.history.stages)
 
 
 def test_levels_that_users_fill_by_themselves_are_not_visited() -> None:
     outcome = sweep_beside(SLOTS, steady(20), seed=1)
     assert lowest_aim(outcome) == 21
-    assert all(visit.organic == pytest.approx(20.0, abs=0.5) for visit in outcome.record.history.visits)
+    assert all(stage.organic == pytest.approx(20.0, abs=0.5) for stage in outcome.record.history.stages)
     assert outcome.record.levels[0].organic_in_flight == pytest.approx(20.0, abs=0.5)
     assert {progress.organic for progress in outcome.seen if progress.phase == "screen"} == {20.0}
 
@@ -78,7 +78,7 @@ def test_an_engine_without_gauges_is_measured_as_if_alone_and_the_record_says_so
     outcome = sweep_beside(SLOTS, steady(8), seed=1, sees=False)
     assert outcome.found == pytest.approx(TRUE_CAPACITY - 8, abs=3)
     assert any("live traffic could not be seen" in warning for warning in outcome.record.warnings)
-    assert all(visit.organic is None for visit in outcome.record.history.visits)
+    assert all(stage.organic is None for stage in outcome.record.history.stages)
     assert all(progress.organic is None for progress in outcome.seen)
 
 
@@ -88,13 +88,13 @@ def test_a_record_of_an_older_release_is_still_read() -> None:
     assert SWEEP.read(SWEEP.write(record)) == record
     older = json.loads(SWEEP.write(record))
     del older["history"]["organic_floor"]
-    for visit in older["history"]["visits"]:
-        del visit["organic"], visit["unheld"]
+    for stage in older["history"]["stages"]:
+        del stage["organic"], stage["level_lost"]
     for level in older["levels"]:
         del level["organic_in_flight"]
     read = SWEEP.read(json.dumps(older))
     assert read.history.organic_floor == 0
-    assert all(visit.organic is None and not visit.spoilt for visit in read.history.visits)
+    assert all(stage.organic is None and not stage.invalid_reasons for stage in read.history.stages)
 
 
 def test_the_search_begins_above_the_floor_and_ends_where_no_level_is_left() -> None:

@@ -45,7 +45,7 @@ def test_between_levels_the_lower_one_is_held_and_every_user_goes_on_at_once(lev
         return await run_sweep(asked, SweepParts(Inspector(), NoTelemetry(), load, clock), Listener())
 
     record = run_virtual(scenario())
-    assert len(record.history.visits) == len(levels)
+    assert len(record.history.stages) == len(levels)
     full = next(index for index, (_, in_flight) in enumerate(starts) if in_flight == levels[0])
     running = starts[full:]
     assert min(in_flight for _, in_flight in running) >= min(levels)

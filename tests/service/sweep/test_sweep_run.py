@@ -1,4 +1,4 @@
-"""A whole sweep on virtual time: policy, visits, warm-up, budgets, failures; only the backend is scripted."""
+"""A whole sweep on virtual time: policy, stages, warm-up, budgets, failures; only the backend is scripted."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def test_the_record_states_the_conditions() -> None:
     assert record.provenance.engine == "scripted"
     assert record.provenance.prompt_tokens_achieved == 256
     assert record.warnings == ("a warning",)
-    assert record.history.visits
-    assert {level.concurrency for level in record.levels} == {visit.level for visit in record.history.visits}
+    assert record.history.stages
+    assert {level.concurrency for level in record.levels} == {stage.level for stage in record.history.stages}
 
 
 def test_a_backend_that_never_breaks_is_at_max() -> None:
@@ -210,7 +210,7 @@ def test_fixed_levels_are_measured_exactly_and_on_their_own() -> None:
 def test_going_down_waits_until_the_total_has_fallen() -> None:
     order = replace(ORDER, levels=(32, 2), requests_per_level=50)
     _, backend, _ = sweep(lambda *_: Answer(0.05, 1.0), order)
-    counted = [r for r in backend.requests if r.label.visit == 2 and r.label.phase == "counted"]
+    counted = [r for r in backend.requests if r.label.stage == 2 and r.label.phase == "counted"]
     assert len(counted) >= 50
 
 
@@ -218,9 +218,9 @@ def test_progress_and_partial_records_come_while_it_runs() -> None:
     record, _, listener = sweep(knee(8))
     assert listener.seen[0].phase == "preflight"
     assert {progress.phase for progress in listener.seen} >= {"preflight", "ramp", "screen"}
-    assert [len(partial.history.visits) for partial in listener.records] == list(range(1, len(listener.records) + 1))
+    assert [len(partial.history.stages) for partial in listener.records] == list(range(1, len(listener.records) + 1))
     assert all(partial.outcome is None for partial in listener.records)
-    assert len(listener.records) == len(record.history.visits)
+    assert len(listener.records) == len(record.history.stages)
 
 
 def test_cancelling_ends_all_probes_within_a_second() -> None:

@@ -1,4 +1,4 @@
-"""`/v1` and its surroundings: documents, problems, tokens, OpenAPI against the running application."""
+"""`/v1` and its scrape_context: documents, problems, tokens, OpenAPI against the running application."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from support.web_fakes import EPOCH_S, calibrated
 
 from calibrator.clock import LoopClock
 from calibrator.core.live.change_test import GuardReason
-from calibrator.core.publish.snapshot import BackendView, GuardView, Snapshot, State, Uncut
+from calibrator.core.publish.snapshot import BackendView, CapBeforeCut, GuardView, Snapshot, State
 from calibrator.web.prometheus.metrics import MetricsPage
 from calibrator.web.wire.documents import backend_document
 
@@ -17,7 +17,10 @@ from calibrator.web.wire.documents import backend_document
 def guarded() -> BackendView:
     view = calibrated()
     published = replace(
-        view.recommendation, cap=29, state=State.GUARDED, uncut=Uncut(37, 37, State.CALIBRATED, EPOCH_S - 60.0)
+        view.recommendation,
+        cap=29,
+        state=State.GUARDED,
+        before_cut=CapBeforeCut(37, 37, State.CALIBRATED, EPOCH_S - 60.0),
     )
     trips = {reason.value: 0 for reason in GuardReason} | {"latency": 2}
     guard = GuardView(True, {view.objectives[0]: 0.5}, trips, "latency", EPOCH_S - 30.0)
@@ -50,7 +53,7 @@ def test_the_document_names_the_bound_the_cut_and_the_breach() -> None:
         "is_watching": True,
         "bounds_s": {"ttft p99 <= 500ms": 0.5},
         "guarded_since": "2027-01-15T07:59:00.000Z",
-        "uncut_cap": 37,
+        "cap_before_cut": 37,
         "breach_reason": "latency",
         "breach_since": "2027-01-15T07:59:30.000Z",
         "trips": {"latency": 2, "queue": 0, "no_completions": 0, "breach_not_concurrency": 0},

@@ -16,7 +16,7 @@ PATH = "/v1/backends/chat/override"
 PIN = {"cap": 20, "reason": "incident 7", "author": "ada", "expires_in_s": 3600}
 SHOWN = {
     "cap": 20, "reason": "incident 7", "author": "ada", "set_at": "2027-01-15T08:00:00.000Z",
-    "expires_at": "2027-01-15T09:00:00.000Z", "cap_beneath": 37, "state_beneath": "calibrated",
+    "expires_at": "2027-01-15T09:00:00.000Z", "underlying_cap": 37, "underlying_state": "calibrated",
 }  # fmt: skip
 
 

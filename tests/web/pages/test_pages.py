@@ -25,18 +25,18 @@ from support.web_fakes import (
     snapshot,
 )
 
-from calibrator.core.admission.admission import HeldBack, HoldReason
+from calibrator.core.admission.admission import Deferral, DeferralReason
 from calibrator.core.publish.snapshot import (
     BackendView,
+    CapBeforeCut,
     CapPoint,
     GuardView,
     Health,
     Override,
+    ReplicaStatus,
     ReplicaView,
     Snapshot,
-    Standing,
     State,
-    Uncut,
 )
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.sweep import Grade, Verdict, VerdictKind
@@ -120,7 +120,7 @@ def test_a_page_says_what_the_cap_is_how_sure_how_near_the_edge_and_what_comes(p
 
 def test_the_page_of_a_backend_shows_the_evidence_in_tables() -> None:
     pollers = (Poller("envoy-1", False, 20, 20, 1.5, 5.0), Poller("envoy-2", False, 0, 17, 0.2, 0.0))
-    replicas = (ReplicaView("http://a/v1", Standing.READY, 12.0, "vllm", "m", "0.9"),)
+    replicas = (ReplicaView("http://a/v1", ReplicaStatus.READY, 12.0, "vllm", "m", "0.9"),)
     view = calibrated(replicas=replicas)
     operator = FakeOperator(
         snapshot(view),
@@ -209,14 +209,15 @@ FLAGGED = {
     "staleness": (calibrated(recommendation=replace(PUBLISHED, valid_until=EPOCH_S - 7200.0)), "Stale 2 h ago"),
     "a pin": (
         calibrated(
-            override=PIN, beneath=PUBLISHED, recommendation=replace(PUBLISHED, cap=5, state=State.OVERRIDDEN)
+            override=PIN, underlying=PUBLISHED, recommendation=replace(PUBLISHED, cap=5, state=State.OVERRIDDEN)
         ),
         "Pinned 60 s ago : to 5 by Ann: incident 7; without the pin it would be 37 (ends in 10 min )",
     ),
     "the guard": (
         calibrated(
             recommendation=replace(
-                PUBLISHED, cap=30, state=State.GUARDED, uncut=Uncut(37, 37, State.CALIBRATED, EPOCH_S - 300.0)
+                PUBLISHED, cap=30, state=State.GUARDED, before_cut=CapBeforeCut(37, 37, State.CALIBRATED, EPOCH_S -
+                300.0)
             )
         ),
         "Guarded 5 min ago : live users broke the SLA, so the cap was lowered from 37",
@@ -233,7 +234,7 @@ FLAGGED = {
     "room for probes": (calibrated(progress=running(), reserved_for_probes=7), "Sweeping : gateways are told 30"),
     "too many": (calibrated(gateway_clients_over_cap=3), "Too many gateways : 3 more pollers"),
     "held back": (
-        calibrated(held_back=HeldBack(HoldReason.WINDOW, "no window is open", EPOCH_S + 7200.0)),
+        calibrated(deferred=Deferral(DeferralReason.WINDOW, "no window is open", EPOCH_S + 7200.0)),
         "Sweep held back : no window is open (ends in 2 h )",
     ),
     "doubt": (BASE, "Doubt : no server metrics"),
@@ -312,9 +313,9 @@ def hostile(reason: str, objective: str, engine: str) -> tuple[BackendView, Fake
         health_reason=reason,
         recommendation=replace(base.recommendation, reason=reason, warnings=(engine,)),
         progress=replace(running(), phase=objective, verdict=reason),
-        replicas=(ReplicaView(reason, Standing.READY, 1.0, engine, engine, engine),),
+        replicas=(ReplicaView(reason, ReplicaStatus.READY, 1.0, engine, engine, engine),),
         override=Override(5, reason, engine, EPOCH_S, EPOCH_S + 9.0),
-        beneath=base.recommendation,
+        underlying=base.recommendation,
     )
     done = record("sweep-7", reason=reason, remedy=engine, levels=(bad_level,))
     pollers = (Poller(engine, True, 1, 1, 0.0, 0.0),)

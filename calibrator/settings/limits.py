@@ -1,10 +1,10 @@
-"""`care:` of a backend: what live users, and the bill, may have to bear for a sweep."""
+"""`limits:` of a backend: what live users, and the bill, may have to bear for a sweep."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from calibrator.core.admission.admission import CarePolicy
+from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.records.harm import AbortLimits
 from calibrator.settings.values import DurationS, Frozen
 
@@ -51,7 +51,7 @@ class AbortSettings(Frozen):
     )
 
 
-class CareSettings(Frozen):
+class LimitsSettings(Frozen):
     """Limits that spare live users. Sweeps asked for by hand override windows and start_below, and nothing else."""
 
     start_below_ratio: float = Field(
@@ -81,8 +81,8 @@ class CareSettings(Frozen):
     )
     abort: AbortSettings = Field(default=AbortSettings(), description="when a sweep ends at once")
 
-    def value(self, *, observe: bool, shadow: bool) -> CarePolicy:
-        return CarePolicy(
+    def value(self, *, observe: bool, shadow: bool) -> SafetyLimits:
+        return SafetyLimits(
             observe=observe,
             shadow=shadow,
             start_below_ratio=self.start_below_ratio,
