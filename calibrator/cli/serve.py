@@ -19,9 +19,9 @@ from calibrator.web.http.auth import fingerprint
 from calibrator.wiring.generator import require_parts
 from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.logs import configure_logs, log_plan
-from calibrator.wiring.process import set_limits
+from calibrator.wiring.server.process import set_limits
+from calibrator.wiring.server.tls import server_context
 from calibrator.wiring.service import running_service, until_told_to_stop
-from calibrator.wiring.tls import server_context
 
 
 async def serve(config: Path) -> int:

@@ -31,8 +31,8 @@ from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
 from calibrator.ports.load import LoadPlan
 from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.settings.traces import read_trace
-from calibrator.settings.tracing import TracingSettings
 from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced

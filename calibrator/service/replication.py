@@ -141,7 +141,7 @@ class Replication:
     def _pass_on(self, state: BackendState) -> None:
         """What the new holder cannot know. What the watches asked for here they ask for there."""
         name, wanted, state.wanted = state.plan.name, state.wanted, None
-        lowered = self.publisher.step_down(name)
+        lowered = self.publisher.demote(name)
         if lowered is not None:
             self._untold.append(ForwardedCommand(name, "", lowered.reason, lowered.published_at, lowered))
         if wanted is not None and wanted.by_person:
@@ -253,7 +253,7 @@ class Replication:
         while True:
             await self.store.changed(FOLLOW_S)
             await self.look()
-            self.tenancy.hurry()
+            self.tenancy.wake()
             await self.clock.sleep(PAUSE_S)
 
     async def look(self) -> None:

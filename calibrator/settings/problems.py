@@ -20,6 +20,7 @@ from calibrator.settings.fields import children, field_at
 
 SECRET_KEYS = frozenset({"api_key", "operator_tokens", "postgresql", "read_tokens"})
 _REFUSAL = "calibrator_refusal"
+RENAMED_KEYS = {"care": "limits"}  # before 0.1.0 was released; CHANGELOG has the whole table
 _EMPTY = "is empty."
 _SHAPES = {  # pydantic's error type: (what it is not, how to write it)
     "model_type": ("a mapping", "Write its keys below it, indented."),
@@ -120,6 +121,9 @@ def _shown(detail: ErrorDetails) -> str:
 
 def _nearest(root: type[BaseModel], location: Sequence[str | int]) -> str:
     valid = children(root, location[:-1])
+    new_name = RENAMED_KEYS.get(str(location[-1]))
+    if new_name in valid:
+        return f"It is called '{new_name}' now."
     near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'?" if near else f"Valid here: {', '.join(valid)}."
 

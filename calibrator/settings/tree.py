@@ -17,18 +17,18 @@ from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.core.workload.mirror import MirrorPolicy
 from calibrator.errors import ConfigurationError
-from calibrator.settings.gateways import GatewaysSettings
-from calibrator.settings.guard import GuardSettings
-from calibrator.settings.limits import LimitsSettings
-from calibrator.settings.load_generator import LoadSettings
-from calibrator.settings.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.problems import Problem, refuse
-from calibrator.settings.replicas import ReplicasSettings, with_url
-from calibrator.settings.store import StoreSettings
-from calibrator.settings.tls import Network, TlsSettings
+from calibrator.settings.sections.gateways import GatewaysSettings
+from calibrator.settings.sections.guard import GuardSettings
+from calibrator.settings.sections.limits import LimitsSettings
+from calibrator.settings.sections.load_generator import LoadSettings
+from calibrator.settings.sections.mirror import MirrorSettings, PrefixReuse
+from calibrator.settings.sections.replicas import ReplicasSettings, with_url
+from calibrator.settings.sections.store import StoreSettings
+from calibrator.settings.sections.tls import Network, TlsSettings
+from calibrator.settings.sections.tracing import TracingSettings
+from calibrator.settings.sections.triggers import TriggerSettings
 from calibrator.settings.traces import read_trace
-from calibrator.settings.tracing import TracingSettings
-from calibrator.settings.triggers import TriggerSettings
 from calibrator.settings.values import (
     ApiUrl,
     DurationS,

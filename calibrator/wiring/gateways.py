@@ -12,8 +12,8 @@ from calibrator.gateways import envoy_rtds, traefik
 from calibrator.gateways.haproxy_agent import HaproxyAgent
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.settings.gateways import GatewaysSettings, HaproxySettings
-from calibrator.wiring.listening import listen
+from calibrator.settings.sections.gateways import GatewaysSettings, HaproxySettings
+from calibrator.wiring.server.listening import listen
 
 
 def gateway_routes(settings: GatewaysSettings, backends: Iterable[str], operator: Operator) -> Sequence[Route]:

@@ -27,17 +27,17 @@ from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
-from calibrator.wiring.connection_guard import guarded_config, watch
-from calibrator.wiring.fresh_tokens import FreshTokens
 from calibrator.wiring.gateways import gateway_routes, haproxy_checks
 from calibrator.wiring.generator import require_parts
-from calibrator.wiring.listening import listen
 from calibrator.wiring.logs import LogPlan
 from calibrator.wiring.replicas import discovery
+from calibrator.wiring.server.connection_guard import guarded_config, watch
+from calibrator.wiring.server.fresh_tokens import FreshTokens
+from calibrator.wiring.server.listening import listen
+from calibrator.wiring.server.tls import ServerTls
 from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.stores import lease_policy, make_store
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
-from calibrator.wiring.tls import ServerTls
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer
 
 CLOSE_LIMIT_S = 0.5

@@ -28,7 +28,7 @@ from calibrator.errors import CalibratorError, ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
 from calibrator.service.backend.state import begun
-from calibrator.settings.tracing import TracingSettings
+from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 
 SIGNAL, ALL = "OTEL_EXPORTER_OTLP_TRACES", "OTEL_EXPORTER_OTLP"

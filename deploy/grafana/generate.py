@@ -180,7 +180,7 @@ PANELS = (
         "Generator: levels not judged",
         "Levels of the last sweep that our own lateness invalid_reasons. Above zero, calibrator needs more CPU.",
         "short",
-        ((greatest("generator_unfit_levels"), "{{backend}}"),),
+        ((greatest("inconclusive_levels", matchers=', cause="generator"'), "{{backend}}"),),
     ),
     Shown(
         "Generator: lateness",

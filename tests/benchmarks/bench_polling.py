@@ -48,8 +48,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
-from calibrator.wiring.connection_guard import guarded_config
-from calibrator.wiring.listening import listen
+from calibrator.wiring.server.connection_guard import guarded_config
+from calibrator.wiring.server.listening import listen
 
 BODY = b"x" * 330  # as long as a cap document
 

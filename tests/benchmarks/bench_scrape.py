@@ -28,8 +28,8 @@ from support.full_views import fleet
 from support.web_fakes import FakeOperator
 from calibrator.clock import SystemClock
 from calibrator.web.app import create_app
-from calibrator.wiring.listening import listen
-from calibrator.wiring.connection_guard import guarded_config
+from calibrator.wiring.server.listening import listen
+from calibrator.wiring.server.connection_guard import guarded_config
 
 operator = FakeOperator(fleet(int(sys.argv[2]), int(sys.argv[3])))
 app = create_app(operator, clock=SystemClock(), operator_tokens=tuple, read_tokens=tuple, software_version="bench")

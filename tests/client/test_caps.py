@@ -78,12 +78,12 @@ def test_a_change_is_followed_live_and_a_smaller_share_interrupts_nobody() -> No
             holders = [asyncio.create_task(hold(cap, 20.0)) for _ in range(4)]
             await asyncio.sleep(2.0)
             operator.shares["gw-1"] = 1
-            operator.ring()
+            operator.notify()
             await asyncio.sleep(0.1)
             assert (cap.limit, cap.in_flight) == (1, 4), "heard at once, by the long poll"
             await asyncio.sleep(1.0)
             operator.shares["gw-1"] = 6
-            operator.ring()
+            operator.notify()
             late = [asyncio.create_task(hold(cap, 1.0, timeout_s=5.0)) for _ in range(2)]
             await asyncio.gather(*late)
             assert cap.in_flight == 4

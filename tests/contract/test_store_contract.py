@@ -16,7 +16,7 @@ from support.records import recommendation, running, sweep
 from calibrator.core.publish.snapshot import Override, Progress
 from calibrator.core.records.sweep import SweepOutcome
 from calibrator.core.sharing.allocator import HeldShare
-from calibrator.core.sharing.share_cache import ClientReport, DeskOf, DeskReport, Grant, InstanceReport, ShareTable
+from calibrator.core.sharing.share_cache import CacheReport, CapReport, ClientReport, Grant, InstanceReport, ShareTable
 from calibrator.errors import StaleLeaseError, StoreError
 from calibrator.ports.store import ForwardedCommand, Lease, Leases, Store, SweepStatus
 from calibrator.stores.postgresql import PostgresDatabase
@@ -222,19 +222,19 @@ def test_old_sweeps_go_and_failures_are_kept_twice_as_long(reopen: Reopen) -> No
 
 
 def test_a_share_report_is_replaced_by_a_later_one_alone_and_knows_its_age(reopen: Reopen) -> None:
-    heard = ClientReport("envoy-1", 16, 20, has_polled=True, in_flight=12, rejected=None)
-    desks = (DeskOf("chat", per_replica=False, report=DeskReport(3, (heard,), is_last=True)),)
+    client = ClientReport("envoy-1", 16, 20, has_polled=True, in_flight=12, rejected=None)
+    caps = (CapReport("chat", per_replica=False, report=CacheReport(3, (client,), is_last=True)),)
 
     async def scenario() -> None:
         store = reopen()
         await store.open()
-        await store.save_share_report("x", InstanceReport(2, desks, is_troubled=True))
+        await store.save_share_report("x", InstanceReport(2, caps, is_troubled=True))
         await store.save_share_report("x", InstanceReport(1, ()))  # it was on its way for long
         await store.save_share_report("y", InstanceReport(1, ()))
         await asyncio.sleep(0.05)
         found = await store.share_reports()
         assert {name: report for name, (_, report) in found.items()} == {
-            "x": InstanceReport(2, desks, is_troubled=True), "y": InstanceReport(1, ()),
+            "x": InstanceReport(2, caps, is_troubled=True), "y": InstanceReport(1, ()),
         }  # fmt: skip
         assert 0.04 <= found["x"][0] < 5.0
         await store.save_share_report("x", None)

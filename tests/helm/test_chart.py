@@ -19,7 +19,7 @@ from support.prometheus_process import accepted
 from support.service_process import serving, write_config
 
 from calibrator.settings import parse_settings
-from calibrator.wiring.connection_guard import GRACEFUL_TIMEOUT_S
+from calibrator.wiring.server.connection_guard import GRACEFUL_TIMEOUT_S
 
 KUBERNETES = ("1.30", "1.32", "1.34", "1.37")
 WITHOUT_SCHEMA = {"ServiceMonitor", "PrometheusRule"}  # the Prometheus operator's; checked below

@@ -41,7 +41,7 @@ from calibrator.web.prometheus.metrics import METRICS, MetricsPage
 
 PROCESS_SERIES = 5  # without the label `backend`
 WORDS = {
-    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3),
+    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3), "cause": range(1),
 }  # fmt: skip
 OUTCOMES = {
     "sweeps_total": SweepOutcome, "last_sweep_timestamp_seconds": SweepOutcome, "probe_requests_total": RequestOutcome
@@ -118,7 +118,7 @@ def test_the_curve_of_the_last_sweep_is_gone_with_the_next() -> None:
     assert long - short == 28 * len(LATENCIES) * len(QUANTILES)
 
 
-def test_limits_and_unfit_levels() -> None:
+def test_limits_and_inconclusive_levels() -> None:
     late = replace(level(8), audit=Audit(reasons=("generator saturated: late",)))
     view = full(
         "chat", objectives=("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens")
@@ -129,7 +129,7 @@ def test_limits_and_unfit_levels() -> None:
     assert limit + 'metric="ttft",percentile="99",max_prompt_tokens=""} 0.4' in text, "the stricter of two, once"
     assert text.count(limit) == 2
     assert limit + 'metric="tpot",percentile="90",max_prompt_tokens="64"} 0.03' in text
-    assert 'calibrator_generator_unfit_levels{backend="chat"} 1.0' in text
+    assert 'calibrator_inconclusive_levels{backend="chat",cause="generator"} 1.0' in text
 
 
 def cost_s(step: Callable[[], object]) -> float:

@@ -98,7 +98,7 @@ def test_what_matters_is_on_the_board() -> None:
     for name in (
         "recommended_concurrency", "in_flight_requests", "headroom_ratio", "curve_latency_seconds",
         "objective_limit_seconds", "sweeps_total", "guard_trips_total", "probe_requests_total", "probe_tokens_total",
-        "probe_overload_seconds_total", "generator_lag_seconds", "generator_unfit_levels", "gateway_clients",
+        "probe_overload_seconds_total", "generator_lag_seconds", "inconclusive_levels", "gateway_clients",
         "lease_held", "store_up",
     ):  # fmt: skip
         assert PREFIX + name + "{" in shown, name

@@ -29,10 +29,10 @@ from calibrator.clock import SystemClock
 from calibrator.core.records.sample import FailureKind, Label, Phase, ProbeRequest, Sample
 from calibrator.errors import ConfigurationError, UnreachableError
 from calibrator.ports.sweeps import Target
-from calibrator.settings.tls import TlsSettings
+from calibrator.settings.sections.tls import TlsSettings
 from calibrator.telemetry.scrape import HttpTelemetry
-from calibrator.wiring.connection_guard import guarded_config
-from calibrator.wiring.tls import ServerTls
+from calibrator.wiring.server.connection_guard import guarded_config
+from calibrator.wiring.server.tls import ServerTls
 
 ENGINE = PARAMETER_SETS["small"]
 WORKLOAD = workload_for(ENGINE)

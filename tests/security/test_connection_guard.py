@@ -19,7 +19,7 @@ from starlette.routing import Route
 from support.real_processes import on_uvloop
 from support.web_fakes import FakeOperator, app_of, snapshot
 
-from calibrator.wiring.connection_guard import Limits, guarded_config, watch
+from calibrator.wiring.server.connection_guard import Limits, guarded_config, watch
 
 PATIENT = Limits(head_s=30.0, body_s=30.0, idle_s=30, stuck_s=30.0)  # a test makes one of them short
 SHORT_S = 0.3

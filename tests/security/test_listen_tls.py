@@ -21,9 +21,9 @@ from support.web_fakes import FakeOperator, app_of, snapshot
 
 from calibrator.clock import LoopClock, SystemClock
 from calibrator.errors import ConfigurationError
-from calibrator.settings.tls import TlsSettings
-from calibrator.wiring.connection_guard import guarded_config
-from calibrator.wiring.tls import ServerTls, not_after, server_context
+from calibrator.settings.sections.tls import TlsSettings
+from calibrator.wiring.server.connection_guard import guarded_config
+from calibrator.wiring.server.tls import ServerTls, not_after, server_context
 
 DAY_S = 86_400.0
 

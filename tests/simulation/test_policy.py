@@ -18,8 +18,8 @@ from calibrator.core.simulation.play import (
     SimulatedSweep,
     Stress,
     bound_requests,
-    play,
-    play_baseline,
+    run,
+    run_baseline,
     simulate_cold,
     simulate_recalibrations,
 )
@@ -151,7 +151,7 @@ def test_the_books_count_added_users_warm_ups_samples_and_harm() -> None:
 
 def test_the_history_counts_what_the_books_count() -> None:
     simulated = steady(30)
-    _, history = play(simulated, Bounds())
+    _, history = run(simulated, Bounds())
     assert history.requests == simulated.books.requests
     assert history.elapsed_s == pytest.approx(simulated.books.wall_s)
 
@@ -167,8 +167,8 @@ def test_a_falling_capacity_falls_once() -> None:
 
 
 def test_the_baseline_finds_a_knee_and_stops_at_the_highest_level() -> None:
-    assert play_baseline(steady(20), MAX_LEVEL) == pytest.approx(20, abs=2)
-    assert play_baseline(steady(400), 64) == 64
+    assert run_baseline(steady(20), MAX_LEVEL) == pytest.approx(20, abs=2)
+    assert run_baseline(steady(400), 64) == 64
 
 
 def test_the_lower_bound_grows_as_the_slope_flattens() -> None:

@@ -239,7 +239,7 @@ def test_a_document_of_another_release_is_refused_not_guessed_at(tmp_path: Path)
             await store.close()
 
     asyncio.run(save())
-    change(path, """UPDATE sweeps SET document = replace(document, '"version":1', '"version":99')""")
+    change(path, """UPDATE sweeps SET document = replace(document, '"version":2', '"version":99')""")
     asyncio.run(load())
     change(path, "UPDATE sweeps SET document = '{}'")
     asyncio.run(load())

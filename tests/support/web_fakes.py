@@ -140,13 +140,13 @@ class FakeOperator:
     async def clear_override(self, backend: str, author: str) -> bool:
         return self.pinned.pop(backend, None) is not None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self.bell.set()
         self.bell = asyncio.Event()
 
     def put(self, view: BackendView) -> None:
         self.current = replace(self.current, backends={**self.current.backends, view.name: view})
-        self.ring()
+        self.notify()
 
 
 def counters() -> Counters:

@@ -15,7 +15,7 @@ from support.virtual_time import run_virtual
 from calibrator.clock import LoopClock
 from calibrator.errors import ConfigurationError
 from calibrator.settings import Settings, backend_plans, load_settings
-from calibrator.wiring.fresh_tokens import FRESH_S, GRACE_S, FreshTokens
+from calibrator.wiring.server.fresh_tokens import FRESH_S, GRACE_S, FreshTokens
 
 FIRST, SECOND = "the-first-token", "the-second-token"
 

@@ -27,7 +27,7 @@ from calibrator.core.workload.classes import TokenScale
 from calibrator.errors import UnreachableError
 from calibrator.ports.backend import BackendFacts
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, Target, forever
-from calibrator.settings.tracing import TracingSettings
+from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 from calibrator.wiring.generator import closed_loop
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer, traced
@@ -51,13 +51,13 @@ class ClientReport:
     """Port `SweepListener`."""
 
     def __init__(self) -> None:
-        self.advertised: list[Progress | SweepRecord] = []
+        self.told: list[Progress | SweepRecord] = []
 
     def progress(self, progress: Progress) -> None:
-        self.advertised.append(progress)
+        self.told.append(progress)
 
     def partial(self, record: SweepRecord) -> None:
-        self.advertised.append(record)
+        self.told.append(record)
 
 
 class Sweeps:
@@ -206,7 +206,7 @@ print("loaded" if "opentelemetry" in sys.modules else "not loaded")
 sys.meta_path.insert(0, Missing())
 from calibrator.clock import SystemClock
 from calibrator.errors import ConfigurationError
-from calibrator.settings.tracing import TracingSettings
+from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.wiring.tracing import sweep_tracer
 
 assert sweep_tracer(TracingSettings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:1"}, SystemClock()) is None

@@ -105,7 +105,7 @@ class LeaseState:
     def failed(self, now_s: float, policy: LeasePolicy) -> LeaseState:
         return replace(self, due_s=now_s + policy.retry_s)
 
-    def hurried(self) -> LeaseState:
+    def due_now(self) -> LeaseState:
         """Something happened in the database: who has no lease looks again now."""
         return self if self.epoch else replace(self, due_s=-math.inf)
 

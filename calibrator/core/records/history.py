@@ -16,7 +16,7 @@ from calibrator.core.records.server_load import ServerLoadPeak
 from calibrator.core.stats.autocorrelation import CorrelationTime
 from calibrator.errors import ConfigurationError
 
-HISTORY_VERSION = 1
+HISTORY_VERSION = 2  # 1: stages were called visits
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,25 +107,25 @@ class ShareLeader:
             if known is None or known.stored.number != stored.number:
                 self._instances[name] = self._heard(known, stored, asked_s, now_s)
             elif known.is_out_of_sight_s <= now_s and not stored.report.is_last:
-                for heard in known.stored.report.heard:
-                    if now_s < known.silenced_s(heard.client):
-                        self._book.look(heard.client, now_s)
+                for caller in known.stored.report.clients:
+                    if now_s < known.silenced_s(caller.client):
+                        self._book.look(caller.client, now_s)
 
     def _heard(self, known: _Instance | None, stored: StoredReport, asked_s: float, now_s: float) -> _Instance:
         """A client that has asked since the report before did so after the one before that was stored.
 
         That is because an instance makes a report when the one before was stored, or else says that there was trouble.
         """
-        listed = frozenset(one.client for one in stored.report.heard)
+        listed = frozenset(one.client for one in stored.report.clients)
         instance = _Instance(stored, now_s - stored.age_s, asked_s - stored.age_s, listed=listed)
         if known is not None:
             instance.before_s = known.not_before_s
             if not (stored.is_troubled or known.stored.is_troubled):
                 instance.asked_s = known.before_s
-        for heard in stored.report.heard:
-            if heard.has_polled or (known is None and now_s < instance.silenced_s(heard.client)):
-                self._book.poll(heard.client, now_s, heard.in_flight, heard.rejected)
-                self._asked_s[heard.client] = max(self._asked_s.get(heard.client, -math.inf), instance.asked_s)
+        for caller in stored.report.clients:
+            if caller.has_polled or (known is None and now_s < instance.silenced_s(caller.client)):
+                self._book.poll(caller.client, now_s, caller.in_flight, caller.rejected)
+                self._asked_s[caller.client] = max(self._asked_s.get(caller.client, -math.inf), instance.asked_s)
         return instance
 
     def next(self, cap: int, now_s: float) -> ShareTable | None:
@@ -152,15 +152,15 @@ class ShareLeader:
     def _release(self, now_s: float) -> None:
         listings = dict[str, list[ClientReport]]()
         for instance in self._instances.values():
-            for heard in instance.stored.report.heard:
-                if now_s < instance.silenced_s(heard.client):
-                    listings.setdefault(heard.client, []).append(heard)
+            for caller in instance.stored.report.clients:
+                if now_s < instance.silenced_s(caller.client):
+                    listings.setdefault(caller.client, []).append(caller)
         for name, client in list(self._book.all()):
             granted = self._grants.get(name)
             if client.held == client.advertised or granted is None or granted.share != client.advertised:
                 continue  # nothing to release, or the smaller share is not written yet
             if all(self._is_past(one, name, client, granted.since, now_s) for one in self._instances.values()):
-                self._book.release(name, max((heard.held for heard in listings.get(name, ())), default=0))
+                self._book.release(name, max((caller.held for caller in listings.get(name, ())), default=0))
 
     def _is_past(self, instance: _Instance, name: str, client: Client, since: int, now_s: float) -> bool:
         """Whether no older share that this instance told the client can be in force."""

@@ -69,9 +69,9 @@ class ClientReport:
 
 
 @dataclass(frozen=True, slots=True)
-class DeskReport:
+class CacheReport:
     version: int  # of the newest table that this instance has read
-    heard: tuple[ClientReport, ...] = ()
+    clients: tuple[ClientReport, ...] = ()
     is_last: bool = False  # it tells nobody anything from here on
 
 
@@ -81,17 +81,17 @@ class StoredReport:
 
     number: int  # of this instance's reports; a lower one never replaces it
     age_s: float  # by the database's clock
-    report: DeskReport
+    report: CacheReport
     is_troubled: bool = False  # one before it may have been stored or not
 
 
 @dataclass(frozen=True, slots=True)
-class DeskOf:
+class CapReport:
     """Whose cap a report is about."""
 
     backend: str
     per_replica: bool
-    report: DeskReport
+    report: CacheReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class InstanceReport:
     """All that one instance has to say."""
 
     number: int
-    desks: tuple[DeskOf, ...]
+    caps: tuple[CapReport, ...]
     is_troubled: bool = False
 
 
@@ -178,7 +178,7 @@ class ShareCache:
         self._is_closed = True
 
     # ------------------------------------------------------------------------------------------------ exchanges
-    def report(self, now_s: float) -> DeskReport:
+    def report(self, now_s: float) -> CacheReport:
         """What the leader is to hear.
 
         Whoever is silent is listed for twice as long as he counts: he may have come here last before he asked another
@@ -187,23 +187,23 @@ class ShareCache:
         for client, caller in list(self._callers.items()):
             if now_s - caller.seen_s >= 2.0 * max(LEAST_EXPIRY_S, EXPIRY_GAPS * caller.gap_s):
                 del self._callers[client]
-        heard = (
+        clients = (
             ClientReport(
                 client, caller.advertised, caller.held, caller.has_polled, caller.in_flight,
                 caller.rejected or None,
             )
             for client, caller in self._callers.items()
         )  # fmt: skip
-        return DeskReport(self.table.version, tuple(heard), self._is_closed)
+        return CacheReport(self.table.version, tuple(clients), self._is_closed)
 
-    def exchanged(self, told: DeskReport, table: ShareTable, begun_s: float) -> None:
+    def exchanged(self, told: CacheReport, table: ShareTable, begun_s: float) -> None:
         """The report was written, and then the table read."""
-        for one in told.heard:
+        for one in told.clients:
             caller = self._callers.get(one.client)
             if caller is not None:
                 caller.has_polled = caller.has_polled and caller.seen_s >= begun_s
                 caller.rejected -= one.rejected or 0
-        self._reported, self._exchanged_s = frozenset(one.client for one in told.heard), begun_s
+        self._reported, self._exchanged_s = frozenset(one.client for one in told.clients), begun_s
         self.adopt(table)
 
     def adopt(self, table: ShareTable) -> None:

@@ -168,7 +168,7 @@ def _longer(evidence: Evidence, exceeded: np.ndarray, times_s: np.ndarray) -> Ev
     return Evidence(evidence.bits + bits, evidence.violation_at_s + tuple(times_s[exceeded].tolist()))
 
 
-def play(simulated: SimulatedSweep, bounds: Bounds, warm: WarmStart | None = None) -> tuple[Conclusion, History]:
+def run(simulated: SimulatedSweep, bounds: Bounds, warm: WarmStart | None = None) -> tuple[Conclusion, History]:
     """Until the policy concludes."""
     history = History(OBJECTIVES, warm=warm)
     for _ in range(MOST_STEPS):
@@ -179,7 +179,7 @@ def play(simulated: SimulatedSweep, bounds: Bounds, warm: WarmStart | None = Non
     raise AssertionError(f"no conclusion after {MOST_STEPS} stages")
 
 
-def play_baseline(simulated: SimulatedSweep, highest: int) -> int:
+def run_baseline(simulated: SimulatedSweep, highest: int) -> int:
     """Doubling and bisection; returns the capacity."""
 
     def holds(level: int) -> bool:
@@ -268,10 +268,10 @@ def simulate_cold(seed: int, index: int, families: tuple[Family, ...], stress: S
         truth = draw(rng, families, 0.9 if stress is Stress.CORRELATION else None)
         simulated = SimulatedSweep(SyntheticBackend(truth, rng), falls=stress is Stress.FALLING)
         if policy == COLD[0]:
-            conclusion, _ = play(simulated, bounds)
+            conclusion, _ = run(simulated, bounds)
             results.append(_concluded(policy, simulated, conclusion))
         else:
-            results.append(_result(policy, simulated, play_baseline(simulated, bounds.max_level), is_certified=False))
+            results.append(_result(policy, simulated, run_baseline(simulated, bounds.max_level), is_certified=False))
     return results
 
 
@@ -285,7 +285,7 @@ def simulate_recalibrations(
     """A cold sweep (not among the results), then `count` sweeps of a backend that drifts in between."""
     rng, drift = np.random.default_rng([seed, index, 1]), np.random.default_rng([seed, index, 2])
     truth = _kept_measurable(draw(rng, families))
-    conclusion, history = play(SimulatedSweep(SyntheticBackend(truth, rng)), bounds)
+    conclusion, history = run(SimulatedSweep(SyntheticBackend(truth, rng)), bounds)
     sweeps_since_upward_probe = 0
     results = []
     for _ in range(count):
@@ -293,11 +293,11 @@ def simulate_recalibrations(
         simulated = SimulatedSweep(SyntheticBackend(truth, rng))
         published = 0 if conclusion.capacity is None else conclusion.capacity.estimate
         warm = warm_start(history, bounds, published, sweeps_since_upward_probe) if published else None
-        conclusion, history = play(simulated, bounds, warm)
+        conclusion, history = run(simulated, bounds, warm)
         sweeps_since_upward_probe = 0 if looked_above(history) else sweeps_since_upward_probe + 1
         results.append(_concluded(RECALIBRATED[0], simulated, conclusion))
         simulated = SimulatedSweep(SyntheticBackend(truth, np.random.default_rng([seed, index, 3])))
-        capacity = play_baseline(simulated, bounds.max_level)
+        capacity = run_baseline(simulated, bounds.max_level)
         results.append(_result(RECALIBRATED[1], simulated, capacity, is_certified=False))
     return results
 

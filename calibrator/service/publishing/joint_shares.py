@@ -18,7 +18,7 @@ import structlog
 
 from calibrator.core.publish.snapshot import BackendView
 from calibrator.core.sharing.leader import PAST_S, ShareLeader
-from calibrator.core.sharing.share_cache import DeskOf, InstanceReport, ShareCache, ShareTable, StoredReport
+from calibrator.core.sharing.share_cache import CapReport, InstanceReport, ShareCache, ShareTable, StoredReport
 from calibrator.errors import StaleLeaseError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
@@ -33,7 +33,7 @@ NO_TABLE = ShareTable()
 
 
 class JointShares:
-    """Owns this instance's desks, and the divisions of the backends that it leads."""
+    """Owns this instance's caps, and the divisions of the backends that it leads."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class JointShares:
         self._tenure_of = tenure_of
         self._health = health
         self._notifier = ChangeNotifier()
-        self._desks: dict[Key, ShareCache] = {}
+        self._caches: dict[Key, ShareCache] = {}
         self._divisions: dict[Key, tuple[Lease, ShareLeader]] = {}
         self._tables: Mapping[Key, ShareTable] = {}
         self._views: dict[str, BackendView] = {}
@@ -73,11 +73,11 @@ class JointShares:
         clients = self._tables.get(key, NO_TABLE).clients
         if not poll.client:
             return Share(cap, clients, version * VERSION_STEP + cap)
-        desk, now_s = self._desks.setdefault(key, ShareCache()), self._clock.monotonic()
+        cache, now_s = self._caches.setdefault(key, ShareCache()), self._clock.monotonic()
         if poll.is_waiting:
-            share = desk.look(poll.client, now_s)
+            share = cache.look(poll.client, now_s)
         else:
-            share = desk.poll(poll.client, now_s, poll.in_flight, poll.rejected)
+            share = cache.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
             return Share(None, max(1, clients), version * VERSION_STEP, JOIN_RETRY_S)
         told = min(share, cap)
@@ -92,13 +92,13 @@ class JointShares:
         now_s, found = self._clock.monotonic(), []
         for per_replica in (False, True):
             led = self._divisions.get((backend, per_replica))
-            desk = self._desks.get((backend, per_replica))
+            cache = self._caches.get((backend, per_replica))
             if led is not None:
                 for name, client in led[1].live():
                     age_s = max(0.0, now_s - client.seen_s)
                     found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
-            elif desk is not None:
-                for name, told, share, age_s, gap_s in desk.callers(now_s):
+            elif cache is not None:
+                for name, told, share, age_s, gap_s in cache.callers(now_s):
                     found.append(Poller(name, per_replica, told, share, age_s, gap_s))
         return found
 
@@ -111,7 +111,7 @@ class JointShares:
         self._views = {view.name: view for view in views}
         for view in self._views.values():
             versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
-            self._notifier.ring(view.name, (*told_of(view, now), *versions))
+            self._notifier.notify(view.name, (*told_of(view, now), *versions))
         is_running = self._exchanging is not None and not self._exchanging.done()
         if not is_running and now_s >= self._due_s:
             self._due_s = now_s + EXCHANGE_S
@@ -126,8 +126,8 @@ class JointShares:
         if self._exchanging is not None:
             self._exchanging.cancel()
             await asyncio.gather(self._exchanging, return_exceptions=True)
-        for desk in self._desks.values():
-            desk.close()
+        for cache in self._caches.values():
+            cache.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_LIMIT_S):
                 await self._exchange()
@@ -148,14 +148,14 @@ class JointShares:
 
     async def _report_and_read(self) -> None:
         begun_s = self._clock.monotonic()
-        reports = {key: desk.report(begun_s) for key, desk in self._desks.items()}
+        reports = {key: cache.report(begun_s) for key, cache in self._caches.items()}
         self._number += 1
-        whole = tuple(DeskOf(*key, report) for key, report in reports.items())
+        whole = tuple(CapReport(*key, report) for key, report in reports.items())
         is_troubled, self._is_troubled = self._is_troubled, True
         await self._store.save_share_report(self._instance, InstanceReport(self._number, whole, is_troubled))
         self._tables = await self._store.share_tables()
         for key, report in reports.items():
-            self._desks[key].exchanged(report, self._tables.get(key, ShareTable()), begun_s)
+            self._caches[key].exchanged(report, self._tables.get(key, ShareTable()), begun_s)
         self._is_troubled = False
 
     async def _divide(self) -> None:
@@ -175,9 +175,9 @@ class JointShares:
             if age_s >= PAST_S:
                 await self._store.save_share_report(instance, None)
                 continue
-            for desk in report.desks:
-                one = StoredReport(report.number, age_s, desk.report, report.is_troubled)
-                reports.setdefault((desk.backend, desk.per_replica), {})[instance] = one
+            for cache in report.caps:
+                one = StoredReport(report.number, age_s, cache.report, report.is_troubled)
+                reports.setdefault((cache.backend, cache.per_replica), {})[instance] = one
         for key in {**reports, **self._tables}:
             if key[0] in tenures:
                 await self._divide_one(key, tenures[key[0]], reports.get(key, {}), asked_s, now_s)
@@ -197,8 +197,8 @@ class JointShares:
             await self._store.save_share_table(backend, made, tenure, per_replica=per_replica)
             division.sync(made)
             self._tables = {**self._tables, key: made}
-            if key in self._desks:
-                self._desks[key].adopt(made)
+            if key in self._caches:
+                self._caches[key].adopt(made)
             self._warn(key, made, cap)
 
     def _warn(self, key: Key, table: ShareTable, cap: int) -> None:

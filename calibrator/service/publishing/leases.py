@@ -129,9 +129,9 @@ class LeaseManager:
         """The database says that another instance took it."""
         self._note(group, self._states[group].refused(self._clock.monotonic(), self._policy))
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Something happened in the database: perhaps a lease was let go."""
-        self._states = {group: one.hurried() for group, one in self._states.items()}
+        self._states = {group: one.due_now() for group, one in self._states.items()}
         if not all(one.epoch for one in self._states.values()):
             self._hurry.set()
 

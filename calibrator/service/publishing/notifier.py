@@ -34,7 +34,7 @@ class ChangeNotifier:
                 async with asyncio.timeout(limit_s):
                     await bell.event.wait()
 
-    def ring(self, backend: str, news: tuple[object, ...]) -> None:
+    def notify(self, backend: str, news: tuple[object, ...]) -> None:
         """Where they differ from what was heard."""
         bell = self._notifier.get(backend)
         if bell is not None and news != bell.heard:

@@ -150,7 +150,7 @@ class Publisher:
         self._serve(stored)
         return True
 
-    def step_down(self, backend: str) -> Recommendation | None:
+    def demote(self, backend: str) -> Recommendation | None:
         """Another instance holds the lease now. The lowering that it must hear of, if there is one."""
         self._pending.pop(backend, None)
         return self._unstored_lowering(backend)

@@ -128,7 +128,7 @@ class ShareKeeper:
                     book.set_cap(cap_of(view, per_replica=per_replica), now_s)
                     book.tend(now_s)
                     self._warn(view.name, book, per_replica=per_replica)
-            self._notifier.ring(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
+            self._notifier.notify(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
         is_writing = self._writing is not None and not self._writing.done()
         if not is_writing and now_s >= self._not_before_s and self._unwritten():
             self._writing = asyncio.create_task(self._write())

@@ -83,7 +83,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_clients_over_cap", "gauge", _B, "Gateways beyond the cap: all have 1, together more than the cap."),
     Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
     Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
-    Metric("generator_unfit_levels", "gauge", _B, "Levels of the last sweep that the generator was too slow to judge."),
+    Metric(
+        "inconclusive_levels",
+        "gauge",
+        (*_B, "cause"),
+        "Levels of the last sweep that could not be judged; cause generator: it was too slow.",
+    ),
     Metric(
         "generator_events_per_second",
         "gauge",
@@ -198,7 +203,7 @@ def _live(view: BackendView) -> Iterator[Point]:
 def _measured(view: BackendView) -> Iterator[Point]:
     yield from _limits(view)
     if view.last_sweep is not None:
-        yield "generator_unfit_levels", (), sum(bool(level.audit.reasons) for level in view.last_sweep.levels)
+        yield "inconclusive_levels", ("generator",), sum(bool(level.audit.reasons) for level in view.last_sweep.levels)
         yield "sweep_duration_seconds", (), view.last_sweep.duration_s
     for outcome, ended_at in view.last_sweep_at.items():
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at

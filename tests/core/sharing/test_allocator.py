@@ -284,13 +284,13 @@ class Fleet:
     def poll(self, name: str, now_s: float, in_flight: int | None, rejected: int | None) -> int | None:
         share = self.book.poll(name, now_s, in_flight, rejected)
         self.polls.setdefault(name, []).append(now_s)
-        self.advertised.pop(name, None)
+        self.told.pop(name, None)
         if share is not None:
             self.told[name] = share
         return share
 
     def live(self, now_s: float) -> dict[str, int]:
-        return {name: share for name, share in self.advertised.items() if now_s < self._until(name)}
+        return {name: share for name, share in self.told.items() if now_s < self._until(name)}
 
     def _until(self, name: str) -> float:
         rhythm_s, until_s = 0.0, 0.0

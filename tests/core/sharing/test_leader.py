@@ -17,7 +17,7 @@ CAP = 12
 @dataclass
 class Instance:
     name: str
-    desk: ShareCache = field(default_factory=ShareCache)
+    cache: ShareCache = field(default_factory=ShareCache)
     number: int = 0
     is_troubled: bool = False
     is_cut: bool = False  # from the database; its pollers still reach it
@@ -46,7 +46,7 @@ class Site:
 
     def exchange(self, name: str, *, is_answered: bool = True, is_written: bool = True) -> None:
         instance = self.instances[name]
-        report = instance.desk.report(self.now_s)
+        report = instance.cache.report(self.now_s)
         if instance.is_cut:
             return
         instance.number += 1
@@ -54,7 +54,7 @@ class Site:
         instance.is_troubled = not is_answered
         if not is_answered:
             return
-        instance.desk.exchanged(report, self.table, self.now_s)
+        instance.cache.exchanged(report, self.table, self.now_s)
         division = instance.division
         if division is None:
             return
@@ -68,7 +68,7 @@ class Site:
             self.late.append((instance.epoch, made))
         elif self.write(instance.epoch, made):
             division.sync(made)
-            instance.desk.adopt(made)
+            instance.cache.adopt(made)
         elif instance.epoch != self.epoch:
             instance.division = None
 
@@ -85,7 +85,7 @@ class Site:
                 self.exchange(name)
 
     def poll(self, client: str, name: str, in_flight: int | None = None) -> int | None:
-        return self.instances[name].desk.poll(client, self.now_s, in_flight, 0)
+        return self.instances[name].cache.poll(client, self.now_s, in_flight, 0)
 
 
 def led(*, cap: int = CAP) -> Site:
@@ -189,7 +189,7 @@ def test_a_client_that_comes_over_from_a_dead_instance_has_its_share_at_once() -
 def test_an_instance_that_says_good_bye_is_not_waited_for() -> None:
     site = led()
     settled(site, {"a": "x", "b": "y"})
-    site.instances["y"].desk.close()
+    site.instances["y"].cache.close()
     site.exchange("y")
     site.instances["y"].is_cut = True
     assert site.poll("b", "y") is None

@@ -229,7 +229,7 @@ def test_a_joiner_that_can_wait_gets_its_share_as_soon_as_there_is_one() -> None
             waiting = asyncio.create_task(client.get(f"{CAP}?client=new&wait=30&rejected=4"))
             await asyncio.sleep(7.0)
             operator.shares["new"] = 12
-            operator.ring()
+            operator.notify()
             assert (await waiting).json()["share"] == 12
             assert asyncio.get_running_loop().time() == pytest.approx(7.0)
             again = [poll for poll in operator.asked_polls if poll.is_waiting]
@@ -266,11 +266,11 @@ def test_another_client_that_comes_ends_a_long_poll_only_if_the_share_changes() 
             waiting = asyncio.create_task(client.get(f"{CAP}?client=a&wait=30", headers=known))
             await asyncio.sleep(10.0)
             operator.shares["c"] = None
-            operator.ring()
+            operator.notify()
             await asyncio.sleep(5.0)
             assert not waiting.done()
             operator.shares["a"] = 13
-            operator.ring()
+            operator.notify()
             response = await waiting
             assert (response.json()["share"], response.json()["clients_seen"]) == (13, 3)
             assert asyncio.get_running_loop().time() == pytest.approx(15.0)
@@ -344,7 +344,7 @@ def test_a_shutdown_answers_every_long_poll_at_once() -> None:
             ]
             await asyncio.sleep(5.0)
             stopping.set()
-            operator.ring()
+            operator.notify()
             responses = await asyncio.gather(*polls)
             assert {response.status_code for response in responses} == {304}
             assert asyncio.get_running_loop().time() == pytest.approx(5.0)
@@ -359,7 +359,7 @@ def test_a_backend_removed_while_a_poll_waits_is_a_404() -> None:
             waiting = asyncio.create_task(client.get(f"{CAP}?wait=60", headers={"If-None-Match": "*"}))
             await asyncio.sleep(1.0)
             operator.current = snapshot(fallback())
-            operator.ring()
+            operator.notify()
             assert (await waiting).status_code == 404
 
     run_virtual(scenario())

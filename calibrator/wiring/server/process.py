@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
-from calibrator.wiring.connection_guard import LIMITS
+from calibrator.wiring.server.connection_guard import LIMITS
 
 SPARE_FILES = 512  # for probes, the store and the rest
 

@@ -22,7 +22,7 @@ import structlog
 from calibrator.core.records.objective import format_duration
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
-from calibrator.settings.tls import TlsSettings
+from calibrator.settings.sections.tls import TlsSettings
 
 LOOK_S = 5.0  # so soon is a rotation noticed
 WARN_S = 7 * 86_400.0  # before the end of the certificate

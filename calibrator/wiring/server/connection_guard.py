@@ -36,7 +36,7 @@ from uvicorn.server import ServerState
 
 from calibrator.web.http.headers import SafeHeaders, with_defaults
 from calibrator.web.http.problems import Problem
-from calibrator.wiring.tls import ServerTls
+from calibrator.wiring.server.tls import ServerTls
 
 LOOK_S = 1.0
 GRACEFUL_TIMEOUT_S = 1  # what waits was answered before: see wiring.service
