@@ -47,7 +47,7 @@ class Told:
     def close(self) -> None: ...
 
 
-class ClientReport:
+class RecordingListener:
     """Port `SweepListener`."""
 
     def __init__(self) -> None:
@@ -86,10 +86,10 @@ def raising(error: BaseException) -> Callable[[SweepOrder], SweepRecord]:
 
 
 def test_an_ended_sweep_is_told_and_its_listener_hears_everything() -> None:
-    told, heard = Told(), ClientReport()
+    told, heard = Told(), RecordingListener()
     record = run_virtual(TracedRunner(Sweeps(calibrated), told).run(order(), heard))
     assert told.records == [record]
-    assert heard.advertised == [progress_of(order(), 4), record_of(order(), None, "so far")]
+    assert heard.told == [progress_of(order(), 4), record_of(order(), None, "so far")]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_sweep_that_is_cut_off_or_fails_is_told_with_what_it_had(
 
     async def scenario() -> None:
         with pytest.raises(type(error)):
-            await TracedRunner(Sweeps(raising(error)), told).run(order(), ClientReport())
+            await TracedRunner(Sweeps(raising(error)), told).run(order(), RecordingListener())
 
     run_virtual(scenario())
     (record,) = told.records
@@ -116,7 +116,7 @@ def test_a_sweep_that_is_cut_off_or_fails_is_told_with_what_it_had(
 @pytest.mark.parametrize("tracer", [None, Told()], ids=["untold", "told"])
 def test_probes_are_sampled_as_configured_with_and_without_a_tracer(tracer: Told | None) -> None:
     sweeps = Sweeps(calibrated)
-    run_virtual(TracedRunner(sweeps, tracer, 0.25).run(order(), ClientReport()))
+    run_virtual(TracedRunner(sweeps, tracer, 0.25).run(order(), RecordingListener()))
     assert sweeps.orders[0].sampled_probes_ratio == 0.25
 
 
@@ -144,7 +144,7 @@ def test_a_program_of_one_sweep_sends_its_trace_before_it_ends(monkeypatch: pyte
     with otlp_receiver() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         with traced(Sweeps(calibrated), TracingSettings(), os.environ) as runner:
-            run_virtual(runner.run(order(), ClientReport()))
+            run_virtual(runner.run(order(), RecordingListener()))
         assert {span.name for span in collector.spans()} == {"sweep", "preflight"}
 
 
