@@ -57,8 +57,8 @@ class HttpTelemetry:
         self._version: str | None = None
         # Compressed pages are not asked for: one that unpacks to gigabytes could not be left in time.
         headers = {"User-Agent": f"calibrator/{__version__}", "Accept-Encoding": "identity"}
-        if target.api_key is not None and target.metrics_url is None:  # a foreign host does not get our key
-            headers["Authorization"] = f"Bearer {target.api_key}"
+        if target.metrics_url is None:  # a foreign host does not get our key
+            headers |= dict(target.credentials)
         if target.authority is not None and target.metrics_url is None:
             headers["Host"] = target.authority
         # The URL may hold an address only, while certificates are issued to names.
@@ -148,7 +148,7 @@ class HttpTelemetry:
 
 def _root(url: str) -> str:
     """`http://host/v1` -> `http://host`."""
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    return url.partition("?")[0].rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _tls_context(target: Target) -> ssl.SSLContext:

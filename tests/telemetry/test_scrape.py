@@ -329,6 +329,22 @@ def test_the_key_goes_to_the_engine_but_not_to_a_metrics_page_elsewhere() -> Non
     assert scrape([page(VLLM)], check=has_none, api_key="key", metrics_url="/prometheus")[0] is not None
 
 
+def test_further_headers_and_a_key_elsewhere_go_to_the_engine_alike() -> None:
+    def has_them(requests: list[bytes]) -> None:
+        lines = requests[0].lower().split(b"\r\n")
+        assert b"api-key: key" in lines
+        assert b"x-org: org" in lines
+        assert not any(line.startswith(b"authorization") for line in lines)
+
+    def has_none(requests: list[bytes]) -> None:
+        assert b"key" not in requests[0]
+        assert b"org" not in requests[0]
+
+    ours = {"api_key": "key", "api_key_in": "header:api-key", "headers": (("X-Org", "org"),)}
+    assert scrape([page(VLLM)], check=has_them, **ours)[0] is not None
+    assert scrape([page(VLLM)], check=has_none, metrics_url="/prometheus", **ours)[0] is not None
+
+
 def test_compressed_pages_are_not_asked_for() -> None:
     def asks_for_text(requests: list[bytes]) -> None:
         assert b"accept-encoding: identity" in requests[0].lower()

@@ -37,11 +37,27 @@ class FailureKind(StrEnum):
     TLS = "tls"
     RESET = "reset"  # the connection broke
     STATUS = "status"  # 4xx/5xx
-    ERROR_EVENT = "error_event"  # HTTP 200 stream that carries an error
-    TRUNCATED = "truncated"  # ended without a finish_reason
+    ERROR_EVENT = "error_event"  # HTTP 200 stream that carries an error in place of an answer
+    TRUNCATED = "truncated"  # an answer that broke off: without a finish_reason, or with an error after its first token
     STALLED = "stalled"  # no progress for the stall timeout
     TIMEOUT = "timeout"  # the total timeout passed
     PROTOCOL = "protocol"  # not HTTP, not SSE, not JSON
+    QUOTA = "quota"  # so many requests or tokens a minute are used up: says nothing about the engine
+
+
+class Fault(StrEnum):
+    """What exactly is wrong with the way to a server, where the remedy depends on it."""
+
+    TLS_PORT = "tls_port"  # plain HTTP was spoken to a port that wants TLS
+    PLAIN_PORT = "plain_port"  # TLS was spoken to a port that knows none
+    ENCODING = "encoding"  # a compressed body that nobody asked for
+    NOT_STREAMED = "not_streamed"  # one document where a stream was asked for
+    STREAMED = "streamed"  # a stream where one document was asked for
+    NO_EVENTS = "no_events"  # a stream, but not of the events that make an answer
+
+
+REFUSALS = (429, 503, 529)  # Dynamo's and Anthropic's "overloaded" is 529
+_MISTAKES = (400, 401, 403, 404, 405, 413, 415, 422)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +66,26 @@ class Failure:
 
     kind: FailureKind
     detail: str
-    status: int | None = None
+    status: int | None = None  # of the answer, or the code that an error event names
+    fault: Fault | None = None
 
     @property
     def is_refusal(self) -> bool:
         """Turned away because of load, as engines say it: by a status, or by an error in place of an answer."""
-        return self.kind is FailureKind.ERROR_EVENT or self.status in (429, 503)
+        if self.kind is FailureKind.ERROR_EVENT:
+            return not self.is_our_mistake
+        return self.kind is FailureKind.QUOTA or self.status in REFUSALS
 
     @property
     def is_our_mistake(self) -> bool:
-        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep."""
-        if self.kind is not FailureKind.STATUS or self.status is None:
+        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep.
+
+        An engine that finds the mistake after it has begun to answer says so in an event, with the same code.
+        """
+        if self.status is None or self.kind not in (FailureKind.STATUS, FailureKind.ERROR_EVENT):
             return False
-        return self.status < 400 or self.status in (400, 401, 403, 404, 405, 413, 415, 422)
+        is_redirect = self.kind is FailureKind.STATUS and self.status < 400
+        return is_redirect or self.status in _MISTAKES
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +137,7 @@ class Sample:
     last_token_s: float | None = None  # start to last token event
     gaps_s: tuple[tuple[float, float], ...] = ()  # (quantile, seconds) of this request's token gaps
     token_events: int = 0
+    token_reads: int = 0  # reads off the wire that brought some; far fewer than events: something on the way buffers
     prompt_tokens: int | None = None  # by the server's usage
     completion_tokens: int | None = None  # by the server's usage
     cached_tokens: int | None = None

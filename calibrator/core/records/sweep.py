@@ -128,6 +128,7 @@ class Provenance:
     cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: it does not say
     classes_achieved: tuple[ClassAchieved, ...] = ()
     bounds: Bounds | None = None  # None: written by a release that did not keep them
+    adjustments: tuple[str, ...] = ()  # parameters of the probes that the server refused, with what was sent instead
 
 
 @dataclass(frozen=True, slots=True)

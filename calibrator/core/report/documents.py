@@ -48,6 +48,7 @@ def provenance_document(provenance: Provenance) -> Document:
     return {
         **asdict(provenance),
         "objectives": list(provenance.objectives),
+        "adjustments": list(provenance.adjustments),
         "prompt_tokens_achieved": number(provenance.prompt_tokens_achieved),
         "output_tokens_achieved": number(provenance.output_tokens_achieved),
         "cached_ratio_achieved": number(provenance.cached_ratio_achieved),

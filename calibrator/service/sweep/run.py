@@ -38,6 +38,7 @@ from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
 from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
 from calibrator.service.sweep.burst import Burster
+from calibrator.service.sweep.failures import FailureTally, quota_error, refuse_unmeasurable
 from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
 from calibrator.service.sweep.live_traffic import LiveTraffic
 from calibrator.service.sweep.sample_buffer import SampleKeeper
@@ -65,8 +66,11 @@ class _Tally:
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
     output_tokens: int = 0
-    completed: int = 0
-    commonest_failure: Counter[str] = field(default_factory=Counter)
+    failures: FailureTally = field(default_factory=FailureTally)
+
+    @property
+    def completed(self) -> int:
+        return self.failures.completed
 
 
 async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
@@ -109,6 +113,7 @@ class _Sweep:
         self._origin_s = clock.monotonic()
         self._listener.progress(self._progress(self._order.bounds.min_level))
         self._facts = await self._parts.inspector.inspect(self._order.workload)
+        refuse_unmeasurable(self._order, self._facts)
         self._origin_s = clock.monotonic()
         load = self._load = self._parts.load(self._facts)
         load.allow(self._parts.permit())
@@ -190,10 +195,8 @@ class _Sweep:
 
     def _nothing_worked(self) -> Conclusion | None:
         """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
-        if self._tally.completed or not self._tally.commonest_failure:
-            return None
-        (kind, count), *_ = self._tally.commonest_failure.most_common(1)
-        return Conclusion(SweepOutcome.ERROR, None, None, f"every request failed, {count} of them with: {kind}")
+        why = self._tally.failures.nothing_worked
+        return Conclusion(SweepOutcome.ERROR, None, None, why) if why else None
 
     def _should_leave(self, running: Stage, measure: Measure, fold: LevelAccumulator) -> bool:
         now_s = running.ended_at_s
@@ -219,16 +222,17 @@ class _Sweep:
         self._samples.add(batch.ended)
         self._abort_monitor.book(batch)
         tally = self._tally
+        tally.failures.add(batch.ended)
         for sample in batch.ended:
             tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
             tally.prompt_tokens += sample.prompt_tokens or 0
             tally.output_tokens += sample.completion_tokens or 0
-            tally.completed += sample.completed
             self._achieved.add(sample)
-            if sample.failure is not None:
-                tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
-        if self._burster is not None and self._abort_monitor.abort is not None:
-            raise AbortedError
+        quota = quota_error(batch.ended, 0 if self._holder is None else self._holder.level)
+        if self._burster is not None and (quota is not None or self._abort_monitor.abort is not None):
+            raise AbortedError  # what the search has found stands
+        if quota is not None:
+            raise quota
 
     async def _watch_server(self) -> None:
         clock = self._parts.clock
@@ -322,6 +326,7 @@ class _Sweep:
                 seed=order.seed,
                 software=__version__,
                 bounds=order.bounds,
+                adjustments=() if facts is None else tuple(map(str, facts.adjustments)),
                 cached_ratio_achieved=self._achieved.cached_ratio,
                 classes_achieved=self._achieved.classes(),
             ),
@@ -340,13 +345,9 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        return (
-            *self._order.prior_warnings,
-            *self._facts.warnings,
-            *achieved,
-            *self._cross.warnings,
-            *self._live.warnings,
-        )
+        failures = self._tally.failures.warnings
+        watched = (*self._cross.warnings, *self._live.warnings)
+        return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *watched)
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))
