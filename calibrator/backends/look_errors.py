@@ -52,7 +52,7 @@ def _broken_error(kind: FailureKind, url: str, detail: str) -> CalibratorError:
     if kind is FailureKind.CONNECT:
         cause, remedy = f"Nothing answers at {url}", "Check the URL, and that the server runs."
     elif kind is FailureKind.TLS:
-        cause, remedy = f"No TLS connection to {url}", "Check the CA file and the client certificate."
+        cause, remedy = f"No TLS connection to {url}", "Check http/https, the CA file and the client certificate."
     elif kind in (FailureKind.STALLED, FailureKind.TIMEOUT):
         cause = f"{url} takes connections but does not answer"
         remedy = "Look at the server's log, or wait until it is idle."
