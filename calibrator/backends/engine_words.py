@@ -57,6 +57,19 @@ def clean(text: bytes) -> str:
     return " ".join(text[:MAX_BYTES].decode("utf-8", "replace").split())[:MAX_BYTES] or "no text"
 
 
+def as_object(body: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for everything else."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def is_error(parsed: dict[str, Any]) -> bool:
+    return bool(parsed.get("error")) or parsed.get("object") == "error" or parsed.get("type") == "error"
+
+
 def error_text(body: bytes) -> str:
     """The server's message out of an error body; else the start of the body itself."""
     try:

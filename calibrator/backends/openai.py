@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from urllib.parse import quote
 
 from calibrator import __version__
 from calibrator.backends.http1 import Timeouts
@@ -133,7 +134,7 @@ class _Dialect:
         for secret in sorted(self._target.secrets, key=len, reverse=True):
             shown = "[our API key]" if secret == self._target.api_key else "[our header]"
             if len(secret) >= LEAST_SECRET or secret == self._target.api_key:
-                detail = detail.replace(secret, shown)
+                detail = detail.replace(secret, shown).replace(quote(secret, safe=""), shown)
         return sample if detail == failure.detail else replace(sample, failure=replace(failure, detail=detail))
 
     def encode(self, request: ProbeRequest) -> bytes:

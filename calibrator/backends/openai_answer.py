@@ -30,7 +30,15 @@ from itertools import pairwise
 from math import ceil
 from typing import Any
 
-from calibrator.backends.engine_words import clean, error_code, error_text, quota_words, said_error
+from calibrator.backends.engine_words import (
+    as_object,
+    clean,
+    error_code,
+    error_text,
+    is_error,
+    quota_words,
+    said_error,
+)
 from calibrator.backends.http1 import Ending, Headers
 from calibrator.backends.sse import SseDecoder, SseError
 from calibrator.core.records.sample import REFUSALS, Failure, FailureKind, Fault, Flight, ProbeRequest, Sample
@@ -137,18 +145,15 @@ class Answer:
 
     def _on_odd_event(self, data: bytes, event_type: bytes) -> None:
         self._events += 1
-        try:
-            event = json.loads(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
+        event = as_object(data)
+        if event is None:
             if event_type == b"error":
                 self._fail_in_words(clean(data), None)
             else:
                 words = f"an event that is not a JSON object: {_shown(data)}"
                 self._fail(FailureKind.PROTOCOL, words, fault=Fault.NO_EVENTS)
             return
-        if _is_error(event) or event_type == b"error":
+        if is_error(event) or event_type == b"error":
             self._fail_as_said(event)
             return
         choice = _first_choice(event)
@@ -295,19 +300,19 @@ class Answer:
         if in_order:
             with contextlib.suppress(SseError):
                 self._sse.end(self._on_event)
-        said = _as_object(self._sse.undispatched)
-        if said is not None and _is_error(said):  # in the middle of a stream, without the form of an event
+        said = as_object(self._sse.undispatched)
+        if said is not None and is_error(said):  # in the middle of a stream, without the form of an event
             self._fail_as_said(said)
 
     def _read_document(self, body: bytes) -> None:
-        answer = _as_object(body)
+        answer = as_object(body)
         if answer is None:
             is_stream = body.lstrip(_BLANK).startswith((b"data:", b"event:"))
             words = "one document was asked for, a stream came" if is_stream else "the answer is not a JSON object"
             fault = Fault.STREAMED if is_stream else None
             self._fail(FailureKind.PROTOCOL, f"{words}: {_shown(body)}", 200, fault)
             return
-        if _is_error(answer):
+        if is_error(answer):
             self._fail_as_said(answer)
             return
         choice = _first_choice(answer)
@@ -335,18 +340,6 @@ def gap_quantiles(stamps: array[float], quantiles: tuple[float, ...]) -> tuple[t
     if not gaps:
         return ()
     return tuple((q, gaps[min(len(gaps), max(1, ceil(q * len(gaps) - 1e-9))) - 1]) for q in quantiles)
-
-
-def _as_object(body: bytes) -> dict[str, Any] | None:
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _is_error(parsed: dict[str, Any]) -> bool:
-    return bool(parsed.get("error")) or parsed.get("object") == "error" or parsed.get("type") == "error"
 
 
 def _shown(data: bytes) -> str:

@@ -115,11 +115,13 @@ class SseDecoder:
                 self._blank(on_event)
         elif line.startswith(b"data:"):
             value = line[6:] if line[5:6] == b" " else line[5:]
-            if not self._data and _is_whole(value):
+            if self._data or not (value.endswith(b"}") or value == b"[DONE]") or not _is_whole(value):
+                self._add(value)
+            elif self._type:
                 event_type, self._type = self._type, b""
                 on_event(value, event_type)
-                return
-            self._add(value)
+            else:
+                on_event(value, b"")
         elif line.startswith(b"event:"):
             self._type = line[6:].removeprefix(b" ")
         elif line.startswith(b"error:"):
@@ -155,13 +157,10 @@ class SseDecoder:
 
 
 def _is_whole(value: bytes) -> bool:
-    """One JSON object or `[DONE]`. Braces are counted first; those inside of texts make it worth a decoding."""
-    if not (value.startswith(b"{") and value.rstrip().endswith(b"}")):
-        return value.strip() == b"[DONE]"
+    """Of what ends like one: a JSON object, or `[DONE]`. Braces are counted; those inside of texts cost a decoding."""
     if value.count(b"{") == value.count(b"}"):
-        return True
+        return value.startswith(b"{") or value == b"[DONE]"
     try:
-        json.loads(value)
+        return isinstance(json.loads(value), dict)
     except ValueError:
         return False
-    return True

@@ -23,10 +23,13 @@ def decode(*chunks: bytes) -> Events:
 
 
 def is_whole(value: bytes) -> bool:
+    """From brace to brace, and as many open as close, or JSON all the same."""
+    if not (value.startswith(b"{") and value.endswith(b"}")):
+        return value == b"[DONE]"
     try:
         return isinstance(json.loads(value), dict)
     except ValueError:
-        return value.strip() == b"[DONE]"
+        return value.count(b"{") == value.count(b"}")
 
 
 def reference(stream: bytes) -> Events:
@@ -74,6 +77,8 @@ def reference(stream: bytes) -> Events:
         (b"\xef\xbb\xbfdata: a\n\n", [(b"a", b"")]),
         (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [(b"a", b"")]),  # a BOM only counts at the start
         (b"data: a\n", []),  # no blank line, no event
+        (b'data: [{"a":1}\ndata: ]\n\n', [(b'[{"a":1}\n]', b"")]),
+        (b'data: {"a":\ndata: {}\ndata: }\n\n', [(b'{"a":\n{}\n}', b"")]),
         (b'data: {"a":1}\ndata: {"b":2}\ndata: [DONE]\n', [(b'{"a":1}', b""), (b'{"b":2}', b""), (b"[DONE]", b"")]),
         (b'data: {"a":"{"}\ndata: {"b":2}\n', [(b'{"a":"{"}', b""), (b'{"b":2}', b"")]),  # a brace in a text
         (b'data: {\ndata: "a": 1\ndata: }\n\n', [(b'{\n"a": 1\n}', b"")]),  # over several lines, as the standard says
