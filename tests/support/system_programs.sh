@@ -82,7 +82,8 @@ else
 fi
 
 echo "Installing what tests need (once):$missing_packages"
-apt() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null; }
+# Errors are still printed.
+apt() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null >/dev/null; }
 apt update
 # shellcheck disable=SC2086 # one word for each package
 apt install --yes --no-install-recommends --no-upgrade $missing_packages # what is there stays as it is
