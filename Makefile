@@ -48,10 +48,10 @@ setup: .venv/.runtime .venv/.dev
 programs:
 	@tests/support/system_programs.sh $(if $(filter file,$(origin PYTHON)),$(CANDIDATES))
 
-# Three parts, and each runs whatever the one before says: what is on virtual time or starts nothing, two tests at a time;
-# what starts programs, two files at a time; what measures real time, alone.
-VIRTUAL := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
-REAL_TIME := tests/load $(wildcard tests/e2e/test_*_over_http.py tests/e2e/test_llamacpp_*.py) tests/e2e/test_replicas.py
+# Two parts, and the second runs whatever the first says. What measures real time runs alone; everything else three files
+# at a time, in the order of the folders: programs that are waited for, and virtual time, keep two cores busy together.
+REAL_TIME := tests/load/test_selftest.py tests/load/test_starvation.py tests/e2e/test_replicas.py \
+  $(wildcard tests/e2e/test_*_over_http.py tests/e2e/test_llamacpp_*.py)
 # Tests give programs a network of their own and mount small disks: root may, and others may in a user namespace.
 NAMESPACE := unshare --user --mount --map-current-user --keep-caps
 AS_ROOT_MAY = $(shell [ "$$(id -u)" = 0 ] || ! $(NAMESPACE) true 2>/dev/null || echo "$(NAMESPACE)")
@@ -60,8 +60,8 @@ PYTEST = $(AS_ROOT_MAY) env TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSA
 test: programs lint audit .venv-test/.wheel .venv-litellm/.wheel
 ifeq ($(ARGS),)
 	failed=0; \
-	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(VIRTUAL) || failed=$$?; \
-	$(PYTEST) --durations=15 --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(VIRTUAL) $(REAL_TIME)) || failed=$$?; \
+	$(PYTEST) --durations=20 --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(REAL_TIME)) \
+	  || failed=$$?; \
 	$(PYTEST) --durations=10 $(REAL_TIME) || failed=$$?; \
 	exit $$failed
 else
