@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from calibrator import __version__
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.errors import CalibratorError, ExitCode
 
 app = typer.Typer(

@@ -25,7 +25,7 @@ from calibrator.core.records.history import Bounds, Capacity
 from calibrator.core.records.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.report.documents import level_document, sweep_document
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.cost import can_certify, judged_share
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode

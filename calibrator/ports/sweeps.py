@@ -19,7 +19,7 @@ from calibrator.core.records.harm import AbortLimits, SweepLimits
 from calibrator.core.records.history import Bounds, WarmStart
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import SweepRecord
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import Workload
 from calibrator.core.workload.mirror import MirrorPolicy
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from calibrator.core.admission.schedule import Schedule, Window
 from calibrator.core.publish.recommendation import PublishPolicy
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.ports.sweeps import BackendPlan, Target
 from calibrator.settings.problems import Problem, configuration_error
 from calibrator.settings.tree import DAYS, BackendSettings, Settings

@@ -9,7 +9,7 @@ import pytest
 
 from calibrator.cli.sweep import SweepOptions, exit_code, order_from
 from calibrator.core.records.sweep import SweepOutcome
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.errors import ConfigurationError, ExitCode
 
 GOOD = SweepOptions(

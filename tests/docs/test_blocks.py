@@ -114,7 +114,7 @@ def test_commands_run(block: Block, site: Site) -> None:
     for program in ("curl", "jq"):
         if program in block.text:
             found = subprocess.run(["bash", "-c", f"command -v {program}"], capture_output=True, check=False)
-            require(program, found=found.returncode == 0, remedy=f"apt-get install {program}")
+            require(program, found=found.returncode == 0, remedy="make programs")
     folder, path = site.folder_of(block.page), f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", site.adapted(block.commands)],

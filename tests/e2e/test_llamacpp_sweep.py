@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 ATTEMPTS = 3  # a stall of the machine during the pilot moves the limit, during the sweep the answer; honestly so
 
 
-@pytest.mark.parametrize("slots", [4, 8])
+# With 8 slots, too, in test_llamacpp_organic.py, beside live users.
+@pytest.mark.parametrize("slots", [4, pytest.param(8, marks=pytest.mark.long)])
 def test_finds_the_slots_of_a_real_engine(slots: int, tiny_model: Path) -> None:
     with llama_server(model=tiny_model, slots=slots) as engine:
         found: list[int] = []

@@ -66,7 +66,7 @@ class Haproxy:
 def haproxy(
     folder: Path, config: Path, name: str = "hap-1", queue_wait_s: float = 0.5, ingress: int = INGRESS
 ) -> Iterator[Haproxy]:
-    require("haproxy", found=Path(HAPROXY).exists(), remedy="apt-get install haproxy")
+    require("haproxy", found=Path(HAPROXY).exists(), remedy="make programs")
     if ingress != INGRESS:
         text = config.read_text()
         config = folder / f"{name}.cfg"

@@ -46,6 +46,7 @@ def two(
     schedule: Schedule = MANUAL,
     others: tuple[BackendPlan, ...] = (),
     telemetry: FakeTelemetry | None = None,
+    tick_s: float | None = None,
 ) -> None:
     """`a` starts first, so it leads; judged at the end whatever the scenario looked at."""
 
@@ -54,6 +55,7 @@ def two(
             (plan(schedule=schedule), *others),
             {"chat": list(scripts or (Script(),)), **{one.name: [LONG] for one in others}},
             {} if telemetry is None else {"chat": telemetry},
+            tick_s=tick_s,
         )
         a = await site.start("a")
         b = await site.start("b")
@@ -94,7 +96,7 @@ def test_schedules_are_kept_by_the_holder_alone() -> None:
         assert due is not None
         assert due > a.clock.wall() - 60.0, "the other one knows about when"
 
-    two(scenario, schedule=HOURLY)
+    two(scenario, schedule=HOURLY, tick_s=5.0)
 
 
 def test_a_follower_of_an_empty_database_serves_a_fallback_that_names_no_version() -> None:

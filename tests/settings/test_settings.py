@@ -17,7 +17,7 @@ from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.harm import AbortLimits
 from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import Metric, Objective
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 from calibrator.settings import (

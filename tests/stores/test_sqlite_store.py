@@ -201,11 +201,12 @@ def test_what_cannot_be_a_store_is_refused_with_the_key_to_change(tmp_path: Path
         assert "store.path" in refusal.value.remedy
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything; the case above covers it")
 def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     open_and_close(path)
     path.chmod(0o444)
+    if os.access(path, os.W_OK):
+        pytest.skip("this user may write everything; the case above covers it")
     with pytest.raises(StoreError, match="read-only"):
         open_and_close(path)
 

@@ -56,7 +56,11 @@ def in_own_network(body: Callable[[], T]) -> T:
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             may = libc.unshare(CLONE_NEWNET) == 0
-            require("permission for a network namespace", found=may, remedy="run as root, or in a container that may")
+            require(
+                "permission for a network namespace",
+                found=may,
+                remedy="run as root, or where user namespaces are allowed",
+            )
             with socket.socket() as any_socket:
                 fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
             result.append(body())

@@ -28,6 +28,7 @@ from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrd
 from calibrator.service.supervisor import Supervisor
 from support.fakes import FakeTelemetry, Script, begun, given_urls, progress, telemetry_by_host
 from support.memory_store import MemoryDatabase, MemoryStore
+from support.virtual_time import ticking
 
 CUT = StoreError("The database cannot be reached.", "Repair the network.")
 STEP_S = 0.05  # how exactly a sweep's process keeps its permit
@@ -196,6 +197,7 @@ class Site:
     log: list[Probing] = field(default_factory=list)
     ended: dict[str, SweepRecord] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
+    tick_s: float | None = None  # None: as the service ticks
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def start(self, name: str) -> Instance:
@@ -218,7 +220,7 @@ class Site:
         )
         await supervisor.start()
         stopping = asyncio.Event()
-        loop_task = asyncio.create_task(supervisor.run(stopping))
+        loop_task = asyncio.create_task(ticking(supervisor, stopping, self.tick_s))
         tasks = asyncio.all_tasks() - before | {loop_task}
         instance = Instance(name, supervisor, store, runner, clock, stopping, tasks)
         self.instances.append(instance)

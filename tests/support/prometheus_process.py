@@ -23,7 +23,7 @@ WAIT_S = 30.0
 
 def program(name: str) -> str:
     path = shutil.which(name)
-    assert path is not None, f"{name} is not installed: apt-get install prometheus prometheus-alertmanager"
+    assert path is not None, f"{name} is not installed: make programs"
     return path
 
 

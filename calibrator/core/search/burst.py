@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.objective import Objective, decide_final
@@ -27,14 +26,6 @@ from calibrator.core.search.verdict import DECIDED, zone
 
 STEP_DOWN = 0.8
 FIRST_VISIT = 1_000_000  # labels of bursts: no stage of the search has them
-
-
-class BurstMode(StrEnum):
-    """What a burst after the search is for."""
-
-    OFF = "off"
-    REPORT = "report"
-    ENFORCE = "enforce"
 
 
 @dataclass(frozen=True, slots=True)

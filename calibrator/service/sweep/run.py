@@ -24,7 +24,8 @@ from calibrator.core.records.history import History, Stage
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
 from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
-from calibrator.core.search.burst import BurstMode, unlimited
+from calibrator.core.search.burst import unlimited
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.state import must_leave, overload_s
 from calibrator.core.search.steps import Conclusion, Measure, Step, Test
