@@ -2,9 +2,9 @@
 
 | sign                                                              | spoils        | because                    |
 |-------------------------------------------------------------------|---------------|----------------------------|
-| violations that our own lateness may have made (`suspect`): two, | an exceedance | lateness only ever adds    |
+| violations that our own lateness may have made (`suspect`): two,  | an exceedance | lateness only ever adds    |
 |   a quarter of all violations, and half the allowance of all bits |               | latency                    |
-| two suspect violations while the busiest process used 90 % of a  | an exceedance | stamps queue behind work   |
+| two suspect violations while the busiest process used 90 % of a   | an exceedance | stamps queue behind work   |
 |   core, half of the time                                          |               |                            |
 | fewer in flight than 90 % of the users asked for                  | both          | another level was measured |
 | a part of the generator died                                      | both          | requests are missing       |

@@ -70,7 +70,12 @@ def test_the_last_word_about_a_violation_counts() -> None:
 
 @pytest.mark.parametrize(
     ("decided", "spoilt"),
-    [(bits(100, 0), False), (bits(100, 10, suspect=2), True), (bits(100, 10), False), (bits(0, 40, suspect=2), False)],
+    [
+        (bits(100, 0), False),
+        (bits(100, 10, suspect=2), True),
+        (bits(100, 10), False),
+        (bits(0, 40, suspect=2), False),
+    ],
 )
 def test_a_saturated_core_spoils_violations_that_may_be_ours(*, decided: list[Decided], spoilt: bool) -> None:
     assert ("of a core" in reasons(decided=decided, cpu_ratio=0.97)) is spoilt
