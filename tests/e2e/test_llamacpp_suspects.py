@@ -13,7 +13,7 @@ from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.core.workload.classes import Workload
 from calibrator.ports.sweeps import Target
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.engine
 
 
 def test_a_real_engine_with_a_prefix_cache_is_no_suspect(tiny_model: Path) -> None:

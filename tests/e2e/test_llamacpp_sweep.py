@@ -16,7 +16,7 @@ from support.independent_load import hold_level
 from support.llamacpp import LlamaServer, llama_server
 from support.llamacpp_pilot import limit_between, sweep
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.engine
 
 
 ATTEMPTS = 3  # a stall of the machine during the pilot moves the limit, during the sweep the answer; honestly so

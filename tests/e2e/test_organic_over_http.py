@@ -21,8 +21,6 @@ BOUNDS = Bounds(max_level=64, requests=900, duration_s=120.0)
 LIMIT_S = 200.0
 ATTEMPTS = 2  # a stall of the machine moves one answer; honestly so
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.mark.parametrize(
     ("engine", "factor", "users", "lag_s"),

@@ -43,7 +43,7 @@ KINDS = (
     Ask(call_id="one-for-all"),
 )
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @contextmanager

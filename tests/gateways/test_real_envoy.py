@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from support.envoy_process import ADMIN, envoy
 from support.gateway_site import (
     BACKEND,
@@ -23,8 +22,6 @@ from support.service_process import serving
 CONFIG = DEPLOYED / "envoy" / "envoy.yaml"
 STATIC_CAP = 8  # in the shipped file
 LATENCY_S = 0.3
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def test_the_cap_holds_through_changes_and_the_calibrators_death(tmp_path: Path) -> None:

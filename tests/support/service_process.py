@@ -21,7 +21,7 @@ import httpx
 import yaml
 
 CALIBRATOR = (sys.executable, "-m", "calibrator")
-WAIT_S = 60.0  # a bound against hanging for ever, on a machine that is busy with other things
+WAIT_S = 180.0  # a bound against hanging for ever, on a machine that is busy with other things
 STOP_LIMIT_S = 5.0  # contract: SIGTERM ends the service within this time, even in mid-sweep
 POLL_S = 0.05
 
