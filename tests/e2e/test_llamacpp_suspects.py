@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.llamacpp import MODEL_NAME, llama_server
+from support.quiet_machine import real_time
 
 from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.core.workload.classes import Workload
@@ -16,6 +17,7 @@ from calibrator.ports.sweeps import Target
 pytestmark = pytest.mark.engine
 
 
+@real_time
 def test_a_real_engine_with_a_prefix_cache_is_no_suspect(tiny_model: Path) -> None:
     with llama_server(model=tiny_model, slots=4) as engine:
         inspector = OpenAIInspector(Target(engine.api_url, MODEL_NAME), now=time.monotonic)

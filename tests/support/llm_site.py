@@ -16,6 +16,7 @@ from support.gateway_site import SPREAD, Answer, Bench, _head
 
 API_KEY = "sk-test"
 CHUNKS = 4  # of a stream
+EVERYBODY = 10_000  # more than are ever kept
 LEFT = 0  # "status" for a client that went without an answer's head
 
 
@@ -70,6 +71,7 @@ class LlmBench(Bench):
     """`kinds` are asked in turn."""
 
     kinds: Iterator[Ask] = field(default_factory=lambda: itertools.cycle(PLAIN))
+    _gate: asyncio.Semaphore | None = None  # what came while there is one waits to be let go
 
     def ask(self, kinds: Sequence[Ask]) -> None:
         self.kinds = itertools.cycle(kinds)
@@ -77,6 +79,28 @@ class LlmBench(Bench):
     @property
     def in_flight(self) -> int:
         return sum(self._in_flight.values())
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Meanwhile the backend answers nothing that it is not told to: what is in flight depends on nobody's speed."""
+        gate = self._gate = asyncio.Semaphore(0)
+        try:
+            yield
+        finally:
+            self._gate = None
+            self._let_go(gate, EVERYBODY)
+
+    def let_go(self, count: int = 1) -> None:
+        """Of those that are kept, first come, first served."""
+        assert self._gate is not None
+        self._let_go(self._gate, count)
+
+    def _let_go(self, gate: asyncio.Semaphore, count: int) -> None:
+        async def release() -> None:
+            for _ in range(count):
+                gate.release()
+
+        self._call(release())
 
     # ------------------------------------------------------------------------------------------------ client
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
@@ -120,6 +144,8 @@ class LlmBench(Bench):
 
     async def _compute(self, path: str, asked: dict[str, Any], writer: asyncio.StreamWriter) -> bytes:
         """The answer, or what is left of it to send."""
+        if self._gate is not None:
+            await self._gate.acquire()
         fate = next(fate for fate in Fate if fate in json.dumps(asked))
         if fate is Fate.REFUSED:
             return b"HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n" + _json(error={"message": "no"})
