@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSite]:
 
 def taken_over(other: Instance, began_s: float) -> float:
     """Seconds until the other one leads."""
-    wait_for(other.leads, "the other one takes over", TWO_LEASES_S + 1.0)
+    wait_for(other.holds_lease, "the other one takes over", TWO_LEASES_S + 1.0)
     return time.monotonic() - began_s
 
 
