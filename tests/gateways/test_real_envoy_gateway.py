@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from support.envoy_process import ENVOY, envoy
 from support.gateway_site import CALIBRATOR, DEPLOYED, TOKEN, TOKENS, calibrator_config, in_own_network, pin
+from support.quiet_machine import real_time
 from support.service_process import serving
 
 PATCH = DEPLOYED / "envoy" / "envoy-gateway.yaml"
@@ -60,6 +61,7 @@ def patched() -> dict[str, Any]:
     return bootstrap
 
 
+@real_time
 def test_the_merged_bootstrap_is_valid(tmp_path: Path) -> None:
     config = tmp_path / "bootstrap.json"
     config.write_text(json.dumps(patched()))
@@ -68,6 +70,7 @@ def test_the_merged_bootstrap_is_valid(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@real_time
 def test_the_merged_bootstrap_polls_the_cap_of_a_route(tmp_path: Path) -> None:
     """Only the calibrator's address is another; nothing answers as Envoy Gateway itself."""
 

@@ -25,6 +25,7 @@ from support.gateway_site import (
     remember,
     wait_until,
 )
+from support.quiet_machine import real_time
 from support.require import require
 from support.service_process import serving
 
@@ -88,6 +89,7 @@ def haproxy(
         yield started
 
 
+@real_time
 def test_queueing_holds_each_server_at_its_cap_and_the_queue_at_what_the_sla_leaves(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})
@@ -137,6 +139,7 @@ def test_queueing_holds_each_server_at_its_cap_and_the_queue_at_what_the_sla_lea
     in_own_network(scenario)
 
 
+@real_time
 def test_failing_fast_answers_429_beyond_the_cap(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})
@@ -163,6 +166,7 @@ def test_failing_fast_answers_429_beyond_the_cap(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_an_unknown_backend_changes_nothing(tmp_path: Path) -> None:
     """The agent closes without a line: HAProxy keeps the last cap, and the server stays in use."""
 
@@ -183,6 +187,7 @@ def test_an_unknown_backend_changes_nothing(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_two_haproxies_share_each_servers_cap(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})

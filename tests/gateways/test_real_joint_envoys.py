@@ -21,6 +21,7 @@ from support.gateway_site import (
     wait_until,
 )
 from support.postgres_process import PostgresProcess, postgres
+from support.quiet_machine import real_time
 from support.service_process import Service, serving
 
 CONFIG = DEPLOYED / "envoy" / "envoy.yaml"
@@ -43,6 +44,7 @@ def holds_lease(service: Service) -> bool:
     return 'calibrator_lease_held{backend="llm"} 1' in service.http.get("/metrics").text
 
 
+@real_time
 def test_the_cap_holds_over_both_through_a_change_and_the_leaders_death(tmp_path: Path) -> None:
     def scenario() -> None:
         with (

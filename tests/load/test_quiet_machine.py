@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from support import quiet_machine
@@ -89,15 +90,19 @@ def test_what_no_noise_can_explain_is_not_tried_again(noises: list[Noise]) -> No
     assert attempts.made == 1
 
 
-def test_a_decorated_test_keeps_its_fixtures(noises: list[Noise]) -> None:
+def test_a_decorated_test_keeps_its_fixtures_and_gets_a_folder_for_each_attempt(
+    noises: list[Noise], tmp_path: Path
+) -> None:
     noises += [BUSY]
     attempts = Attempts(1)
 
     @real_time
-    def test(fixture: int) -> None:
+    def test(fixture: int, tmp_path: Path) -> None:
+        (tmp_path / "new").mkdir()
         assert (fixture, attempts()) == (7, "attempt 2")
 
-    test(fixture=7)
+    test(fixture=7, tmp_path=tmp_path)
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["attempt-1", "attempt-2"]
     assert test.__wrapped__.__code__.co_varnames[:1] == ("fixture",)  # type: ignore[attr-defined] # pytest reads it
 
 

@@ -16,6 +16,7 @@ woken more than 20 ms late in one of a hundred times.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import threading
@@ -77,11 +78,20 @@ def judge(attempt: Callable[[], T], *, tries: int = TRIES, luck: int = 0) -> T:
 
 
 def real_time(test: Callable[P, None]) -> Callable[P, None]:
-    """Decorator: the whole test is one attempt. It must bear being run again with the same fixtures."""
+    """Decorator: the whole test is one attempt, with a `tmp_path` of its own; other fixtures must bear a second one."""
 
     @functools.wraps(test)
     def judged(*args: P.args, **kwargs: P.kwargs) -> None:
-        judge(lambda: test(*args, **kwargs))
+        numbers = itertools.count(1)
+
+        def attempt() -> None:
+            own, shared = dict(kwargs), kwargs.get("tmp_path")
+            if isinstance(shared, Path):
+                own["tmp_path"] = folder = shared / f"attempt-{next(numbers)}"
+                folder.mkdir()
+            test(*args, **own)  # type: ignore[arg-type] # the same keywords
+
+        judge(attempt)
 
     return pytest.mark.timeout(TEST_LIMIT_S)(judged)
 
