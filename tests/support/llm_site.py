@@ -82,7 +82,7 @@ class LlmBench(Bench):
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Meanwhile the backend answers nothing that it is not told to: what is in flight depends on nobody's speed."""
+        """Meanwhile the backend ends no answer until it is told to: what is in flight depends on nobody's speed."""
         gate = self._gate = asyncio.Semaphore(0)
         try:
             yield
@@ -144,14 +144,14 @@ class LlmBench(Bench):
 
     async def _compute(self, path: str, asked: dict[str, Any], writer: asyncio.StreamWriter) -> bytes:
         """The answer, or what is left of it to send."""
-        if self._gate is not None:
-            await self._gate.acquire()
         fate = next(fate for fate in Fate if fate in json.dumps(asked))
         if fate is Fate.REFUSED:
             return b"HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n" + _json(error={"message": "no"})
         is_stream = bool(asked.get("stream"))
         if is_stream and fate is not Fate.DROPPED:
             writer.write(_HEAD + b"Content-Type: text/event-stream\r\n\r\n")
+        if self._gate is not None:
+            await self._gate.acquire()
         for _ in range(CHUNKS if fate is Fate.ANSWERED else 1):
             await asyncio.sleep(self.latency_s * self._draws.uniform(1.0 - SPREAD, 1.0 + SPREAD) / CHUNKS)
             if is_stream and fate is not Fate.DROPPED:
