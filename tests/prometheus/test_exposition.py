@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from support.full_views import fleet, full
 from support.prometheus_process import REPOSITORY, accepted
+from support.quiet_machine import real_time
 from support.virtual_time import run_virtual
 from support.web_fakes import level, snapshot
 
@@ -146,12 +147,14 @@ def fresh(current: Snapshot) -> MetricsPage:
     return MetricsPage(lambda: current, SystemClock(), "1")
 
 
+@real_time
 def test_the_cost_of_a_scrape_grows_with_the_backends_and_no_faster() -> None:
     few, many = fleet(10, 10), fleet(100, 10)
     few_s, many_s = cost_s(lambda: fresh(few).text()), cost_s(lambda: fresh(many).text())
     assert many_s < 40.0 * few_s, (few_s, many_s)
 
 
+@real_time
 def test_curves_cost_only_the_scrape_after_their_sweep() -> None:
     """They are three quarters of the page."""
     current, without = fleet(50, 20), fleet(50, 0)
@@ -172,6 +175,7 @@ def test_a_new_sweep_of_one_backend_replaces_its_curve_alone() -> None:
     assert known.text() == fresh(shown[0]).text() != before
 
 
+@real_time
 def test_writing_the_page_costs_a_fraction_of_what_the_library_takes() -> None:
     """Which is why it is written by hand."""
     current = fleet(50, 10)

@@ -58,7 +58,7 @@ async def ask(url: str, trusted: Certificates, shown: Certificates | None = None
     context = ssl.create_default_context(cafile=trusted.ca)
     if shown is not None:
         context.load_cert_chain(shown.client_cert, shown.client_key)
-    async with httpx.AsyncClient(verify=context, timeout=20.0) as client:
+    async with httpx.AsyncClient(verify=context, timeout=120.0) as client:
         return await client.get(f"{url}/v1/session")
 
 

@@ -11,6 +11,7 @@ import pytest
 from support.deaf_proxy import deaf_proxy
 from support.postgres_process import PostgresProcess, postgres
 from support.postgres_stores import SECONDS, instances, store_at, take
+from support.quiet_machine import real_time
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ConfigurationError, StoreError
@@ -63,6 +64,7 @@ def test_a_server_that_is_gone_is_named_at_once(own_server: PostgresProcess) -> 
     asyncio.run(work())
 
 
+@real_time
 def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
     """SIGSTOP: it accepts connections and answers nothing, so no timeout of its own helps."""
     name = own_server.new_database()
@@ -88,6 +90,7 @@ def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
     asyncio.run(work())
 
 
+@real_time
 def test_news_are_heard_again_after_a_restart_of_the_server(own_server: PostgresProcess) -> None:
     name = own_server.new_database()
 
@@ -121,6 +124,7 @@ def test_kill_9_of_the_server_loses_nothing(own_server: PostgresProcess) -> None
     asyncio.run(work())
 
 
+@real_time
 def test_a_connection_cut_in_mid_statement_is_tried_again_and_stored_once(own_server: PostgresProcess) -> None:
     """Not committed: the statement waited for a lock when its connection was terminated."""
     name = own_server.new_database()
@@ -165,6 +169,7 @@ def test_a_commit_whose_answer_is_lost_is_tried_again_and_stored_once(own_server
     asyncio.run(work())
 
 
+@real_time
 def test_a_secret_that_vanishes_is_a_database_that_is_away(own_server: PostgresProcess) -> None:
     """The URL is read for each new connection, so that its rotation is followed."""
     name = own_server.new_database()

@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 from support.postgres_process import PostgresProcess
 from support.postgres_stores import SECONDS, instances, store_at, take
+from support.quiet_machine import real_time
 from support.records import recommendation, sweep
 
 from calibrator.errors import StaleLeaseError, StoreError
@@ -101,6 +102,7 @@ def test_instances_that_take_over_from_each_other_publish_in_turn(postgres_serve
 
 
 # ---------------------------------------------------------------------------------------------------------- the news
+@real_time
 def test_the_others_hear_of_a_change_and_whoever_made_it_does_not(postgres_server: PostgresProcess) -> None:
     name = postgres_server.new_database()
 

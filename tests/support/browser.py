@@ -29,7 +29,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP calibrator.test 127.0.0.1",  # a name that no browser trusts as it trusts localhost
 )
-LIMIT_MS = 30_000.0
+LIMIT_MS = 120_000.0
 SEVERE = {"serious", "critical"}
 
 # Lets the page's violations be heard before any of its own scripts runs.

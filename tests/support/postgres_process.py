@@ -28,7 +28,7 @@ from support.certificates import Certificates
 from support.require import require
 from support.service_process import family
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 
 
 def programs() -> Path | None:

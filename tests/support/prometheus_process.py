@@ -18,7 +18,7 @@ from support.service_process import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yaml"
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 def program(name: str) -> str:
