@@ -60,7 +60,9 @@ def litellm(folder: Path, workers: int) -> Iterator[Path]:
         environ["PYTHONPATH"] = str(ROOT)
     command = [str(LITELLM), "--config", str(CONFIG), "--host", "127.0.0.1", "--port", str(INGRESS)]
     log = folder / "litellm.log"
-    with program([*command, "--num_workers", str(workers)], environ, log) as process:
+    # uvicorn ends workers that do not answer for 5 s: on a busy machine, all of them while they still import.
+    command += ["--num_workers", str(workers), "--timeout_worker_healthcheck", f"{START_S:.0f}"]
+    with program(command, environ, log) as process:
 
         def is_up() -> bool:
             assert process.poll() is None, log.read_text()
