@@ -54,7 +54,7 @@ class Site:
         return self.view(name).recommendation.cap
 
     def status(self, name: str = "chat") -> dict[str, ReplicaStatus]:
-        return {replica.url.split("/")[2]: replica.standing for replica in self.view(name).replicas}
+        return {replica.url.split("/")[2]: replica.status for replica in self.view(name).replicas}
 
     async def sweep(self, name: str = "chat") -> None:
         await self.supervisor.request_sweep(name, "test")
