@@ -209,7 +209,7 @@ class Replication:
         for name, activity in self._news().items():
             try:
                 async with asyncio.timeout(LOOK_LIMIT_S):
-                    await self.store.save_activity(name, activity)
+                    await self.store.save_sweep_status(name, activity)
             except Exception as error:  # noqa: BLE001 - the next tick tries again
                 self.health.fails("activities", error)
                 return
@@ -220,12 +220,12 @@ class Replication:
     # ------------------------------------------------------------------------------------------------------ wishes
     async def wish(self, wish: ForwardedCommand) -> None:
         """Raises StoreError."""
-        await self.store.add_wish(wish)
+        await self.store.add_command(wish)
 
     async def _tell_wishes(self) -> None:
         """Before anything newer is followed; to ourselves, too, if we lead again."""
         while self._untold:
-            await self.store.add_wish(self._untold[0])
+            await self.store.add_command(self._untold[0])
             del self._untold[0]
 
     def _grant(self, wish: ForwardedCommand) -> None:
@@ -265,13 +265,13 @@ class Replication:
                 look = _Look(
                     await self.store.latest_recommendations(),
                     await self.store.overrides(),
-                    await self.store.activities(),
+                    await self.store.sweep_statuses(),
                     asked,
                 )
                 self._heed(look)
                 await self._see_last_sweeps()
                 led = [name for name, state in self.states.items() if self.tenancy.holds_lease(state.plan.engine_group)]
-                for wish in await self.store.take_wishes(led) if led else ():
+                for wish in await self.store.take_commands(led) if led else ():
                     self._grant(wish)
         except Exception as error:  # noqa: BLE001 - whatever the database does, what is known is served on
             self.health.fails("reading", error)

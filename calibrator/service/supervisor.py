@@ -84,7 +84,7 @@ class Supervisor:
         self._leases = LeaseManager(
             groups, leases, holder, policy=lease, clock=clock, health=self._health, take_over=self._take_over
         )  # fmt: skip
-        self._publisher = Publisher(store, clock, self._tenure_of, self._health, self._lost)
+        self._publisher = Publisher(store, clock, self._lease_of, self._health, self._lost)
         self._scheduler = SweepScheduler(
             self._states,
             runner=runner,
@@ -98,7 +98,7 @@ class Supervisor:
         self._shares: Shares = (
             ShareKeeper(store, clock)
             if lease.is_sole
-            else JointShares(store, clock, holder, self._tenure_of, self._health)
+            else JointShares(store, clock, holder, self._lease_of, self._health)
         )
         self._overrides = OverrideKeeper(store, clock, self._health, is_sole=lease.is_sole)
         self._checkpoints = Checkpoints(store, clock)
@@ -165,8 +165,8 @@ class Supervisor:
     async def _take_over(self, group: str) -> None:
         await self._replication.take_over(group)
 
-    def _tenure_of(self, backend: str) -> Lease | None:
-        return self._leases.tenure(self._states[backend].plan.engine_group)
+    def _lease_of(self, backend: str) -> Lease | None:
+        return self._leases.lease(self._states[backend].plan.engine_group)
 
     def _lost(self, backend: str) -> None:
         self._leases.lost(self._states[backend].plan.engine_group)

@@ -55,7 +55,7 @@ class Checkpoints:
     async def recall(self, state: BackendState) -> None:
         """Before its first look. Raises StoreError."""
         now_s = self.clock.monotonic()
-        for kind, text in (await self.store.memories(state.plan.name)).items():
+        for kind, text in (await self.store.checkpoints(state.plan.name)).items():
             try:
                 _recall(state, kind, text, now_s)
             except (ValidationError, LookupError, ValueError) as error:
@@ -111,7 +111,7 @@ class Checkpoints:
         """Never raises; what could not be written waits for the next look."""
         for key, document in list(self._waiting.items()):
             try:
-                await self.store.save_memory(*key, document)
+                await self.store.save_checkpoint(*key, document)
             except StoreError as error:
                 self._next_look_s = self.clock.monotonic() + RETRY_S
                 structlog.get_logger().warning("memory not stored yet", backend=key[0], kind=key[1], error=str(error))

@@ -40,13 +40,13 @@ class JointShares:
         store: Store,
         clock: Clock,
         instance: str,
-        tenure_of: Callable[[str], Lease | None],
+        lease_of: Callable[[str], Lease | None],
         health: StoreHealth,
     ) -> None:
         self._store = store
         self._clock = clock
         self._instance = instance
-        self._tenure_of = tenure_of
+        self._lease_of = lease_of
         self._health = health
         self._notifier = ChangeNotifier()
         self._caches: dict[Key, ShareCache] = {}
@@ -159,13 +159,13 @@ class JointShares:
         self._is_troubled = False
 
     async def _divide(self) -> None:
-        tenures = {name: tenure for name in self._views if (tenure := self._tenure_of(name)) is not None}
+        leases = {name: lease for name in self._views if (lease := self._lease_of(name)) is not None}
         self._divisions = {
-            key: (tenure, division)
-            for key, (tenure, division) in self._divisions.items()
-            if tenures.get(key[0]) == tenure
+            key: (lease, division)
+            for key, (lease, division) in self._divisions.items()
+            if leases.get(key[0]) == lease
         }
-        if not tenures:
+        if not leases:
             return
         asked_s = self._clock.monotonic()
         stored = await self._store.share_reports()
@@ -179,22 +179,22 @@ class JointShares:
                 one = StoredReport(report.number, age_s, cache.report, report.is_troubled)
                 reports.setdefault((cache.backend, cache.per_replica), {})[instance] = one
         for key in {**reports, **self._tables}:
-            if key[0] in tenures:
-                await self._divide_one(key, tenures[key[0]], reports.get(key, {}), asked_s, now_s)
+            if key[0] in leases:
+                await self._divide_one(key, leases[key[0]], reports.get(key, {}), asked_s, now_s)
 
     async def _divide_one(
-        self, key: Key, tenure: Lease, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
+        self, key: Key, lease: Lease, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
     ) -> None:
         backend, per_replica = key
         cap, table = cap_of(self._views[backend], per_replica=per_replica), self._tables.get(key, ShareTable())
         led = self._divisions.get(key)
         division = ShareLeader(cap, table, now_s) if led is None else led[1]
-        self._divisions[key] = (tenure, division)
+        self._divisions[key] = (lease, division)
         division.sync(table)
         division.hear(reports, asked_s, now_s)
         made = division.next(cap, now_s)
         if made is not None:
-            await self._store.save_share_table(backend, made, tenure, per_replica=per_replica)
+            await self._store.save_share_table(backend, made, lease, per_replica=per_replica)
             division.sync(made)
             self._tables = {**self._tables, key: made}
             if key in self._caches:

@@ -86,7 +86,7 @@ class LeaseManager:
         """0: the lease is not ours. One that only ran out here still is."""
         return self._states[group].epoch
 
-    def tenure(self, group: str) -> Lease | None:
+    def lease(self, group: str) -> Lease | None:
         """None while this instance does not lead."""
         return Lease(group, self._holder, self.epoch(group)) if self.holds_lease(group) else None
 
@@ -95,8 +95,8 @@ class LeaseManager:
         """Take what is free, and take over, before anything is served. Raises StoreError."""
         for group in self._states:
             asked_s = self._clock.monotonic()
-            tenure = await self._leases.acquire(group, self._holder, self._policy.lease_s)
-            self._answered(group, tenure, asked_s)
+            lease = await self._leases.acquire(group, self._holder, self._policy.lease_s)
+            self._answered(group, lease, asked_s)
         for group, state in self._states.items():
             if state.epoch:
                 await self._take_over(group)
@@ -121,7 +121,7 @@ class LeaseManager:
         self._states = dict.fromkeys(self._states, LeaseState())
         try:
             async with asyncio.timeout(RELEASE_LIMIT_S):
-                await asyncio.gather(*(self._leases.release(tenure) for tenure in held))
+                await asyncio.gather(*(self._leases.release(lease) for lease in held))
         except (StoreError, TimeoutError) as error:
             self._log.warning("leases not released: they expire by themselves", error=repr(error))
 
@@ -148,8 +148,8 @@ class LeaseManager:
 
     async def _renew(self, group: str) -> None:
         before, asked_s = self._states[group], self._clock.monotonic()
-        tenure = Lease(group, self._holder, before.epoch)
-        answer = await self._answer([group], lambda: self._leases.renew(tenure, self._policy.lease_s))
+        lease = Lease(group, self._holder, before.epoch)
+        answer = await self._answer([group], lambda: self._leases.renew(lease, self._policy.lease_s))
         if answer is None or self._states[group].epoch != before.epoch:
             return
         if answer.given:
@@ -175,12 +175,12 @@ class LeaseManager:
         if answer is not None:
             self._answered(group, answer.given, asked_s)
 
-    def _answered(self, group: str, tenure: Lease | None, asked_s: float) -> None:
+    def _answered(self, group: str, lease: Lease | None, asked_s: float) -> None:
         known = self._states[group]
-        if tenure is None:
+        if lease is None:
             self._note(group, known.refused(self._clock.monotonic(), self._policy))
         else:
-            self._note(group, known.acquired(tenure.epoch, asked_s, self._policy))
+            self._note(group, known.acquired(lease.epoch, asked_s, self._policy))
 
     def _note(self, group: str, state: LeaseState) -> None:
         before, self._states[group] = self._states[group].epoch, state

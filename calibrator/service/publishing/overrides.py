@@ -117,7 +117,7 @@ class OverrideKeeper:
 
     async def past(self, backend: str) -> Sequence[Override]:
         """Newest first, the one in force included; one that was removed expired then. Raises StoreError."""
-        text = (await self._store.memories(backend)).get(PINS, "[]")
+        text = (await self._store.checkpoints(backend)).get(PINS, "[]")
         try:
             return _PINS.validate_json(text)
         except ValidationError:  # damaged, or of another release
@@ -133,7 +133,7 @@ class OverrideKeeper:
             if pin is not None and (not past or past[0] != pin):
                 past.insert(0, pin)
             if past != list(known):
-                await self._store.save_memory(backend, PINS, to_json(past[:KEPT]).decode())
+                await self._store.save_checkpoint(backend, PINS, to_json(past[:KEPT]).decode())
         except StoreError as error:
             self._log.warning("override not remembered", backend=backend, error=str(error))
 

@@ -66,13 +66,13 @@ class Publisher:
         self,
         store: Store,
         clock: Clock,
-        tenure_of: Callable[[str], Lease | None],
+        lease_of: Callable[[str], Lease | None],
         health: StoreHealth | None = None,
         on_stale: Callable[[str], None] = _noop,
     ) -> None:
-        """`tenure_of` a backend: None while this instance does not lead; `on_stale`: it never will again."""
+        """`lease_of` a backend: None while this instance does not lead; `on_stale`: it never will again."""
         self._store = store
-        self._tenure_of = tenure_of
+        self._lease_of = lease_of
         self._clock = clock
         self._health = health or StoreHealth()
         self._on_stale = on_stale
@@ -139,7 +139,7 @@ class Publisher:
         known = self._stored.get(backend)
         if known is not None and known.version >= stored.version:
             return False
-        if self._tenure_of(backend) is not None:
+        if self._lease_of(backend) is not None:
             return False  # read before we took the lease: `begin` knows better
         lowered = self._unstored_lowering(backend)
         self._pending.pop(backend, None)
@@ -205,7 +205,7 @@ class Publisher:
     def write_behind(self) -> None:
         """Write what waits in the background; does nothing while that is under way, or too soon after a failure."""
         is_writing = self._writing is not None and not self._writing.done()
-        has_work = bool(self._records) or any(self._tenure_of(backend) is not None for backend in self._pending)
+        has_work = bool(self._records) or any(self._lease_of(backend) is not None for backend in self._pending)
         if not self._pending and not self._records:
             self._health.works("writing")
         if has_work and not is_writing and self._clock.monotonic() >= self._not_before_s:
@@ -214,7 +214,7 @@ class Publisher:
     async def flush(self) -> None:
         """Try to write all that waits now; never raises. A failure ends the pass for its kind."""
         async with self._one_writer:
-            ours = {name: one for name, one in self._pending.items() if self._tenure_of(name) is not None}
+            ours = {name: one for name, one in self._pending.items() if self._lease_of(name) is not None}
             are_written = await self._drain(self._pending, ours, self._store_recommendation, self._was_stored)
             are_kept = await self._drain(self._records, self._records, self._store.save_sweep, lambda _: None)
             if are_written and are_kept:
@@ -258,13 +258,13 @@ class Publisher:
     async def _store_recommendation(self, recommendation: Recommendation) -> None:
         """A write whose answer was lost may have been done: look before it is repeated."""
         backend, version = recommendation.backend, recommendation.version
-        tenure = self._tenure_of(backend)
-        if tenure is None:
+        lease = self._lease_of(backend)
+        if lease is None:
             raise StoreError("The lease ran out meanwhile.")
         if self._asked.get(backend) == version and recommendation in await self._store.latest_recommendations():
             return
         self._asked[backend] = version
-        await self._store.add_recommendation(recommendation, tenure)
+        await self._store.add_recommendation(recommendation, lease)
 
     def _was_stored(self, recommendation: Recommendation) -> None:
         self._stored[recommendation.backend] = recommendation

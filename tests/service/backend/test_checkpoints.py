@@ -155,13 +155,13 @@ def test_a_damaged_memory_is_told_and_left_alone(logs: list[dict[str, object]]) 
         life = Life()
         async with life.site(40) as here:
             await here.pass_(1000)
-        documents = await life.store.memories("chat")
+        documents = await life.store.checkpoints("chat")
         assert set(documents) == {"triggers", "traffic", "guard"}
         odd_slice = {"ago_s": 1.0, "rest": {}, "prompts": {"bounds": 7, "parts": [1]}}
         misfit = {"bounds": [[1.0, "Infinity"]], "slices": [odd_slice]}
         for kind, text in {"triggers": "{", "traffic": json.dumps(misfit), "guard": '{"resweep_wait_s": "x"}'}.items():
-            await life.store.save_memory("chat", kind, text)
-        await life.store.save_memory("chat", "of a later release", "{}")
+            await life.store.save_checkpoint("chat", kind, text)
+        await life.store.save_checkpoint("chat", "of a later release", "{}")
         async with life.site(40) as here:
             await here.pass_(1000)
             assert here.cap == 36
@@ -182,7 +182,7 @@ def test_a_database_that_fails_is_tried_again(logs: list[dict[str, object]]) -> 
             life.store.failure = None
             await here.pass_(20)
             here.is_killed = True
-        assert '"restart"' in (await life.store.memories("chat"))["triggers"]
+        assert '"restart"' in (await life.store.checkpoints("chat"))["triggers"]
 
     run_virtual(scenario())
     assert any(entry["event"] == "memory not stored yet" for entry in logs)

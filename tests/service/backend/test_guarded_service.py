@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from support import records
 from support.fakes import FakeRunner, Script, given_urls, plan
 from support.live_users import LiveEngine
-from support.memory_store import MemoryStore, tenure_of
+from support.memory_store import MemoryStore, take_lease
 from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import EngineParameters
@@ -55,8 +55,8 @@ class Written(MemoryStore):
         super().__init__()
         self.published: list[Recommendation] = []
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
-        await super().add_recommendation(recommendation, tenure)
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
+        await super().add_recommendation(recommendation, lease)
         self.published.append(recommendation)
 
 
@@ -107,7 +107,7 @@ def run_with_users(scenario: Callable[[Written, LiveEngine], Any]) -> None:
     async def whole() -> None:
         store = Written()
         await store.add_recommendation(
-            replace(records.recommendation(cap=CAP), valid_until=None), await tenure_of(store)
+            replace(records.recommendation(cap=CAP), valid_until=None), await take_lease(store)
         )
         engine = LiveEngine(ENGINE, LoopClock())
 

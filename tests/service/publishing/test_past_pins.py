@@ -62,16 +62,16 @@ def test_a_pin_that_takes_anothers_place_ends_it_and_only_the_last_ones_are_kept
 
 def test_a_history_that_is_damaged_or_cannot_be_written_hinders_no_pin() -> None:
     async def scenario(keeper: OverrideKeeper, store: MemoryStore, clock: LoopClock) -> None:
-        await store.save_memory("chat", PINS, "not JSON")
+        await store.save_checkpoint("chat", PINS, "not JSON")
         assert list(await keeper.past("chat")) == []
-        real = store.save_memory
+        real = store.save_checkpoint
 
         async def failing(*_: object) -> None:
             raise StoreError("The disk is full.", "Free some space.")
 
-        store.save_memory = failing  # type: ignore[method-assign] # this one alone
+        store.save_checkpoint = failing  # type: ignore[method-assign] # this one alone
         assert await keeper.put("chat", pin(clock, 5))
-        store.save_memory = real  # type: ignore[method-assign] # as before
+        store.save_checkpoint = real  # type: ignore[method-assign] # as before
         assert list(await keeper.past("chat")) == []
         await keeper.put("chat", pin(clock, 6))
         assert [one.cap for one in await keeper.past("chat")] == [6]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from support import records
 from support.fakes import SlowStore
-from support.memory_store import MemoryStore, tenure_of
+from support.memory_store import MemoryStore, take_lease
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
@@ -26,12 +26,12 @@ def cap(value: int, version: int = 1, backend: str = "chat") -> Recommendation:
     return records.recommendation(backend, version, value)
 
 
-async def tenures(store: MemoryStore) -> dict[str, Lease]:
-    return {backend: await tenure_of(store, backend) for backend in ("chat", "a", "b")}
+async def leases_of(store: MemoryStore) -> dict[str, Lease]:
+    return {backend: await take_lease(store, backend) for backend in ("chat", "a", "b")}
 
 
 async def serving(store: MemoryStore, value: int = 10) -> Publisher:
-    publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+    publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
     publisher.publish(cap(value))
     await publisher.flush()
     assert publisher.served["chat"].cap == value
@@ -100,8 +100,8 @@ def test_one_bad_write_does_not_block_the_others() -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        await store.add_recommendation(cap(5, 2, "a"), await tenure_of(store, "a"))
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        await store.add_recommendation(cap(5, 2, "a"), await take_lease(store, "a"))
+        publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
         publisher.publish(cap(4, 2, "a"))
         publisher.publish(cap(6, 1, "b"))
         publisher.keep(records.sweep("s9"))
@@ -137,7 +137,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 
     async def scenario() -> None:
         store = Counting()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
         publisher.keep(records.sweep())
         for _ in range(240):  # a minute of ticks
             publisher.write_behind()
@@ -150,7 +150,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 def test_what_waits_is_readable_as_if_it_were_stored() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
         await store.save_sweep(records.sweep("s1", started_at=1.0))
         await store.save_sweep(records.running("s2", started_at=2.0))
         publisher.keep(records.sweep("s2", started_at=2.0))
@@ -170,7 +170,7 @@ def test_what_waits_is_readable_as_if_it_were_stored() -> None:
 def test_memory_is_bounded_while_the_store_fails() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
         store.failure = BROKEN
         for number in range(module.MAX_WAITING + 50):
             publisher.keep(records.running(f"s{number}"))
@@ -189,7 +189,7 @@ def test_closing_waits_for_a_locked_database_only_so_long() -> None:
     async def scenario() -> None:
         store = SlowStore()
         store.takes_s = 1000.0
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), (await leases_of(store)).get)
         publisher.keep(replace(records.sweep(), outcome=None))
         publisher.write_behind()
         await publisher.close()
