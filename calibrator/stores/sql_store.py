@@ -16,27 +16,27 @@ from calibrator.errors import StaleLeaseError, StoreError
 from calibrator.ports.store import ForwardedCommand, Lease, Leases, SweepStatus
 from calibrator.stores.database import Database
 from calibrator.stores.documents import (
-    SWEEP_STATUS,
+    COMMAND,
     OVERRIDE,
     RECOMMENDATION,
     SHARE_REPORT,
     SHARE_TABLE,
     SWEEP,
-    COMMAND,
+    SWEEP_STATUS,
 )
 from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
 from calibrator.stores.schema import (
-    sweep_statuses,
-    leases,
     checkpoints,
+    commands,
+    leases,
     overrides,
     recommendations,
     samples,
     share_reports,
     share_tables,
     shares,
+    sweep_statuses,
     sweeps,
-    commands,
 )
 from calibrator.stores.sql_leases import SqlLeases, in_force
 
@@ -298,7 +298,11 @@ class SqlStore:
             await connection.execute(commands.insert().values(backend=command.backend, document=COMMAND.write(command)))
 
     async def take_commands(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
-        taken = delete(commands).where(commands.c.backend.in_(backends)).returning(commands.c.command_id, commands.c.document)
+        taken = (
+            delete(commands)
+            .where(commands.c.backend.in_(backends))
+            .returning(commands.c.command_id, commands.c.document)
+        )
         async with self._database.writing(is_news=False) as connection:
             rows = (await connection.execute(taken)).all()
         return tuple(COMMAND.read(document) for _, document in sorted((number, text) for number, text in rows))

@@ -1,7 +1,7 @@
 """A store that an earlier release wrote opens, tells what changed in it, and means what it meant.
 
-`fixtures/stores` holds dumps (SQL text) of SQLite files, each written by the code of its revision. PostgreSQL begins with
-the same rows.
+`fixtures/stores` holds dumps (SQL text) of SQLite files, each written by the code of its revision. PostgreSQL begins
+with the same rows.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def test_shares_pins_checkpoints_and_commands_are_still_there(earlier: Open) -> 
     assert with_store(earlier, lambda store: store.overrides()) == {
         "chat": Override(20, "maintenance", "ops", 1000.0, 99_000.0)
     }
-    assert with_store(earlier, lambda store: store.checkpoints("chat")) == {"triggers": '{"cooling":{"restart":1200.0}}'}
+    assert with_store(earlier, lambda store: store.checkpoints("chat")) == {
+        "triggers": '{"cooling":{"restart":1200.0}}'
+    }
     later = ForwardedCommand("chat", "s9", "asked for now", 3000.0)
 
     async def ask(store: SqlStore) -> Sequence[ForwardedCommand]:

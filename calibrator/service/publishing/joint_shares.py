@@ -10,9 +10,7 @@ table's and of the cap as this instance knows it, which may be news of a moment 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -22,10 +20,12 @@ from calibrator.core.sharing.share_cache import CapReport, InstanceReport, Share
 from calibrator.errors import StaleLeaseError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Lease, Store
+from calibrator.ports.store import JointShareStore, Lease
+from calibrator.service.publishing.leases import HeldLeases
 from calibrator.service.publishing.notifier import ChangeNotifier
-from calibrator.service.publishing.shares import CLOSE_LIMIT_S, JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
+from calibrator.service.publishing.shares import JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
 from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
 EXCHANGE_S = 1.0
 EXCHANGE_LIMIT_S = 5.0
@@ -36,18 +36,12 @@ class JointShares:
     """Owns this instance's caps, and the divisions of the backends that it leads."""
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        instance: str,
-        lease_of: Callable[[str], Lease | None],
-        health: StoreHealth,
+        self, store: JointShareStore, clock: Clock, instance: str, leases: HeldLeases, health: StoreHealth
     ) -> None:
         self._store = store
         self._clock = clock
         self._instance = instance
-        self._lease_of = lease_of
-        self._health = health
+        self._leases = leases
         self._notifier = ChangeNotifier()
         self._caches: dict[Key, ShareCache] = {}
         self._divisions: dict[Key, tuple[Lease, ShareLeader]] = {}
@@ -55,8 +49,10 @@ class JointShares:
         self._views: dict[str, BackendView] = {}
         self._number = 0
         self._is_troubled = False
-        self._exchanging: asyncio.Task[None] | None = None
-        self._due_s = 0.0
+        self._exchanges = WriteBehind(
+            "shares", self._exchange, clock, health,
+            every_s=EXCHANGE_S, retry_s=EXCHANGE_S, limit_s=EXCHANGE_LIMIT_S,
+        )  # fmt: skip
         self._warned: set[Key] = set()
 
     @property
@@ -107,15 +103,13 @@ class JointShares:
 
     # ----------------------------------------------------------------------------------------------------- tick
     def tick(self, views: Iterable[BackendView]) -> None:
-        now_s, now = self._clock.monotonic(), self._clock.wall()
+        now = self._clock.wall()
         self._views = {view.name: view for view in views}
         for view in self._views.values():
             versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
             self._notifier.notify(view.name, (*told_of(view, now), *versions))
-        is_running = self._exchanging is not None and not self._exchanging.done()
-        if not is_running and now_s >= self._due_s:
-            self._due_s = now_s + EXCHANGE_S
-            self._exchanging = asyncio.create_task(self._exchange())
+        self._exchanges.put(self._instance, self._views)
+        self._exchanges.tick()
 
     def notify_all(self) -> None:
         self._notifier.notify_all()
@@ -123,28 +117,18 @@ class JointShares:
     async def close(self) -> None:
         """Say good-bye, as far as the database lets us: then nobody waits for this instance."""
         self.notify_all()
-        if self._exchanging is not None:
-            self._exchanging.cancel()
-            await asyncio.gather(self._exchanging, return_exceptions=True)
         for cache in self._caches.values():
             cache.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await self._exchange()
+        self._exchanges.put(self._instance, self._views)
+        await self._exchanges.close()
 
     # ------------------------------------------------------------------------------------------------- exchange
-    async def _exchange(self) -> None:
-        """Never raises for what the database does."""
+    async def _exchange(self, _instance: str, _views: Mapping[str, BackendView]) -> None:
         try:
-            async with asyncio.timeout(EXCHANGE_LIMIT_S):
-                await self._report_and_read()
-                await self._divide()
+            await self._report_and_read()
+            await self._divide()
         except StaleLeaseError:
-            self._divisions.clear()  # made anew, of what is stored, while this instance leads
-        except Exception as error:  # noqa: BLE001 - whatever the database does, known shares go on
-            self._health.fails("shares", error)
-            return
-        self._health.works("shares")
+            self._divisions.clear()  # made anew, of what is stored, while this instance holds the lease
 
     async def _report_and_read(self) -> None:
         begun_s = self._clock.monotonic()
@@ -159,11 +143,9 @@ class JointShares:
         self._is_troubled = False
 
     async def _divide(self) -> None:
-        leases = {name: lease for name in self._views if (lease := self._lease_of(name)) is not None}
+        leases = {name: lease for name in self._views if (lease := self._leases.lease_of(name)) is not None}
         self._divisions = {
-            key: (lease, division)
-            for key, (lease, division) in self._divisions.items()
-            if leases.get(key[0]) == lease
+            key: (lease, division) for key, (lease, division) in self._divisions.items() if leases.get(key[0]) == lease
         }
         if not leases:
             return

@@ -63,11 +63,11 @@ def test_a_sweep_after_an_engine_restart_that_was_interrupted_never_raises_when_
             assert here.runner.running, "the sweep after the restart has begun"
             here.is_killed = is_killed
         async with life.site(90) as here:
-            here.supervisor._states["chat"].due_at = here.clock.wall() + 100.0  # the schedule comes first
+            here.supervisor.states["chat"].slot.due_at = here.clock.wall() + 100.0  # the schedule comes first
             await here.pass_(200)
             assert [order.warm is None for order in here.runner.orders] == [False]
             assert here.cap == 36, "on a fresh engine nothing is raised, whoever starts the sweep"
-            here.supervisor._states["chat"].due_at = here.clock.wall() + 100.0
+            here.supervisor.states["chat"].slot.due_at = here.clock.wall() + 100.0
             await here.pass_(200)
             assert here.cap > 36, "the restart is answered: the next one may"
 
@@ -150,7 +150,7 @@ def test_live_traffic_and_the_reference_of_drift_survive(logs: list[dict[str, ob
     assert reasons(logs)[2].startswith("drift: prompts changed")
 
 
-def test_a_damaged_memory_is_told_and_left_alone(logs: list[dict[str, object]]) -> None:
+def test_a_damaged_checkpoint_is_logged_and_left_alone(logs: list[dict[str, object]]) -> None:
     async def scenario() -> None:
         life = Life()
         async with life.site(40) as here:
@@ -167,7 +167,7 @@ def test_a_damaged_memory_is_told_and_left_alone(logs: list[dict[str, object]]) 
             assert here.cap == 36
 
     run_virtual(scenario())
-    told = [entry["kind"] for entry in logs if entry["event"] == "a memory cannot be read; begun anew"]
+    told = [entry["kind"] for entry in logs if entry["event"] == "checkpoint unreadable: begun anew"]
     assert sorted(map(str, told)) == ["guard", "traffic", "triggers"]
 
 
@@ -185,4 +185,4 @@ def test_a_database_that_fails_is_tried_again(logs: list[dict[str, object]]) -> 
         assert '"restart"' in (await life.store.checkpoints("chat"))["triggers"]
 
     run_virtual(scenario())
-    assert any(entry["event"] == "memory not stored yet" for entry in logs)
+    assert any(entry["event"] == "checkpoint not stored yet" for entry in logs)

@@ -28,7 +28,7 @@ from calibrator.core.publish.snapshot import BackendView, Recommendation, State
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import SweepOutcome
 from calibrator.ports.store import Lease
-from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 # Ten slots of some 3 s a request: users keep five or six busy. At half the speed they would need eleven.
 ENGINE = EngineParameters(
@@ -67,7 +67,7 @@ async def service(
     clock, numbers = LoopClock(), itertools.count(1)
     runner = FakeRunner(clock.wall, {"chat": scripts})
     known = plan(schedule=Schedule(every_s=1e9, at_start=False), policy=PublishPolicy(fallback_cap=8, valid_for_s=1e9))
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (replace(known, objectives=OBJECTIVES, guard=POLICY, limits=ANY_TIME),),
         runner=runner,
         store=store,

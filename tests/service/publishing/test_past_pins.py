@@ -14,6 +14,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import StoreError
 from calibrator.service.publishing.overrides import KEPT, PINS, OverrideKeeper
+from calibrator.service.publishing.store_health import StoreHealth
 
 
 def with_keeper(scenario: Callable[[OverrideKeeper, MemoryStore, LoopClock], Coroutine[Any, Any, None]]) -> None:
@@ -21,7 +22,7 @@ def with_keeper(scenario: Callable[[OverrideKeeper, MemoryStore, LoopClock], Cor
         store, clock = MemoryStore(), LoopClock()
         await store.open()
         with capture_logs():
-            await scenario(OverrideKeeper(store, clock), store, clock)
+            await scenario(OverrideKeeper(store, clock, StoreHealth()), store, clock)
 
     run_virtual(run())
 
@@ -41,7 +42,7 @@ def test_a_removed_pin_ended_then_and_an_expired_one_by_itself() -> None:
         await asyncio.sleep(30.0)
         keeper.tick()
         await asyncio.sleep(1.0)
-        newest, oldest = await OverrideKeeper(store, clock).past("chat")  # after a restart
+        newest, oldest = await OverrideKeeper(store, clock, StoreHealth()).past("chat")  # after a restart
         assert (oldest.cap, oldest.expires_at - started) == (5, 60.0)
         assert (newest.cap, newest.expires_at - started) == (7, 70.0)
 

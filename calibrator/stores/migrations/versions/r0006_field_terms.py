@@ -1,4 +1,4 @@
-"""Stored documents and tables take the field's terms: visit -> stage, uncut -> before_cut, wishes -> commands, and so on.
+"""Stored documents and tables take the field's terms: visit -> stage, uncut -> before_cut, wishes -> commands, ...
 
 Of documents only the keys of JSON objects change, at any depth; every value stays as it was. Samples are not touched.
 A table is copied under its new name, so that its key, and on PostgreSQL its sequence, are named after it too.
@@ -56,12 +56,13 @@ def downgrade() -> None:
 def _copy_table(old: str, new: str) -> None:
     keys = ["kind"] if new in KINDS else []
     order = NUMBERS.get(old, "backend")
-    columns = [sa.Column(name, sa.Text(), nullable=False) for name in ("backend", *keys, "document")]
+    texts = ("backend", *keys, "document")
+    columns: list[sa.Column[Any]] = [sa.Column(name, sa.Text(), nullable=False) for name in texts]
     if new in NUMBERS:
         columns.insert(0, sa.Column(NUMBERS[new], sa.Integer(), autoincrement=True, nullable=False))
     primary = [NUMBERS[new]] if new in NUMBERS else ["backend", *keys]
     op.create_table(new, *columns, sa.PrimaryKeyConstraint(*primary, name=op.f(f"pk_{new}")))
-    copied = ", ".join(("backend", *keys, "document"))
+    copied = ", ".join(texts)
     op.execute(f"INSERT INTO {new} ({copied}) SELECT {copied} FROM {old} ORDER BY {order}")  # noqa: S608 - our names
     op.drop_table(old)
 
