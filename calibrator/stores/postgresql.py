@@ -6,7 +6,7 @@ row and then look at it as it is after the lock.
 Every step ends in seconds, whatever the server does. It bounds itself (`statement_timeout`, `lock_timeout`), and we
 bound it as well, because a stopped server does not even time out. Leases have connections of their own: a renewal
 never waits behind a sweep's record. What is written under a limit that passed may be committed or not; the caller
-tries again, and every write of `sql_store` may be repeated (but a wish told twice is heard twice).
+tries again, and every write of `sql_store` may be repeated (but a command told twice is heard twice).
 
 A server that turned read-only was demoted: its connections are dropped, so that new ones look for the primary anew.
 The URL is read again for each connection: a rotated password is followed.

@@ -27,7 +27,7 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError, ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
-from calibrator.service.backend.state import begun
+from calibrator.service.backend.outcome import begun
 from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 

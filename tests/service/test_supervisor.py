@@ -39,9 +39,10 @@ from calibrator.errors import ConfigurationError, StoreError, UnreachableError
 from calibrator.ports.sharing import Poll
 from calibrator.ports.store import Store
 from calibrator.ports.sweeps import BackendPlan
-from calibrator.service.backend.fleet import LOOK_LIMIT_S
+from calibrator.service.backend.fleet import SCRAPE_LIMIT_S
 from calibrator.service.supervisor import Supervisor
 from calibrator.service.sweep_scheduler import OVERTIME_S
+from calibrator.wiring.supervision import make_supervisor
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 HOURS_TICK_S = 5.0  # where a service is left alone for hours
@@ -86,7 +87,7 @@ def service(
         clock, numbers = LoopClock(), itertools.count(first_id)
         runner = FakeRunner(clock.wall, dict(scripts or {}))
         used: Any = store or MemoryStore()
-        supervisor = Supervisor(
+        supervisor = make_supervisor(
             plans or (plan(),),
             runner=runner,
             store=used,
@@ -647,7 +648,7 @@ def test_up_is_unknown_until_an_engine_has_answered_once() -> None:
             await asyncio.sleep(3.0)
             view = running.view("answers")
             assert (view.up, view.organic_in_flight) == (False, None)
-            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), LOOK_LIMIT_S + 1.0
+            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), SCRAPE_LIMIT_S + 1.0
             await asyncio.sleep(10.0)
             assert running.view("answers").up is False
             answers.takes_s = 0.5

@@ -342,9 +342,9 @@ def remember(folder: Path, *, cap: int, max_queue_wait_s: float) -> None:
     async def store() -> None:
         database = SqlStore(SqliteDatabase(folder / "calibrator.db"), Retention())
         await database.open()
-        tenure = await database.leases.acquire(published.backend, "test", 1.0)
-        assert tenure is not None
-        await database.add_recommendation(published, tenure)
+        lease = await database.leases.acquire(published.backend, "test", 1.0)
+        assert lease is not None
+        await database.add_recommendation(published, lease)
         await database.close()
 
     asyncio.run(store())

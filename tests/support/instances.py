@@ -26,6 +26,7 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
 from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 from support.fakes import FakeTelemetry, Script, begun, given_urls, progress, telemetry_by_host
 from support.memory_store import MemoryDatabase, MemoryStore
 from support.virtual_time import ticking
@@ -204,7 +205,7 @@ class Site:
         clock, store = SteppedClock(), MemoryStore(database=self.database)
         runner = LeashedRunner(name, clock, self.log, self.scripts, self.ended)
         before = asyncio.all_tasks()
-        supervisor = Supervisor(
+        supervisor = make_supervisor(
             self.plans,
             runner=runner,
             store=Gated(store, clock.runs),

@@ -16,6 +16,7 @@ from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 from support.fakes import FakeRunner, FakeTelemetry, Script, given_urls, plan, telemetry_by_host
 from support.live_traffic import Users
 from support.memory_store import MemoryStore
@@ -87,7 +88,7 @@ async def site(
     clock, users, numbers = clock or SteppedClock(), users or Users(), itertools.count(1)
     runner = FakeRunner(clock.wall, {"chat": [Script(estimate, takes_s=takes_s) for estimate in estimates or (40,)]})
     used = store or MemoryStore()
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=runner,
         store=used,

@@ -10,7 +10,6 @@ Where several instances share a database, `service.publishing.joint_shares` stan
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -18,16 +17,15 @@ import structlog
 
 from calibrator.core.publish.snapshot import BackendView
 from calibrator.core.sharing.allocator import FairShareAllocator
-from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Store
+from calibrator.ports.store import ShareStore
 from calibrator.service.publishing.notifier import ChangeNotifier
+from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
 WRITE_EVERY_S = 1.0
-RETRY_S = 5.0
 JOIN_RETRY_S = 1.0  # how soon a joiner may ask again; the others are asked to poll every few seconds
-CLOSE_LIMIT_S = 1.0
 VERSION_STEP = 2**20  # above any cap
 
 Key = tuple[str, bool]  # backend, per replica
@@ -54,15 +52,14 @@ class Shares(Protocol):
 class ShareKeeper:
     """Owns the books of all backends."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: ShareStore, clock: Clock, health: StoreHealth) -> None:
         self._store = store
         self._clock = clock
         self._books: dict[Key, FairShareAllocator] = {}
         self._written: dict[Key, int] = {}  # revision of the book that the store has
         self._notifier = ChangeNotifier()
         self._warned: set[Key] = set()
-        self._writing: asyncio.Task[None] | None = None
-        self._not_before_s = 0.0
+        self._unwritten = WriteBehind("shares", self._write, clock, health, every_s=WRITE_EVERY_S)
         self._log = structlog.get_logger()
 
     async def restore(self, views: Iterable[BackendView]) -> None:
@@ -129,9 +126,8 @@ class ShareKeeper:
                     book.tend(now_s)
                     self._warn(view.name, book, per_replica=per_replica)
             self._notifier.notify(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
-        is_writing = self._writing is not None and not self._writing.done()
-        if not is_writing and now_s >= self._not_before_s and self._unwritten():
-            self._writing = asyncio.create_task(self._write())
+        self._put_changed()
+        self._unwritten.tick()
 
     def notify_all(self) -> None:
         self._notifier.notify_all()
@@ -139,12 +135,8 @@ class ShareKeeper:
     async def close(self) -> None:
         """Write what the store lacks, as far as the database lets us."""
         self.notify_all()
-        tasks = [] if self._writing is None else [self._writing]
-        tasks.append(asyncio.create_task(self._write()))
-        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._put_changed()
+        await self._unwritten.close()
 
     def _warn(self, backend: str, book: FairShareAllocator, *, per_replica: bool) -> None:
         key = (backend, per_replica)
@@ -162,21 +154,17 @@ class ShareKeeper:
         return [book for book in found if book is not None]
 
     # -------------------------------------------------------------------------------------------------- writing
-    def _unwritten(self) -> list[Key]:
-        return [key for key, book in self._books.items() if self._written.get(key) != book.revision]
+    def _put_changed(self) -> None:
+        for key, book in self._books.items():
+            if self._written.get(key) != book.revision:
+                self._unwritten.put(key, book.revision)
 
-    async def _write(self) -> None:
-        self._not_before_s = self._clock.monotonic() + WRITE_EVERY_S
-        for key in self._unwritten():
-            backend, per_replica = key
-            revision, held = self._books[key].revision, self._books[key].held()
-            try:
-                await self._store.save_shares(backend, held, per_replica=per_replica)
-            except StoreError as error:
-                self._not_before_s = self._clock.monotonic() + RETRY_S
-                self._log.warning("shares not stored yet", backend=backend, error=str(error))
-                return
-            self._written[key] = revision
+    async def _write(self, key: Key, _revision: int) -> None:
+        """The newest state there is."""
+        backend, per_replica = key
+        revision, held = self._books[key].revision, self._books[key].held()
+        await self._store.save_shares(backend, held, per_replica=per_replica)
+        self._written[key] = revision
 
 
 def told_of(view: BackendView, now: float) -> tuple[object, ...]:

@@ -24,6 +24,7 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 
 @dataclass
@@ -65,7 +66,7 @@ async def serving(
     clock = clock or LoopClock()
     used, engine = store or MemoryStore(), FakeTelemetry(ServerLoad("vllm", organic, 0.0))
     runner = runner or CostlyRunner(clock.wall)
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=runner,
         store=used,
@@ -112,7 +113,7 @@ def test_observe_sends_nothing_and_tells_each_sweep_that_would_have_run(lines: l
                 await running.supervisor.request_sweep("chat", "test")
 
     run_virtual(scenario())
-    assert sum(line["event"] == "sweep held back" for line in lines) == 4
+    assert sum(line["event"] == "sweep deferred" for line in lines) == 4
 
 
 def test_a_busy_backend_is_swept_once_its_traffic_has_been_low_for_a_minute() -> None:

@@ -24,7 +24,9 @@ from calibrator.errors import ConfigurationError, StoreError
 from calibrator.ports.sharing import Poll
 from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.publishing.shares import ShareKeeper
+from calibrator.service.publishing.store_health import StoreHealth
 from calibrator.service.supervisor import TICK_S, Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 
@@ -38,7 +40,7 @@ def manual(cap: int = 31, **policy: float) -> BackendPlan:
 async def service(known: BackendPlan, store: MemoryStore, *, kill: bool = False) -> AsyncIterator[Supervisor]:
     """`kill`: nothing is saved at the end, as after kill -9."""
     clock, numbers = LoopClock(), itertools.count(1)
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=FakeRunner(clock.wall, {"chat": [Script(estimate=60)]}),
         store=store,
@@ -205,7 +207,7 @@ def test_a_bell_rings_when_the_cap_changes_and_when_the_service_stops() -> None:
 
 def test_a_thousand_waiters_wake_at_most_once_a_tick() -> None:
     async def scenario() -> None:
-        keeper, wakes = ShareKeeper(MemoryStore(), LoopClock()), 0
+        keeper, wakes = ShareKeeper(MemoryStore(), LoopClock(), StoreHealth()), 0
 
         async def wait() -> None:
             nonlocal wakes
