@@ -354,7 +354,7 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        failures, live = self._tally.failures.warnings, self._live.warnings
+        failures, live = self._tally.failures.warnings, self._live.warnings(self._parts.telemetry.problem)
         watched = (*self._unmeasured.warnings, *self._cross.warnings, *live)
         return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *watched)
 
