@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 from calibrator.core.records.objective import Metric, Objective, decide_final, decide_live, decided_at_s
 from calibrator.core.records.sample import Flight, Label, Phase, ProbeRequest, Sample
+from calibrator.core.records.unmeasured import Missing, missing_input
 from calibrator.errors import GeneratorError
 from calibrator.load.lateness import PROBE_S, Lateness
 from calibrator.ports.backend import Backend, Connection
@@ -189,7 +190,8 @@ class ClosedLoop:
         for index, objective in enumerate(self._objectives):
             if not _applies(objective, request):
                 flight.bits[index] = False
-                self._decided(request.request_id, index, violated=None, at_s=flight.started_s)
+                missing = None if request.stream else Missing.NOT_STREAMED
+                self._decided(request.request_id, index, violated=None, at_s=flight.started_s, missing=missing)
 
     def _ended(self, sample: Sample) -> None:
         flight = self._flights.pop(sample.request_id, None)
@@ -203,8 +205,9 @@ class ClosedLoop:
                 continue
             violated = True if is_awaited else decide_final(objective, sample)
             suspect = violated is True and self._late.doubts(objective, sample, self._clock.monotonic())
+            missing = missing_input(objective.metric, sample) if violated is None else None
             at_s = decided_at_s(objective, sample)
-            self._decided(sample.request_id, index, violated=violated, at_s=at_s, suspect=suspect)
+            self._decided(sample.request_id, index, violated=violated, at_s=at_s, suspect=suspect, missing=missing)
         self._events.ended.append(sample)
 
     def _decide_in_flight(self, now_s: float) -> None:
@@ -235,9 +238,16 @@ class ClosedLoop:
         return self._late.explains(excess_s, flight.started_s, (at_s, at_s), now_s)
 
     def _decided(
-        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, suspect: bool = False
+        self,
+        request_id: int,
+        objective: int,
+        *,
+        violated: bool | None,
+        at_s: float,
+        suspect: bool = False,
+        missing: Missing | None = None,
     ) -> None:
-        self._events.decided.append(Decided(request_id, objective, violated, at_s, suspect))
+        self._events.decided.append(Decided(request_id, objective, violated, at_s, suspect, missing))
 
     # ------------------------------------------------------------------------------------------- self-watch
     async def _watch_lag(self) -> None:

@@ -69,7 +69,7 @@ class Lateness:
         latency_s = sample.latency_s(objective.metric, objective.quantile)
         excess_s = (sample.duration_s if latency_s is None else latency_s) - objective.limit_s
         if objective.metric is Metric.TPOT:
-            excess_s *= (sample.completion_tokens or 2) - 1
+            excess_s *= (sample.completion_tokens or sample.token_events or 2) - 1
         from_s, to_s = _stamped(objective.metric, sample)
         return self.explains(excess_s - sample.send_delay_s, sample.started_s, (from_s, to_s), now_s)
 

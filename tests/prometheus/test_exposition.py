@@ -36,13 +36,14 @@ from calibrator.core.records.harm import AbortReason
 from calibrator.core.records.history import Audit
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import RequestOutcome
-from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.core.records.sweep import Grade, ObjectiveVerdict, SweepOutcome, Verdict, VerdictKind
+from calibrator.core.records.unmeasured import Missing
 from calibrator.core.report.documents import LATENCIES, QUANTILES
 from calibrator.web.prometheus.metrics import METRICS, MetricsPage
 
 PROCESS_SERIES = 5  # without the label `backend`
 WORDS = {
-    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3), "cause": range(1),
+    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3), "cause": range(2),
 }  # fmt: skip
 OUTCOMES = {
     "sweeps_total": SweepOutcome, "last_sweep_timestamp_seconds": SweepOutcome, "probe_requests_total": RequestOutcome
@@ -131,6 +132,18 @@ def test_limits_and_inconclusive_levels() -> None:
     assert text.count(limit) == 2
     assert limit + 'metric="tpot",percentile="90",max_prompt_tokens="64"} 0.03' in text
     assert 'calibrator_inconclusive_levels{backend="chat",cause="generator"} 1.0' in text
+    assert 'calibrator_inconclusive_levels{backend="chat",cause="unmeasured"} 0.0' in text
+
+
+def test_a_level_whose_answers_do_not_show_an_objective_is_counted() -> None:
+    missing = ((Missing.NO_USAGE, 24),)
+    kind = VerdictKind.INCONCLUSIVE
+    unmeasured = Verdict(kind, (), (ObjectiveVerdict("tpot p90 <= 30ms", kind, 0, 0.0, 0, 0.0, 1.0, "", missing),))
+    view = full("chat")
+    assert view.last_sweep is not None
+    levels = (level(4), replace(level(8), verdict=unmeasured))
+    text = page(snapshot(replace(view, last_sweep=replace(view.last_sweep, levels=levels))))
+    assert 'calibrator_inconclusive_levels{backend="chat",cause="unmeasured"} 1.0' in text
 
 
 def cost_s(step: Callable[[], object]) -> float:

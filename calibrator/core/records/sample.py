@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+EVENTS_A_READ = 3.0  # and more: the gaps between tokens are not the engine's; a busy machine reads two at once
+
 
 class Phase(StrEnum):
     """Why a request was sent: its bits count only in `counted`."""
@@ -28,6 +30,7 @@ class RequestOutcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INVALID = "invalid"
+    UNMEASURED = "unmeasured"  # complete, but it does not show what an objective asks (`records.unmeasured`)
 
 
 class FailureKind(StrEnum):
@@ -160,13 +163,35 @@ class Sample:
         return self.duration_s if self.completed else None
 
     @property
+    def is_buffered(self) -> bool:
+        """Token events came several at a time: their stamps say when something on the way handed them over."""
+        if self.token_events < 2:
+            return False
+        if not self.token_reads:  # not counted
+            return self.last_token_s == self.ttft_s
+        return self.token_reads == 1 or self.token_events >= EVENTS_A_READ * self.token_reads
+
+    @property
+    def tpot_range_s(self) -> tuple[float, float] | None:
+        """(last - first token) / (completion tokens - 1): least and most that it may be.
+
+        One value by the server's token count. Without, an answer has at least as many tokens as events (engines merge
+        tokens, none splits one), and at most those asked for.
+        """
+        if not self.completed or self.ttft_s is None or self.last_token_s is None or self.is_buffered:
+            return None
+        span_s = self.last_token_s - self.ttft_s
+        if span_s <= 0.0:
+            return None
+        if self.completion_tokens:
+            return None if self.completion_tokens < 2 else (span_s / (self.completion_tokens - 1),) * 2
+        fewest, most = self.token_events, self.wanted_output_tokens or 0
+        return (span_s / (most - 1), span_s / (fewest - 1)) if 2 <= fewest <= most else None
+
+    @property
     def tpot_s(self) -> float | None:
-        """(last - first token) / (completion tokens - 1); needs the server's token count (engines merge chunks)."""
-        if not self.completed or self.ttft_s is None or self.last_token_s is None:
-            return None
-        if self.completion_tokens is None or self.completion_tokens < 2:
-            return None
-        return (self.last_token_s - self.ttft_s) / (self.completion_tokens - 1)
+        """The most that it may be: exact where the server counts tokens."""
+        return None if self.tpot_range_s is None else self.tpot_range_s[1]
 
     def latency_s(self, metric: str, quantile: float = 0.99) -> float | None:
         """Value of a metric, or None if this request never reached it. `quantile` matters for `itl` only."""
@@ -178,4 +203,6 @@ class Sample:
             return self.tpot_s
         if metric == "e2e":
             return self.e2e_s
+        if self.is_buffered:
+            return None
         return next((gap_s for q, gap_s in self.gaps_s if abs(q - quantile) < 1e-9), None)

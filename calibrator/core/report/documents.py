@@ -145,6 +145,7 @@ def level_document(level: LevelReport) -> Document:
                 "exceedances": verdict.exceedances,
                 "exceedance_ratio_interval": [number(verdict.ratio_low), number(verdict.ratio_high)],
                 "reason": verdict.reason,
+                "unmeasured": {code.value: count for code, count in verdict.missing},
             }
             for verdict in level.verdict.objectives
         ],

@@ -68,9 +68,9 @@ def _verdict(objective: Objective, index: int, bursts: Sequence[BurstBits]) -> V
 def passes_by_point_estimate(objectives: Sequence[Objective], bursts: Sequence[BurstBits]) -> bool:
     """The answer of a test that ended undecided."""
     return all(
-        sum(burst.violations[index] for burst in bursts)
-        <= objective.allowance * sum(burst.decided[index] for burst in bursts)
+        decided > 0 and sum(burst.violations[index] for burst in bursts) <= objective.allowance * decided
         for index, objective in enumerate(objectives)
+        for decided in [sum(burst.decided[index] for burst in bursts)]
     )
 
 

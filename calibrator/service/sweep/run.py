@@ -20,10 +20,11 @@ from dataclasses import dataclass, field, replace
 from calibrator import __version__
 from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.publish.snapshot import Progress
-from calibrator.core.records.history import History, Stage
+from calibrator.core.records.history import Evidence, History, Stage
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
 from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.records.unmeasured import UnmeasuredTally, holes
 from calibrator.core.search.burst import unlimited
 from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.policy import next_step
@@ -88,6 +89,11 @@ async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListene
     return sweep.record(conclusion)
 
 
+def _is_enough(part: Evidence, samples: int) -> bool:
+    """Bits; where too little is seen, requests."""
+    return part.n + (holes(part.missing) if part.is_unmeasured else 0) >= samples or (not part.n and part.is_given_up)
+
+
 class _Sweep:
     def __init__(self, order: SweepOrder, parts: SweepParts, listener: SweepListener) -> None:
         self._order = order
@@ -97,6 +103,7 @@ class _Sweep:
         self._folds: dict[int, LevelAccumulator] = {}
         self._tally = _Tally()
         self._achieved = AchievedFold(order.workload)
+        self._unmeasured = UnmeasuredTally(order.objectives)
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
@@ -211,7 +218,7 @@ class _Sweep:
         ):
             return True
         if measure.test is Test.FIXED:
-            enough = min(part.n for part in running.evidence) >= measure.max_samples
+            enough = all(_is_enough(part, measure.max_samples) for part in running.evidence)
             return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
         return must_leave(history, bounds) or is_settled(history, measure)
 
@@ -222,6 +229,7 @@ class _Sweep:
         self._cross.ended(batch.ended)
         self._samples.add(batch.ended)
         self._abort_monitor.book(batch)
+        self._unmeasured.add(batch.ended)
         tally = self._tally
         tally.failures.add(batch.ended)
         for sample in batch.ended:
@@ -346,8 +354,8 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        failures = self._tally.failures.warnings
-        watched = (*self._cross.warnings, *self._live.warnings)
+        failures, live = self._tally.failures.warnings, self._live.warnings(self._parts.telemetry.problem)
+        watched = (*self._unmeasured.warnings, *self._cross.warnings, *live)
         return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *watched)
 
     def _levels(self) -> tuple[LevelReport, ...]:

@@ -68,6 +68,7 @@ class ObjectiveVerdictDocument(Wire):
     exceedances: int
     exceedance_ratio_interval: Interval
     reason: str
+    unmeasured: dict[str, int] = Field(description="requests that say nothing about the objective, by what they lack")
 
 
 class AuditDocument(Wire):
