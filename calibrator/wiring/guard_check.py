@@ -1,4 +1,4 @@
-"""What the guard will count, told before it runs: the bucket bound of each objective, from one look at the engine."""
+"""What the guard will count, before it runs: the bucket bound of each objective, from one scrape of the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from calibrator.telemetry.scrape import HttpTelemetry
 
 async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
     """One line an objective, in the order of the plans; engines are asked all at once, for a second."""
-    loads = await asyncio.gather(*(_look(plan) for plan in plans))
+    loads = await asyncio.gather(*(_scrape(plan) for plan in plans))
     return [
         f"{plan.name}: {guard_line(objective, load) if plan.guard.enabled else 'the guard is off'}"
         for plan, load in zip(plans, loads, strict=True)
@@ -23,7 +23,7 @@ async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
     ]
 
 
-async def _look(plan: BackendPlan) -> ServerLoad | None:
+async def _scrape(plan: BackendPlan) -> ServerLoad | None:
     if not plan.guard.enabled:
         return None
     url = plan.replicas.urls[0] if plan.replicas.urls else plan.target.url
