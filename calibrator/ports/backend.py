@@ -1,4 +1,4 @@
-"""How one replica of an engine is reached and looked at."""
+"""How one replica of an engine is reached and inspected."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Unmeasurable:
 
 @dataclass(frozen=True, slots=True)
 class BackendFacts:
-    """What a first, polite look at a backend found."""
+    """What a first, polite inspection of a backend found."""
 
     model: str
     token_scale: TokenScale

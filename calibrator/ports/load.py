@@ -1,4 +1,4 @@
-"""Load: who holds requests in flight, and what is heard of them."""
+"""Load: who holds requests in flight, and what they report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is ordered, who runs it, who hears of it."""
+"""Sweeps: what is ordered, who runs it, who follows it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ checkpoints = Table(  # state of guard, triggers and live traffic that outlives 
     Column("document", Text, nullable=False),
 )
 
-shares = Table(  # who was told how much of which cap, as far as it counts still
+shares = Table(  # how much of which cap was advertised to whom, as far as it still counts
     "shares",
     metadata,
     Column("backend", Text, primary_key=True),

@@ -1,10 +1,10 @@
-"""Leases as rows: each step is one statement, so there is no moment between looking and taking.
+"""Leases as rows: each step is one statement, so there is no moment between checking and taking.
 
     acquire   insert the row, or take the one there is if it is released, expired or ours: epoch + 1
     renew     move the expiry while holder and epoch are still ours, expired or not: nobody was quicker
     release   empty the holder; the row stays, because epochs never repeat
 
-Whether an insert stands in time is the database's word alone: its clock, read once the row is locked.
+Whether an insert stands in time is for the database alone to decide: by its clock, read once the row is locked.
 """
 
 from __future__ import annotations

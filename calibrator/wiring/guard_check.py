@@ -1,4 +1,4 @@
-"""What the guard will count, told before it runs: the bucket bound of each objective, from one look at the engine."""
+"""What the guard will count, before it runs: the bucket bound of each objective, from one scrape of the engine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
 
     Engines are asked all at once, for a second.
     """
-    looks = await asyncio.gather(*(_look(plan) for plan in plans))
+    scrapes = await asyncio.gather(*(_scrape(plan) for plan in plans))
     lines = []
-    for plan, (load, problem) in zip(plans, looks, strict=True):
+    for plan, (load, problem) in zip(plans, scrapes, strict=True):
         if problem:
             lines.append(f"{plan.name}: {problem}")
         if plan.guard.enabled:
@@ -30,7 +30,7 @@ async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
     return lines
 
 
-async def _look(plan: BackendPlan) -> tuple[ServerLoad | None, str]:
+async def _scrape(plan: BackendPlan) -> tuple[ServerLoad | None, str]:
     """What the engine shows, or why it shows nothing: a sweep needs its page, too."""
     url = plan.replicas.urls[0] if plan.replicas.urls else plan.target.url
     telemetry = HttpTelemetry(replace(plan.target, url=url))

@@ -137,7 +137,7 @@ async def _close(store: Store) -> None:
             await store.close()
 
 
-async def until_told_to_stop(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
+async def until_signalled(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
     """Return at the first of them."""
     loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     for number in signals:

@@ -70,7 +70,7 @@ class ScrapeContext:
 
 
 class FleetObserver(Protocol):
-    """Whoever is told of each scrape, by the task that made it."""
+    """Called with each scrape, by the task that made it."""
 
     def context(self, backend: str) -> ScrapeContext: ...
     def scraped(self, backend: str, scrape: FleetLook) -> None: ...
@@ -90,7 +90,7 @@ class Fleet:
     status: dict[str, ReplicaStatus] = field(default_factory=dict)
     measured_at: dict[str, float] = field(default_factory=dict)  # when a sweep of it ended, by URL
     capacities: dict[str, int] = field(default_factory=dict)  # newest measured one, by URL; all of one kind
-    kind: Kind | None = None  # what the replicas are, as far as they tell
+    kind: Kind | None = None  # what the replicas are, as far as they report it
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
     _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL

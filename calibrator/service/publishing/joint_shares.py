@@ -1,11 +1,11 @@
 """One cap over several instances: what `service.publishing.shares` is for one.
 
-Every second this instance stores who polls it and reads how the caps are divided; for the backends whose engine group
-it leads, it also reads what all have stored, and divides. A poll waits for none of this. What may be believed for how
+Every second this instance stores who polls it and reads how the caps are divided; for the backends whose lease
+it holds, it also reads what all have stored, and divides. A poll waits for none of this. What may be believed for how
 long is in `core.sharing.share_cache`, what may be given to whom in `core.sharing.leader`.
 
-A new client is answered after some three of those seconds. On the way down from a share it is told the lesser of the
-table's and of the cap as this instance knows it, which may be news of a moment ago.
+A new client is answered after some three of those seconds. On the way down from a share it gets the lesser of the
+table's and of the cap as this instance knows it, which may be a moment old.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from calibrator.ports.sharing import Poll, Poller, Share
 from calibrator.ports.store import JointShareStore, Lease
 from calibrator.service.publishing.leases import HeldLeases
 from calibrator.service.publishing.notifier import ChangeNotifier
-from calibrator.service.publishing.shares import JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
+from calibrator.service.publishing.shares import JOIN_RETRY_S, VERSION_STEP, Key, answered_from, cap_of
 from calibrator.service.publishing.store_health import StoreHealth
 from calibrator.service.publishing.write_behind import WriteBehind
 
@@ -33,7 +33,7 @@ NO_TABLE = ShareTable()
 
 
 class JointShares:
-    """Owns this instance's caps, and the divisions of the backends that it leads."""
+    """Owns this instance's caps, and the division of those whose lease it holds."""
 
     def __init__(
         self, store: JointShareStore, clock: Clock, instance: str, leases: HeldLeases, health: StoreHealth
@@ -76,26 +76,26 @@ class JointShares:
             share = cache.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
             return Share(None, max(1, clients), version * VERSION_STEP, JOIN_RETRY_S)
-        told = min(share, cap)
-        return Share(told, max(1, clients), version * VERSION_STEP + told)
+        advertised = min(share, cap)
+        return Share(advertised, max(1, clients), version * VERSION_STEP + advertised)
 
     def clients(self, backend: str) -> tuple[int, int]:
         tables = [self._tables.get((backend, per_replica), NO_TABLE) for per_replica in (False, True)]
         return sum(table.clients for table in tables), sum(table.over_cap for table in tables)
 
     def pollers(self, backend: str) -> list[Poller]:
-        """All of them where this instance leads, else those that poll here."""
+        """All of them where this instance holds the lease, else those that poll here."""
         now_s, found = self._clock.monotonic(), []
         for per_replica in (False, True):
-            led = self._divisions.get((backend, per_replica))
+            ours = self._divisions.get((backend, per_replica))
             cache = self._caches.get((backend, per_replica))
-            if led is not None:
-                for name, client in led[1].live():
+            if ours is not None:
+                for name, client in ours[1].live():
                     age_s = max(0.0, now_s - client.seen_s)
                     found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
             elif cache is not None:
-                for name, told, share, age_s, gap_s in cache.callers(now_s):
-                    found.append(Poller(name, per_replica, told, share, age_s, gap_s))
+                for name, advertised, share, age_s, gap_s in cache.callers(now_s):
+                    found.append(Poller(name, per_replica, advertised, share, age_s, gap_s))
         return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
@@ -107,7 +107,7 @@ class JointShares:
         self._views = {view.name: view for view in views}
         for view in self._views.values():
             versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
-            self._notifier.notify(view.name, (*told_of(view, now), *versions))
+            self._notifier.notify(view.name, (*answered_from(view, now), *versions))
         self._exchanges.put(self._instance, self._views)
         self._exchanges.tick()
 
@@ -169,8 +169,8 @@ class JointShares:
     ) -> None:
         backend, per_replica = key
         cap, table = cap_of(self._views[backend], per_replica=per_replica), self._tables.get(key, ShareTable())
-        led = self._divisions.get(key)
-        division = ShareLeader(cap, table, now_s) if led is None else led[1]
+        ours = self._divisions.get(key)
+        division = ShareLeader(cap, table, now_s) if ours is None else ours[1]
         self._divisions[key] = (lease, division)
         division.sync(table)
         division.hear(reports, asked_s, now_s)

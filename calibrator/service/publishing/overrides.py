@@ -1,7 +1,7 @@
 """The overrides in force (core.publish.override): served at once, whatever the database does, and written behind.
 
 Whoever pins a cap may be in the middle of an incident, with the database part of it: so the pin holds from the moment
-it is asked for, and the answer says whether a restart would remember it yet. What could not be written is tried again.
+it is asked for, and the answer says whether it would survive a restart yet. What could not be written is tried again.
 
 Pins are set and removed at any instance; the last one stands in the database, and the others follow it. One that has
 ended is removed from there by a sole instance only: among several, whose clocks differ, the one that thinks it ended

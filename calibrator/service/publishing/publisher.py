@@ -104,7 +104,7 @@ class Publisher:
 
     # ------------------------------------------------------------------------------------------ other instances
     def adopt(self, stored: Iterable[Recommendation]) -> None:
-        """What the store remembers is served at once after a restart."""
+        """What is stored is served at once after a restart."""
         for recommendation in stored:
             self._served[recommendation.backend] = self._stored[recommendation.backend] = recommendation
             self._versions[recommendation.backend] = recommendation.version
@@ -203,7 +203,7 @@ class Publisher:
         return self._leases.lease_of(backend) is not None
 
     async def _store_recommendation(self, backend: str, recommendation: Recommendation) -> None:
-        """A write whose answer was lost may have been done: look before it is repeated."""
+        """A write whose answer was lost may have been done: check before it is repeated."""
         lease, version = self._leases.lease_of(backend), recommendation.version
         if lease is None:
             raise StoreError("The lease ran out meanwhile.")

@@ -1,4 +1,4 @@
-"""Shares and overrides in the running service, on virtual time: bells, restarts, a store that fails."""
+"""Shares and overrides in the running service, on virtual time: long polls, restarts, a store that fails."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_more_gateways_than_the_cap_are_warned_of_once() -> None:
     ]
 
 
-def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
+def test_a_long_poll_is_woken_when_its_share_can_grow() -> None:
     async def scenario() -> None:
         async with service(manual(31), MemoryStore()) as supervisor:
             told(supervisor, "a")
@@ -177,7 +177,7 @@ def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
             assert waiting.done(), "the plan changed with the joiner"
             waiting = asyncio.create_task(supervisor.changed("chat", 60.0))
             await asyncio.sleep(2.0)
-            assert not waiting.done(), "nothing happens, nothing rings"
+            assert not waiting.done(), "nothing happens, nobody is woken"
             told(supervisor, "a")
             await asyncio.sleep(2 * TICK_S)
             assert waiting.done()
@@ -186,7 +186,7 @@ def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
     run(scenario())
 
 
-def test_a_bell_rings_when_the_cap_changes_and_when_the_service_stops() -> None:
+def test_a_long_poll_is_woken_when_the_cap_changes_and_when_the_service_stops() -> None:
     async def scenario() -> None:
         async with service(manual(31), MemoryStore()) as supervisor:
             await supervisor.changed("chat", 1.0)
