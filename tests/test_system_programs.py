@@ -23,8 +23,13 @@ BROUGHT_BY = {  # package: program, where it is called otherwise
     "chromium-browser": "bin/chromium-browser",
     "python3.11": "bin/python3.11",
     "ca-certificates": "etc/ssl/certs/ca-certificates.crt",
+    "libatomic1": "usr/lib/x86_64-linux-gnu/libatomic.so.1",
 }
-PACKAGES = ("openssl", "curl", "jq", "postgresql", "chromium", "haproxy", "prometheus", "prometheus-alertmanager")
+PACKAGES = (
+    "ca-certificates",
+    "libatomic1",
+    *("openssl", "curl", "jq", "postgresql", "chromium", "haproxy", "prometheus", "prometheus-alertmanager"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def new_machine(tmp_path: Path) -> Callable[[str], Machine]:
         (tmp_path / "etc/os-release").write_text(release)
         if "debian" in release:
             machine.has("etc/debian_version")
-        for package in ("ca-certificates", "python3", *PACKAGES):
+        for package in ("python3", *PACKAGES):
             machine.has_package(package)
         for tool in ("env", "mkdir", "touch", "chmod", "true"):
             found = shutil.which(tool)

@@ -46,7 +46,10 @@ can_make_environments() {
 look() {
   missing_packages='' missing_programs=''
   [ $# = 0 ] || can_make_environments "$@" || need "$python" "Python-3.11-or-newer-with-venv"
-  ! [ -e "$root/etc/debian_version" ] || need ca-certificates "$root/etc/ssl/certs/ca-certificates.crt"
+  if [ -e "$root/etc/debian_version" ]; then
+    need ca-certificates "$root/etc/ssl/certs/ca-certificates.crt"
+    need libatomic1 "$root"/usr/lib/*/libatomic.so.1 # of the driver of the browser, which its wheel does not bring
+  fi
   need openssl openssl # certificates of tests
   need curl curl # commands of the documentation
   need jq jq
