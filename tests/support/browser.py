@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from support.require import require
 
@@ -30,6 +30,7 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP calibrator.test 127.0.0.1",  # a name that no browser trusts as it trusts localhost
 )
 LIMIT_MS = 120_000.0
+expect.set_options(timeout=LIMIT_MS)  # where none is given
 SEVERE = {"serious", "critical"}
 
 # Lets the page's violations be heard before any of its own scripts runs.
