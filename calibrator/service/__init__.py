@@ -5,6 +5,6 @@ Comes in:  plans of backends, ports (wiring builds them), what operators and gat
 Goes out:  recommendations, shares, the snapshot.
 Imports:   `ports`, `core`, `errors`; no adapter.
 
-Upper to lower: supervisor > replication > sweep_scheduler > backend | publishing. `sweep` runs in a process of its own
-and sees nothing else of `service`.
+Upper to lower: supervisor > replication | fleet_watch > sweep_scheduler > backend > publishing. `sweep` runs in a
+process of its own and sees nothing else of `service`.
 """

@@ -140,7 +140,7 @@ def test_sweeps_keep_their_pace_within_the_jitter() -> None:
             began = wall()
             await asyncio.sleep(8 * HOUR_S)
             starts = running.runner.starts("chat")
-            assert starts[0] - began < 1.0, "at start"
+            assert starts[0] - began <= 2.0, "at start: found, scraped, swept, a tick each"
             gaps = [after - before - 60.0 for before, after in itertools.pairwise(starts)]
             assert all(540.0 <= gap <= 661.0 for gap in gaps)
             assert max(gaps) - min(gaps) > 60.0, "jittered"

@@ -137,8 +137,8 @@ def test_probes_become_like_the_users_once_enough_were_seen() -> None:
             await here.pass_(15_000)
             first, second = here.runner.orders[:2]
             assert first.workload == MIRROR.workload
-            assert first.doubts[0].startswith("not mirrored, the configured workload stands in: ")
-            assert second.doubts == ()
+            assert first.prior_warnings[0].startswith("not mirrored, the configured workload stands in: ")
+            assert second.prior_warnings == ()
             (cls,) = second.workload.classes
             assert cls.name == NAME
             assert cls.prompt_tokens == pytest.approx(sum(here.users.prompts) / len(here.users.prompts), rel=0.1)
