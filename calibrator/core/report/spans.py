@@ -109,7 +109,7 @@ def _of_sweep(record: SweepRecord) -> dict[str, Value]:
         "calibrator.grade": record.grade and record.grade.value,
         "calibrator.reason": record.reason,
         "calibrator.trigger": record.trigger or None,
-        "calibrator.objectives": record.provenance.objectives,
+        "calibrator.objectives": tuple(str(one) for one in record.history.objectives),
         "calibrator.requests": record.requests,
         "calibrator.prompt_tokens": record.prompt_tokens,
         "calibrator.output_tokens": record.output_tokens,

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.report.documents import sweep_summary
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
@@ -58,7 +57,7 @@ class Api:
         view = self.views.one(request.path_params["name"])
         query = parsed_query(SweepsQuery, request)
         records = await self.operator.sweeps(view.name, query.limit)
-        return json_answer(SweepList.model_validate({"sweeps": [sweep_summary(record) for record in records]}))
+        return json_answer(SweepList.model_validate({"sweeps": records}))
 
     async def get_sweep(self, request: Request) -> Response:
         view = self.views.one(request.path_params["name"])

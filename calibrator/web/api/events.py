@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from calibrator.core.publish.snapshot import BackendView, State
-from calibrator.core.report.documents import timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.ports.clock import Clock
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Operation

@@ -35,13 +35,9 @@ class Overriding:
         override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
         stored = await self.operator.override(name, override)
         view = self.views.one(name)
-        document = {
-            "backend": name,
-            "cap": view.recommendation.cap,
-            "override": override_document(view),
-            "stored": stored,
-        }
-        return json_answer(OverrideAccepted.model_validate(document))
+        return json_answer(
+            OverrideAccepted(backend=name, cap=view.recommendation.cap, override=override_document(view), stored=stored)
+        )
 
     async def delete(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name

@@ -17,7 +17,7 @@ from typing import Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calibrator.core.report.documents import timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access, Caller, Gatekeeper
 from calibrator.web.http.operation import Answer, Operation

@@ -18,7 +18,7 @@ import structlog
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from calibrator.core.report.documents import timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.ports.clock import Clock
 from calibrator.web.http.auth import Caller
 from calibrator.web.wire.access import AuditEntryDocument

@@ -19,8 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.records.objective import parse_objective
-from calibrator.core.report.documents import sweep_summary, timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
@@ -136,7 +135,7 @@ class Pages:
             sweep=history.shown,
             charts=[] if history.shown is None else _drawn(history.shown),
             levels=[] if history.shown is None else sorted(history.shown.levels, key=lambda one: one.concurrency),
-            metrics=list(dict.fromkeys(text.split()[0] for text in backend.objectives)),
+            metrics=list(dict.fromkeys(objective.metric.value for objective in backend.objectives)),
             history=rows,
             history_svg=Markup(history_svg(rows, now)),  # noqa: S704 - it escapes its texts
             clients=[client_document(one) for one in self.operator.pollers(name)],
@@ -155,7 +154,7 @@ class Pages:
             return _Kept([recommendation_document(view.recommendation)], [], [], None, words)
         return _Kept(
             [recommendation_document(one) for one in published],
-            [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
+            [SweepSummaryDocument.model_validate(one) for one in ended],
             [pin_document(one) for one in pins],
             None if shown is None else published_sweep(view, shown),
             "",
@@ -230,9 +229,8 @@ class _Picture:
 
 def _drawn(sweep: SweepDocument) -> list[_Picture]:
     *curves, rates = charts(sweep)
-    objectives = [parse_objective(text) for text in sweep.provenance.objectives]
     found = [
         _Picture(chart.title, Markup(svg(chart)), objective.metric.value, objective.limit_s)  # noqa: S704 - it escapes
-        for chart, objective in zip(curves, objectives, strict=True)
+        for chart, objective in zip(curves, sweep.provenance.objectives, strict=True)
     ]
     return [*found, _Picture(rates.title, Markup(svg(rates)))]  # noqa: S704 - `svg` escapes its texts

@@ -36,14 +36,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView, State
-from calibrator.core.report.documents import number, timestamp
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
 from calibrator.ports.sharing import Poll, Share
 from calibrator.web.http.headers import with_defaults
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, parsed_query
-from calibrator.web.wire.backends import CapDocument, CapQuery, TokensPerMinute
+from calibrator.web.wire.backends import CapDocument, CapQuery
+from calibrator.web.wire.base import projected
 
 POLL_S = 5  # how often a gateway should ask; what caches may reuse
 STALE_IF_ERROR_S = 86_400  # for caches in between; clients go by valid_until
@@ -87,23 +87,18 @@ class Told(NamedTuple):
     def document(self, share: int) -> CapDocument:
         published = self.view.advertised
         rates = published.rates
-        rps = None if rates is None else number(rates.requests_per_second)
-        prompt = None if rates is None else number(rates.prompt_tokens_per_minute)
-        output = None if rates is None else number(rates.output_tokens_per_minute)
-        return CapDocument(
-            backend=self.view.name,
+        tokens = None if rates is None else (rates.prompt_tokens_per_minute, rates.output_tokens_per_minute)
+        return projected(
+            CapDocument,
+            published,
             cap=self.view.served_cap,
             replica_cap=self.view.served_replica_cap,
             share=share,
             clients_seen=self.share.clients,
-            max_queue_wait_s=number(published.max_queue_wait_s),
-            requests_per_second=rps or None,  # a rate limit of 0 would block all
-            tokens_per_minute=TokensPerMinute(prompt=prompt, output=output) if prompt and output else None,
+            # A rate limit of 0 would block all.
+            requests_per_second=None if rates is None else rates.requests_per_second or None,
+            tokens_per_minute={"prompt": tokens[0], "output": tokens[1]} if tokens and all(tokens) else None,
             state=self.state,
-            grade=published.grade,
-            version=published.version,
-            measured_at=timestamp(published.measured_at),
-            valid_until=timestamp(published.valid_until),
         )
 
 

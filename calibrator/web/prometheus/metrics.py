@@ -24,9 +24,8 @@ from starlette.responses import Response
 
 from calibrator.core.admission.admission import DeferralReason
 from calibrator.core.publish.snapshot import BackendView, Health, Snapshot, State, SweepSummary
-from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import Grade, LevelReport
-from calibrator.core.report.documents import LATENCIES, QUANTILES
+from calibrator.core.report.formats import LATENCIES, QUANTILES
 from calibrator.ports.clock import Clock
 from calibrator.web.prometheus.exposition import PREFIX, Lines, Metric, Point, content_type, is_openmetrics, written
 
@@ -189,9 +188,8 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "in_flight_requests", ("probe",), view.probe_in_flight
     yield "in_flight_peak_requests", (), view.in_flight_peak
     yield "headroom_min_ratio", (), view.headroom_min_ratio
-    if view.headroom is not None:
-        yield "headroom", (), view.headroom
-        yield "headroom_ratio", (), view.headroom / view.recommendation.cap
+    yield "headroom", (), view.headroom
+    yield "headroom_ratio", (), view.headroom_ratio
     yield "ready_replicas", (), view.ready_replicas
     yield "backend_up", (), view.up
     yield from _one_hot("backend_health", Health, view.health)
@@ -214,7 +212,7 @@ def _measured(view: BackendView) -> Iterator[Point]:
 
 def _limits(view: BackendView) -> Iterator[Point]:
     strictest: dict[tuple[str, str, str], float] = {}  # an SLA may name a quantile twice, a scrape may not
-    for objective in map(parse_objective, view.objectives):
+    for objective in view.objectives:
         scope = "" if objective.max_prompt_tokens is None else str(objective.max_prompt_tokens)
         labels = (objective.metric.value, _percentile(objective.quantile), scope)
         strictest[labels] = min(objective.limit_s, strictest.get(labels, objective.limit_s))

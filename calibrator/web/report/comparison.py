@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from calibrator.core.records.objective import Objective, parse_objective
+from calibrator.core.records.objective import Objective
 from calibrator.web.wire.sweeps import LatencyDocument, LevelDocument, SweepDocument
 
 
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def compare(ours: SweepDocument, theirs: SweepDocument) -> Comparison:
-    objectives = tuple(parse_objective(text) for text in ours.provenance.objectives)
+    objectives = ours.provenance.objectives
     mine = {level.concurrency: level for level in ours.levels}
     other = {level.concurrency: level for level in theirs.levels}
     pairs = tuple(
@@ -69,7 +69,7 @@ def differences(ours: SweepDocument, theirs: SweepDocument) -> list[Difference]:
         "URL": lambda one: one.provenance.url,
         "model": lambda one: one.provenance.model,
         "engine": lambda one: one.provenance.engine or "unknown",
-        "objectives": lambda one: ", ".join(one.provenance.objectives),
+        "objectives": lambda one: ", ".join(map(str, one.provenance.objectives)),
         "workload": lambda one: one.provenance.workload,
         "calibrator": lambda one: one.provenance.software,
     }

@@ -13,7 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from calibrator.core.records.objective import Metric, Objective, parse_objective
+from calibrator.core.records.objective import Metric, Objective
 from calibrator.web.http.headers import self_contained_policy
 from calibrator.web.report.chart import Chart, Line, Point, svg
 from calibrator.web.report.comparison import Change, compare, latency
@@ -43,7 +43,7 @@ def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) 
         charts=[(chart.title, Markup(svg(chart))) for chart in charts(sweep)],  # noqa: S704 - `svg` escapes its texts
         style=Markup(STYLE),  # noqa: S704 - our file
         policy=_POLICY,
-        objectives=[parse_objective(text) for text in sweep.provenance.objectives],
+        objectives=sweep.provenance.objectives,
         shown_metrics=_shown_metrics(sweep),
         failures=[level for level in _by_level(sweep) if level.errors],
     )
@@ -66,7 +66,7 @@ def charts(sweep: SweepDocument) -> list[Chart]:
             mark,
             knee,
         )
-        for objective in (parse_objective(text) for text in sweep.provenance.objectives)
+        for objective in sweep.provenance.objectives
     ]
     rates = [
         Line("throughput", "throughput", _rates(levels, lambda level: level.requests_per_second)),
@@ -97,7 +97,7 @@ def verification(sweep: SweepDocument) -> str:
     measured = sweep.provenance
     words = ["calibrator", "sweep", "--url", measured.url, "--model", measured.model]
     for objective in measured.objectives:
-        words += ["--objective", objective]
+        words += ["--objective", str(objective)]
     levels = [level for level in _by_level(sweep) if level.n]
     if levels:
         words += ["--levels", ",".join(str(level.concurrency) for level in levels)]
@@ -107,7 +107,7 @@ def verification(sweep: SweepDocument) -> str:
 
 def _shown_metrics(sweep: SweepDocument) -> list[Metric]:
     """The SLA's own come first."""
-    judged = [parse_objective(text).metric for text in sweep.provenance.objectives]
+    judged = [objective.metric for objective in sweep.provenance.objectives]
     return list(dict.fromkeys([*judged, *SHOWN_METRICS]))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from calibrator.web.wire.backends import Time, Wire
+from calibrator.web.wire.base import Time, Wire
 
 
 class SignIn(BaseModel):

@@ -1,8 +1,7 @@
-"""Everything that goes over the wire, as pydantic models: they validate requests, serialise answers and make OpenAPI.
+"""The cap, backends and what is sent to change them.
 
 A key that may be unknown is nullable and always present, with one exception: in the cap document, which gateways
 read, a limit that is not known is left out, because programs take null or 0 for "no limit" or "block all".
-Documents of sweeps are projected in `core.report.documents`, which the command line shares; here they get their schema.
 """
 
 from __future__ import annotations
@@ -14,20 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from calibrator.core.admission.admission import DeferralReason
 from calibrator.core.publish.snapshot import Health, ReplicaStatus, State
 from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.web.wire.base import Number, NumberOrNull, ObjectiveText, TextOrNull, Time, Wire
 
 MAX_WAIT_S = 60.0
 MAX_OVERRIDE_S = 30 * 86_400.0
 MAX_COUNT = 1_000_000_000
 CLIENT_PATTERN = r"^[A-Za-z0-9._:@/-]{1,128}$"
-
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="RFC 3339, UTC")]
-Interval = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[low, high], 95 %")]
-
-
-class Wire(BaseModel):
-    """What we send: exact, immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _is_none(value: object) -> bool:
@@ -104,8 +95,8 @@ class SweepRequest(BaseModel):
 
 # -------------------------------------------------------------------------------------------------------------- caps
 class TokensPerMinute(Wire):
-    prompt: float = Field(gt=0)
-    output: float = Field(gt=0)
+    prompt: Number = Field(gt=0)
+    output: Number = Field(gt=0)
 
 
 class CapDocument(Wire):
@@ -116,10 +107,10 @@ class CapDocument(Wire):
     replica_cap: int = Field(ge=1, description="in-flight requests of one replica, for per-server gateways")
     share: int = Field(ge=1, description="in-flight requests of this client; the cap where it gave no name")
     clients_seen: int = Field(ge=0, description="clients that the cap is divided among")
-    max_queue_wait_s: float | None = Field(
+    max_queue_wait_s: NumberOrNull = Field(
         default=None, ge=0, exclude_if=_is_none, description="how long a gateway may queue above the cap; or absent"
     )
-    requests_per_second: float | None = Field(
+    requests_per_second: NumberOrNull = Field(
         default=None, gt=0, exclude_if=_is_none, description="what the cap means at the measured mix; or absent"
     )
     tokens_per_minute: TokensPerMinute | None = Field(default=None, exclude_if=_is_none)
@@ -140,14 +131,14 @@ class CapacityDocument(Wire):
 
 
 class InFlight(Wire):
-    organic: float | None
+    organic: NumberOrNull
     probe: int
 
 
 class RatesDocument(Wire):
-    requests_per_second: float
-    prompt_tokens_per_minute: float
-    output_tokens_per_minute: float
+    requests_per_second: Number
+    prompt_tokens_per_minute: Number
+    output_tokens_per_minute: Number
 
 
 class LastSweep(Wire):
@@ -156,7 +147,7 @@ class LastSweep(Wire):
     grade: Grade | None
     capacity: CapacityDocument | None
     requests: int
-    duration_s: float
+    duration_s: Number
     reason: str
     started_at: Time
     ended_at: Time
@@ -171,16 +162,16 @@ class ProgressDocument(Wire):
     n: int
     exceedances: int
     verdict: str
-    p50_s: float | None
-    p99_s: float | None
+    p50_s: NumberOrNull
+    p99_s: NumberOrNull
     requests: int
     requests_budget: int
-    elapsed_s: float
-    duration_budget_s: float
+    elapsed_s: Number
+    duration_budget_s: Number
     in_flight: int = Field(description="probes")
-    organic: float | None = Field(description="live requests in flight beside them; null: the engine does not tell")
-    overload_s: float = Field(description="above the SLA because of us")
-    overload_budget_s: float
+    organic: NumberOrNull = Field(description="live requests in flight beside them; null: the engine does not tell")
+    overload_s: Number = Field(description="above the SLA because of us")
+    overload_budget_s: Number
 
 
 class OverrideDocument(Wire):
@@ -229,7 +220,7 @@ class ReplicaDocument(Wire):
 
     url: str
     status: ReplicaStatus = Field(description="ready: counts in the cap; mismatched: another engine, model or version")
-    organic_in_flight: float | None
+    organic_in_flight: NumberOrNull
     engine: str | None
     model: str | None
     version: str | None
@@ -245,7 +236,7 @@ class BackendDocument(Wire):
     name: str
     model: str
     engine: str | None
-    objectives: list[str]
+    objectives: list[ObjectiveText]
     health: Health
     health_reason: str
     up: bool | None
@@ -261,17 +252,17 @@ class BackendDocument(Wire):
     measured_at: Time | None
     valid_until: Time | None
     rates: RatesDocument | None
-    max_queue_wait_s: float | None
+    max_queue_wait_s: NumberOrNull
     warnings: list[str] = Field(description="of the sweep behind the cap: what makes the number suspect")
     ready_replicas: int | None
     counted_replicas: int = Field(ge=1, description="replicas that the cap counts on")
-    balance_factor: float = Field(gt=0, le=1, description="lost to uneven spreading over them")
+    balance_factor: Number = Field(gt=0, le=1, description="lost to uneven spreading over them")
     replicas: list[ReplicaDocument]
-    discovery_problem: str | None = Field(description="why the replicas may be out of date")
+    discovery_problem: TextOrNull = Field(description="why the replicas may be out of date")
     measured_by: str = Field(description="the backend whose sweeps are about these engines; often itself")
     in_flight: InFlight
-    headroom: float | None
-    headroom_ratio: float | None
+    headroom: NumberOrNull
+    headroom_ratio: NumberOrNull
     override: OverrideDocument | None
     guard: GuardDocument | None
     gateway_clients: int = Field(ge=0, description="live pollers of the cap")
@@ -279,12 +270,12 @@ class BackendDocument(Wire):
     progress: ProgressDocument | None
     last_sweep: LastSweep | None
     next_sweep_at: Time | None
-    traffic_note: str | None = Field(description="how live prompts differ from the probes', for which the cap holds")
-    metrics_problem: str | None = Field(description="why the engine's metrics tell nothing, with the remedy")
+    traffic_note: TextOrNull = Field(description="how live prompts differ from the probes', for which the cap holds")
+    metrics_problem: TextOrNull = Field(description="why the engine's metrics tell nothing, with the remedy")
     lease_held: bool = Field(description="this instance measures the backend and publishes its cap")
-    store_problem: str | None = Field(description="why the database fails; what is served may be out of date")
+    store_problem: TextOrNull = Field(description="why the database fails; what is served may be out of date")
     deferred: DeferralDocument | None = Field(description="why a sweep that was due has not started")
-    queued: str | None = Field(description="why a sweep waits for its turn; null: none does")
+    queued: TextOrNull = Field(description="why a sweep waits for its turn; null: none does")
     trend: list[CapPointDocument] = Field(description="caps published of late, without pins; oldest first")
     shadow: bool = Field(description="publish: shadow; gateways get the fallback")
     gateway_cap: int = Field(ge=1, description="what gateways are told: the fallback in the shadow, less probes")

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calibrator.core.publish.snapshot import State
 from calibrator.core.records.sweep import Grade
-from calibrator.web.wire.backends import CapacityDocument, Time, Wire
+from calibrator.web.wire.backends import CapacityDocument
+from calibrator.web.wire.base import Number, Time, Wire
 
 
 class EventsQuery(BaseModel):
@@ -43,7 +44,7 @@ class RecommendationDocument(Wire):
     cap: int = Field(ge=1)
     replica_cap: int = Field(ge=1)
     replicas: int = Field(ge=1, description="replicas that the cap counts on")
-    balance_factor: float
+    balance_factor: Number
     state: State
     grade: Grade | None
     capacity: CapacityDocument | None

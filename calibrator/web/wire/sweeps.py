@@ -1,4 +1,4 @@
-"""Documents of sweeps: the curve and everything behind a number, as `core.report.documents` projects a record."""
+"""A sweep: its curve and everything behind the number. The service serves it and the command line prints it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from calibrator.core.records.harm import AbortReason
 from calibrator.core.records.objective import Metric
 from calibrator.core.records.sweep import Grade, SweepOutcome, VerdictKind
 from calibrator.core.report.curve import Limit, Slope
-from calibrator.web.wire.backends import CapacityDocument, Interval, Time, Wire
+from calibrator.web.wire.backends import CapacityDocument
+from calibrator.web.wire.base import Interval, Number, NumberOrNull, ObjectiveText, Time, Wire
 
 
 class AbortDocument(Wire):
@@ -23,12 +24,12 @@ class HarmDocument(Wire):
 
     live_requests: int
     live_exceedances: int
-    live_overload_s: float | None
+    live_overload_s: NumberOrNull
     live_refusals: int
     preemptions: int
     most_organic: int
-    prefix_hit_ratio_before: float | None
-    prefix_hit_ratio: float | None
+    prefix_hit_ratio_before: NumberOrNull
+    prefix_hit_ratio: NumberOrNull
 
 
 class SweepSummaryDocument(Wire):
@@ -40,8 +41,8 @@ class SweepSummaryDocument(Wire):
     grade: Grade | None
     capacity: CapacityDocument | None
     requests: int
-    duration_s: float
-    overload_s: float
+    duration_s: Number
+    overload_s: Number
     reason: str
     remedy: str
     warnings: list[str]
@@ -52,9 +53,9 @@ class SweepSummaryDocument(Wire):
 class LatencyDocument(Wire):
     """Seconds; null where n cannot support the quantile."""
 
-    p50: float | None
-    p90: float | None
-    p99: float | None
+    p50: NumberOrNull
+    p90: NumberOrNull
+    p99: NumberOrNull
     p50_interval: Interval | None
     p90_interval: Interval | None
     p99_interval: Interval | None
@@ -64,7 +65,7 @@ class ObjectiveVerdictDocument(Wire):
     objective: str
     verdict: VerdictKind
     n: int
-    effective_n: float | None
+    effective_n: NumberOrNull
     exceedances: int
     exceedance_ratio_interval: Interval
     reason: str
@@ -74,24 +75,24 @@ class ObjectiveVerdictDocument(Wire):
 class AuditDocument(Wire):
     """The generator's own error; reasons not empty = the level was not judged."""
 
-    loop_lag_p99_s: float | None
-    send_delay_p99_s: float | None
-    cpu_ratio: float | None
+    loop_lag_p99_s: NumberOrNull
+    send_delay_p99_s: NumberOrNull
+    cpu_ratio: NumberOrNull
     reasons: list[str]
 
 
 class ServerPeakDocument(Wire):
     """Worst of the engine's own figures during the level."""
 
-    running_requests: float | None
-    waiting_requests: float | None
-    kv_usage_ratio: float | None
-    preemptions: float | None
+    running_requests: NumberOrNull
+    waiting_requests: NumberOrNull
+    kv_usage_ratio: NumberOrNull
+    preemptions: NumberOrNull
 
 
 class LevelDocument(Wire):
     concurrency: int
-    achieved_concurrency: float | None
+    achieved_concurrency: NumberOrNull
     n: int
     exceedances: int
     verdict: VerdictKind
@@ -101,10 +102,10 @@ class LevelDocument(Wire):
     itl_s: LatencyDocument
     tpot_s: LatencyDocument
     e2e_s: LatencyDocument
-    requests_per_second: float | None
-    prompt_tokens_per_second: float | None
-    output_tokens_per_second: float | None
-    goodput_per_second: float | None
+    requests_per_second: NumberOrNull
+    prompt_tokens_per_second: NumberOrNull
+    output_tokens_per_second: NumberOrNull
+    goodput_per_second: NumberOrNull
     errors: dict[str, int] = Field(description="failed requests by kind")
     requests: int
     objectives: list[ObjectiveVerdictDocument]
@@ -117,10 +118,10 @@ class ClassAchievedDocument(Wire):
 
     name: str
     requests: int
-    prompt_tokens_wanted: float | None
-    prompt_tokens: float | None
-    output_tokens_wanted: float | None
-    output_tokens: float | None
+    prompt_tokens_wanted: NumberOrNull
+    prompt_tokens: NumberOrNull
+    output_tokens_wanted: NumberOrNull
+    output_tokens: NumberOrNull
 
 
 class BoundsDocument(Wire):
@@ -139,13 +140,13 @@ class ProvenanceDocument(Wire):
     url: str
     model: str
     engine: str | None
-    objectives: list[str]
+    objectives: list[ObjectiveText]
     workload: str
-    prompt_tokens_achieved: float | None
-    output_tokens_achieved: float | None
+    prompt_tokens_achieved: NumberOrNull
+    output_tokens_achieved: NumberOrNull
     seed: int
     software: str
-    cached_ratio_achieved: float | None = Field(description="of the prompt tokens, by the server's usage")
+    cached_ratio_achieved: NumberOrNull = Field(description="of the prompt tokens, by the server's usage")
     classes_achieved: list[ClassAchievedDocument]
     bounds: BoundsDocument | None = Field(description="null: not kept by the release that measured")
     adjustments: list[str] = Field(
@@ -156,11 +157,11 @@ class ProvenanceDocument(Wire):
 class InsightDocument(Wire):
     """What the curve says; null where the measured levels cannot tell."""
 
-    knee_concurrency: float | None = Field(description="onset of batch interference")
-    early_slope: float | None = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
+    knee_concurrency: NumberOrNull = Field(description="onset of batch interference")
+    early_slope: NumberOrNull = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
     slope: Slope | None
     goodput_max_concurrency: int
-    goodput_max_per_second: float | None
+    goodput_max_per_second: NumberOrNull
     limit: Limit
     words: list[str]
 

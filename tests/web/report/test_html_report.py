@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import replace
@@ -19,18 +18,18 @@ from typer.testing import CliRunner
 from calibrator.cli.app import app
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.sweep import LevelReport, SweepRecord, VerdictKind
-from calibrator.core.report.documents import sweep_document
 from calibrator.core.stats.quantile import QuantileEstimate
 from calibrator.web.report.chart import CUT, Chart, Line, Point, standalone, svg
 from calibrator.web.report.comparison import Change, change, compare, differences
 from calibrator.web.report.report import STYLE, charts, report, verification
+from calibrator.web.wire.documents import sweep_document
 from calibrator.web.wire.sweeps import SweepDocument
 
 HOSTILE = "<script>alert(1)</script>|`x`\n# y"
 
 
 def document(sweep: SweepRecord | None = None, cap: int | None = 37) -> SweepDocument:
-    return SweepDocument.model_validate(sweep_document(sweep or record(), cap=cap))
+    return sweep_document(sweep or record(), cap=cap)
 
 
 class _Tags(HTMLParser):
@@ -168,7 +167,7 @@ def test_the_command_that_verifies_it_is_one_that_the_program_takes() -> None:
     shown = CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).output
     assert all(word in shown for word in words if word.startswith("--"))
     assert words[words.index("--levels") + 1] == "32,44"
-    assert words[words.index("--objective") + 1] == document().provenance.objectives[0]
+    assert words[words.index("--objective") + 1] == str(document().provenance.objectives[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- chart
@@ -269,7 +268,7 @@ def _written(folder: Path, text: str) -> str:
 
 
 def test_the_verb_makes_the_file_from_what_sweep_printed(tmp_path: Path) -> None:
-    source = _written(tmp_path, json.dumps(sweep_document(record(), cap=37)))
+    source = _written(tmp_path, sweep_document(record(), cap=37).model_dump_json())
     made = tmp_path / "report.html"
     assert CliRunner().invoke(app, ["report", source, "--to", str(made)]).exit_code == 0
     assert made.read_text() == report(document(), "html")
