@@ -44,7 +44,7 @@ from calibrator.web.pages.assets import Assets
 from calibrator.web.pages.forms import Forms
 from calibrator.web.pages.page import Pages
 from calibrator.web.poll.cap import CapPolls
-from calibrator.web.poll.fast_path import PollLane, Refusals
+from calibrator.web.poll.fast_path import FastPath
 from calibrator.web.prometheus.metrics import MetricsPage
 
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
@@ -68,15 +68,15 @@ def create_app(
     polls = CapPolls(operator, clock, views, is_stopping)
     api = Api(operator, clock, views, polls, Overriding(operator, clock, views))
     gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
-    trail, writable = AuditLog(clock), any(operator_tokens())
+    audit_log, writable = AuditLog(clock), any(operator_tokens())
     pages = Pages(operator, clock, views, gatekeeper, software_version, writable)
-    forms = Forms(pages, trail)
+    forms = Forms(pages, audit_log)
     operations = [
         *api.operations(writable=writable),
         *History(operator, views).operations(writable=writable),
         Samples(operator, views).operation(),
         Events(clock, views, is_stopping, gatekeeper.may_read).operation(),
-        *SigningIn(gatekeeper, trail).operations(writable=writable),
+        *SigningIn(gatekeeper, audit_log).operations(writable=writable),
         *site.operations(),
         *pages.operations(),
         *forms.operations(writable=writable),
@@ -87,8 +87,7 @@ def create_app(
         polls,
         gatekeeper,
         routes=[
-            Refusals(),
-            *routes(operations, gatekeeper, trail),
+            *routes(operations, gatekeeper, audit_log),
             *(guarded(route, gatekeeper) for route in extra_routes),
         ],
         lifespan=lifespan,
@@ -113,7 +112,7 @@ class _Guarded(Starlette):
         self._gatekeeper = gatekeeper
 
     def build_middleware_stack(self) -> ASGIApp:
-        return PollLane(SafeHeaders(super().build_middleware_stack()), self._polls, self._gatekeeper)
+        return FastPath(SafeHeaders(super().build_middleware_stack()), self._polls, self._gatekeeper)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from calibrator.web.api.override import Overriding
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
-from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.poll.cap import CapPolls
 from calibrator.web.report.report import REPORT_HEADERS, REPORT_TYPES, report
 from calibrator.web.wire.backends import (
@@ -76,9 +76,8 @@ class Api:
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
         return published_sweep(view, record)
 
-    async def start_sweep(self, request: Request) -> Response:
+    async def start_sweep(self, request: Request, wanted: SweepRequest) -> Response:
         view = self.views.one(request.path_params["name"])
-        wanted = await parsed_body(SweepRequest, request)
         try:
             sweep_id = await self.operator.request_sweep(view.name, wanted.reason)
         except ConfigurationError as error:

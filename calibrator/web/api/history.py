@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from calibrator.errors import ConfigurationError
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
@@ -44,10 +43,8 @@ class History:
         name = self.views.one(request.path_params["name"]).name
         return json_answer(ClientList(clients=[client_document(one) for one in self.operator.pollers(name)]))
 
-    async def cancel_sweep(self, request: Request) -> Response:
+    async def cancel_sweep(self, request: Request, query: ClearQuery) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        query = parsed_query(ClearQuery, request)
-        said(request, query)
         try:
             sweep_id = await self.operator.cancel_sweep(name, query.author)
         except ConfigurationError as error:

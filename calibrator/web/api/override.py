@@ -11,11 +11,10 @@ from starlette.responses import Response
 from calibrator.core.publish.snapshot import Override
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
-from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.http.requests import Views, json_answer
 from calibrator.web.wire.backends import ClearQuery, OverrideAccepted, OverrideRequest
 from calibrator.web.wire.documents import override_document
 
@@ -28,9 +27,8 @@ class Overriding:
     clock: Clock
     views: Views
 
-    async def put(self, request: Request) -> Response:
+    async def put(self, request: Request, wanted: OverrideRequest) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        wanted = await parsed_body(OverrideRequest, request)
         now = self.clock.wall()
         override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
         stored = await self.operator.override(name, override)
@@ -39,10 +37,8 @@ class Overriding:
             OverrideAccepted(backend=name, cap=view.recommendation.cap, override=override_document(view), stored=stored)
         )
 
-    async def delete(self, request: Request) -> Response:
+    async def delete(self, request: Request, query: ClearQuery) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        query = parsed_query(ClearQuery, request)
-        said(request, query)
         if not await self.operator.clear_override(name, query.author):
             raise Problem(HTTPStatus.NOT_FOUND, f"The cap of '{name}' is not overridden.")
         return Response(status_code=HTTPStatus.NO_CONTENT)

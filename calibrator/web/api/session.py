@@ -32,7 +32,7 @@ PATH = "/v1/session"
 @dataclass(frozen=True, slots=True)
 class SigningIn:
     gatekeeper: Gatekeeper
-    trail: AuditLog
+    audit_log: AuditLog
 
     async def show(self, request: Request) -> Response:
         return json_answer(self._document(self.gatekeeper.caller(request)))
@@ -43,25 +43,25 @@ class SigningIn:
         caller = self.gatekeeper.sign_in(token)
         if caller.access is Access.OPEN:
             detail = "This is no token of this service, or no longer one."
-            self.trail.add(request, "beginSession", caller, HTTPStatus.UNAUTHORIZED, detail)
+            self.audit_log.add(request, "beginSession", caller, HTTPStatus.UNAUTHORIZED, detail=detail)
             raise Problem(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": 'Bearer realm="calibrator"'})
         response = Response(media_type="application/json")
         ends_at = self.gatekeeper.sessions.begin(request, response, token)
         document = self._document(caller).model_copy(update={"by": "session", "ends_at": timestamp(ends_at)})
         response.body = document.model_dump_json().encode()
         response.headers["Content-Length"] = str(len(response.body))
-        self.trail.add(request, "beginSession", caller, HTTPStatus.OK)
+        self.audit_log.add(request, "beginSession", caller, HTTPStatus.OK)
         return response
 
     async def end(self, request: Request) -> Response:
         _refuse_other_sites(request)
         response = Response(status_code=HTTPStatus.NO_CONTENT)
         self.gatekeeper.sessions.end(request, response)
-        self.trail.add(request, "endSession", self.gatekeeper.caller(request), HTTPStatus.NO_CONTENT)
+        self.audit_log.add(request, "endSession", self.gatekeeper.caller(request), HTTPStatus.NO_CONTENT)
         return response
 
     async def audit(self, request: Request) -> Response:
-        return json_answer(AuditList(entries=self.trail.entries(parsed_query(AuditQuery, request).limit)))
+        return json_answer(AuditList(entries=self.audit_log.entries(parsed_query(AuditQuery, request).limit)))
 
     def _document(self, caller: Caller) -> SessionDocument:
         can_read = caller.access is Access.READ or self.gatekeeper.reading_is_open

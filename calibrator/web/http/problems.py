@@ -49,9 +49,7 @@ def invalid(error: ValidationError, what: str) -> Problem:
 
 
 async def on_problem(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, Problem):
-        raise error
-    return error.response()
+    return problem_of(error).response()
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -75,10 +73,7 @@ def of_http_exception(request: Request, error: HTTPException) -> Problem:
 
 
 async def on_store_error(_request: Request, error: Exception) -> Response:
-    """State that cannot be read now : the caps themselves do not depend on it."""
-    if not isinstance(error, StoreError):
-        raise error
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"}).response()
+    return problem_of(error).response()
 
 
 async def on_disconnect(_request: Request, _error: Exception) -> Response:
@@ -86,6 +81,15 @@ async def on_disconnect(_request: Request, _error: Exception) -> Response:
     return Problem(HTTPStatus.BAD_REQUEST, "The request ended before its body did.").response()
 
 
-async def on_crash(_request: Request, _error: Exception) -> Response:
-    """A defect of ours. The server logs the traceback; the client learns nothing of it."""
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The calibrator failed to answer; its log says why.").response()
+async def on_crash(_request: Request, error: Exception) -> Response:
+    """The server logs the traceback; the client learns nothing of it."""
+    return problem_of(error).response()
+
+
+def problem_of(error: Exception) -> Problem:
+    """A problem as it is, a failure of the store as 503, and everything else as a defect of ours."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, StoreError):
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"})
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the calibrator's log.")

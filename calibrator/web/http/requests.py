@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.problems import Problem, invalid
 
 MAX_BODY_BYTES = 65_536
@@ -74,11 +74,33 @@ async def parsed_body(model: type[Model], request: Request) -> Model:
     """No body is an empty object. Raises Problem 400, or 413 for one beyond the limit."""
     body = await body_of(request)
     try:
-        parsed = model.model_validate_json(body if body.strip() else b"{}")
+        return model.model_validate_json(body if body.strip() else b"{}")
     except ValidationError as error:
         raise invalid(error, "body") from None
-    said(request, parsed)
-    return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A form as it was sent. `form`: its fields, None where they are not valid; `problem` then says why."""
+
+    fields: Mapping[str, str]
+    form: BaseModel | None = None
+    problem: str = ""
+
+
+async def form_fields(request: Request) -> dict[str, str]:
+    """The last one of each name. Raises Problem 413."""
+    body = await body_of(request)
+    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+
+
+async def submitted(model: type[BaseModel], request: Request) -> Submission:
+    """Raises Problem 413. A form that is not valid is answered with its page, so it is no problem here."""
+    fields = await form_fields(request)
+    try:
+        return Submission(fields, model.model_validate(fields))
+    except ValidationError as error:
+        return Submission(fields, problem=invalid(error, "form").detail)
 
 
 async def body_of(request: Request) -> bytes:

@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import ConfigurationError
-from calibrator.web.http.audit import AuditLog, said
+from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Handler, Operation
-from calibrator.web.http.problems import Problem, invalid
-from calibrator.web.http.requests import body_of
+from calibrator.web.http.problems import Problem
+from calibrator.web.http.requests import Submission, form_fields
 from calibrator.web.http.sessions import is_foreign
 from calibrator.web.pages.page import Pages, path_of
 from calibrator.web.pages.render import HEADERS, html
@@ -58,14 +59,13 @@ class ClearForm(_Form):
     author: str = Field(default="", max_length=200)
 
 
-Fields = dict[str, str]
-Act = Callable[[str, Fields], Awaitable[str]]  # (backend, fields) to the word of a notice
+Act = Callable[[str, Any], Awaitable[str]]  # (backend, form) to the key of a notice
 
 
 @dataclass(frozen=True, slots=True)
 class Forms:
     pages: Pages
-    trail: AuditLog
+    audit_log: AuditLog
 
     # ------------------------------------------------------------------------------------------------ signing in
     async def sign_in_page(self, request: Request) -> Response:
@@ -73,23 +73,23 @@ class Forms:
 
     async def sign_in(self, request: Request) -> Response:
         _refuse_other_sites(request)
-        fields = await _fields(request)
+        fields = await form_fields(request)
         token, then = fields.get("token", "").strip(), _local(fields.get("then", "/"))
         caller = self.pages.gatekeeper.sign_in(token)
         if caller.access is Access.OPEN:
             problem = "This is no token of this service, or no longer one; its configuration names those that are."
-            self.trail.add(request, "signIn", caller, HTTPStatus.UNAUTHORIZED, problem)
+            self.audit_log.add(request, "signIn", caller, HTTPStatus.UNAUTHORIZED, detail=problem)
             return self.ask_to_sign_in(request, then, HTTPStatus.UNAUTHORIZED, problem)
         response = _seen(then)
         self.pages.gatekeeper.sessions.begin(request, response, token)
-        self.trail.add(request, "signIn", caller, HTTPStatus.SEE_OTHER)
+        self.audit_log.add(request, "signIn", caller, HTTPStatus.SEE_OTHER)
         return response
 
     async def sign_out(self, request: Request) -> Response:
         _refuse_other_sites(request)
         response = _seen("/")
         self.pages.gatekeeper.sessions.end(request, response)
-        self.trail.add(request, "signOut", self.pages.gatekeeper.caller(request), HTTPStatus.SEE_OTHER)
+        self.audit_log.add(request, "signOut", self.pages.gatekeeper.caller(request), HTTPStatus.SEE_OTHER)
         return response
 
     def ask_to_sign_in(
@@ -111,54 +111,47 @@ class Forms:
         return response
 
     # ------------------------------------------------------------------------------------------------- operating
-    async def start_sweep(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = SweepForm.model_validate(fields)
-            said(request, wanted)
+    async def start_sweep(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, wanted: SweepForm) -> str:
             await self.pages.operator.request_sweep(name, wanted.reason or "asked for on the page")
             return "sweep"
 
-        return await self._do(request, "sweep", act)
+        return await self._do(request, "sweep", sent, act)
 
-    async def cancel_sweep(self, request: Request) -> Response:
-        async def act(name: str, _fields: Fields) -> str:
+    async def cancel_sweep(self, request: Request, _asked: None) -> Response:
+        async def act(name: str, _form: None) -> str:
             await self.pages.operator.cancel_sweep(name, "an operator on the page")
             return "cancel"
 
-        return await self._do(request, "cancel", act)
+        return await self._do(request, "cancel", Submission({}), act)
 
-    async def override(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = PinForm.model_validate(fields)
-            said(request, wanted)
+    async def override(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, wanted: PinForm) -> str:
             now = self.pages.clock.wall()
             pin = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.minutes * MINUTE_S)
             return "override" if await self.pages.operator.override(name, pin) else "unstored"
 
-        return await self._do(request, "override", act)
+        return await self._do(request, "override", sent, act)
 
-    async def clear_override(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = ClearForm.model_validate(fields)
-            said(request, wanted)
+    async def clear_override(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, wanted: ClearForm) -> str:
             if not await self.pages.operator.clear_override(name, wanted.author or "unnamed"):
                 raise ConfigurationError("The cap is not pinned any more.", "Nothing is left to do.")
             return "clear"
 
-        return await self._do(request, "override", act)
+        return await self._do(request, "override", sent, act)
 
-    async def _do(self, request: Request, form: str, act: Act) -> Response:
+    async def _do(self, request: Request, form: str, sent: Submission, act: Act) -> Response:
         name = self.pages.views.one(request.path_params["name"]).name
-        fields = await _fields(request)
-        try:
-            done = await act(name, fields)
-        except ConfigurationError as error:
-            status, problem = HTTPStatus.CONFLICT, str(error)
-        except ValidationError as error:
-            status, problem = HTTPStatus.BAD_REQUEST, invalid(error, "form").detail
-        else:
-            return _seen(f"{path_of(name)}?{urlencode({'done': done})}")
-        return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=fields)
+        status, problem = HTTPStatus.BAD_REQUEST, sent.problem
+        if not problem:
+            try:
+                done = await act(name, sent.form)
+            except ConfigurationError as error:
+                status, problem = HTTPStatus.CONFLICT, str(error)
+            else:
+                return _seen(f"{path_of(name)}?{urlencode({'done': done})}")
+        return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=sent.fields)
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
         asked = Answer(200, "The sign-in form", media_type="text/html")
@@ -189,12 +182,6 @@ class Forms:
             )
             for verb, operation_id, words, handler, form in rows
         )  # fmt: skip
-
-
-async def _fields(request: Request) -> Fields:
-    """The last one of each name. Raises Problem 413."""
-    body = await body_of(request)
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def _refuse_other_sites(request: Request) -> None:

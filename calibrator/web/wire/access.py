@@ -42,7 +42,7 @@ class AuditEntryDocument(Wire):
     outcome: Literal["done", "refused", "failed"]
     status: int
     detail: str = Field(description="why it was not done")
-    said: dict[str, Any] = Field(description="what was asked for")
+    request_summary: dict[str, Any] = Field(description="what the request asked for; empty if it was not valid")
 
 
 class AuditList(Wire):
