@@ -188,8 +188,8 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
             _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
     _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
     insight = read_curve(record.levels, record.history.objectives, record.capacity)
-    for words in () if insight is None else insight.words:
-        _say(console, words)
+    for message in () if insight is None else insight.messages:
+        _say(console, message)
     if record.burst is not None:
         _say(console, _burst(record.burst))
     if record.mode == "search":

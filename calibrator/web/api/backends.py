@@ -1,4 +1,4 @@
-"""`/v1`: backends, their caps, their sweeps. Handlers read the snapshot; nothing here waits for a backend."""
+"""`/v1/backends`: backends, their caps and sweeps. Handlers read the snapshot and never wait for a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibrator.core.publish.snapshot import BackendView
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.web.api.override import Overriding
+from calibrator.web.api.override import OverrideApi
 from calibrator.web.http.auth import Access
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
@@ -34,16 +34,16 @@ from calibrator.web.wire.sweeps import SweepAccepted, SweepDocument, SweepList
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class BackendsApi:
     operator: Operator
     clock: Clock
     views: Views
     polls: CapPolls
-    overriding: Overriding
+    override: OverrideApi
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
-        """`writable` False: there is no write route at all."""
-        written = (self._start_sweep_operation(), *self.overriding.operations()) if writable else ()
+        """Not `writable`: there are no write routes at all."""
+        written = (self._start_sweep_operation(), *self.override.operations()) if writable else ()
         return (*self._read_operations(), *written)
 
     async def list_backends(self, _request: Request) -> Response:
@@ -89,13 +89,13 @@ class Api:
 
     def _read_operations(self) -> tuple[Operation, ...]:
         html, *others = REPORT_TYPES.values()
-        # The cap stands first: the router tries paths in this order, and gateways ask for nothing else.
+        # The cap comes first: the router tries paths in this order, and gateways request nothing else.
         return (
             Operation(
                 "GET",
                 "/v1/backends/{name}/cap",
                 "getCap",
-                "What gateways poll: how many requests may be in flight",
+                "The cap that gateways poll: how many requests may be in flight",
                 self.polls.answer,
                 (
                     Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
@@ -103,7 +103,7 @@ class Api:
                 ),
                 access=Access.READ,
                 query=CapQuery,
-                request_headers=(("If-None-Match", "ETags that the client has; a match answers 304"),),
+                request_headers=(("If-None-Match", "ETags that the client holds; a match returns 304"),),
                 problems=(400, 404, 503),
             ),
             Operation(
@@ -141,7 +141,7 @@ class Api:
                 "GET",
                 "/v1/backends/{name}/sweeps/{sweep_id}",
                 "getSweep",
-                "One sweep with its curve and everything behind the number",
+                "One sweep, with its curve and all evidence",
                 self.get_sweep,
                 (Answer(200, "The sweep", SweepDocument),),
                 access=Access.READ,
@@ -151,7 +151,7 @@ class Api:
                 "GET",
                 "/v1/backends/{name}/sweeps/{sweep_id}/report",
                 "getReport",
-                "One sweep as a self-contained file for people",
+                "One sweep as a self-contained report",
                 self.get_report,
                 (Answer(200, "The report", media_type=html, other_types=tuple(others)),),
                 access=Access.READ,
@@ -165,9 +165,9 @@ class Api:
             "POST",
             "/v1/backends/{name}/sweeps",
             "startSweep",
-            "Queue a sweep now",
+            "Queue a sweep",
             self.start_sweep,
-            (Answer(202, "Queued; its document exists once it started", SweepAccepted, headers=("Location",)),),
+            (Answer(202, "Queued; its document exists once it has started", SweepAccepted, headers=("Location",)),),
             access=Access.OPERATE,
             body=SweepRequest,
             problems=(400, 404, 409, 413, 503),

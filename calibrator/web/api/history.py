@@ -1,4 +1,4 @@
-"""Under `/v1/backends/{name}`: what was published, who pinned the cap, who polls it; and ending a sweep."""
+"""Under `/v1/backends/{name}`: recommendations, overrides and clients of the cap; and cancelling a sweep."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.wire.backends import ClearQuery
-from calibrator.web.wire.documents import client_document, pin_document, recommendation_document
+from calibrator.web.wire.documents import client_document, override_entry, recommendation_document
 from calibrator.web.wire.events import (
     ClientList,
     HistoryQuery,
-    PinList,
+    OverrideList,
     RecommendationList,
     SweepCancelled,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class HistoryApi:
     operator: Operator
     views: Views
 
@@ -37,7 +37,7 @@ class History:
 
     async def list_overrides(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        return json_answer(PinList(overrides=[pin_document(one) for one in await self.operator.pins(name)]))
+        return json_answer(OverrideList(overrides=[override_entry(one) for one in await self.operator.pins(name)]))
 
     async def list_clients(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
@@ -60,7 +60,7 @@ class History:
                 "GET",
                 "/v1/backends/{name}/recommendations",
                 "listRecommendations",
-                "What was published for a backend, newest first",
+                "Published recommendations of a backend, newest first",
                 self.list_recommendations,
                 (Answer(200, "The recommendations", RecommendationList),),
                 access=Access.READ,
@@ -71,9 +71,9 @@ class History:
                 "GET",
                 "/v1/backends/{name}/overrides",
                 "listOverrides",
-                "The last overrides of a backend and the one in force, newest first",
+                "Overrides of a backend, newest first, with the one in force",
                 self.list_overrides,
-                (Answer(200, "The overrides", PinList),),
+                (Answer(200, "The overrides", OverrideList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -81,9 +81,9 @@ class History:
                 "GET",
                 "/v1/backends/{name}/clients",
                 "listClients",
-                "Who polls the cap of a backend now, and which part of it each may use",
+                "Clients that poll the cap of a backend, and the share of each",
                 self.list_clients,
-                (Answer(200, "The pollers", ClientList),),
+                (Answer(200, "The clients", ClientList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -94,9 +94,9 @@ class History:
             "DELETE",
             "/v1/backends/{name}/sweeps/current",
             "cancelSweep",
-            "End the running sweep, or take back the queued one; the cap stays as it is",
+            "Cancel the running or queued sweep; the cap does not change",
             self.cancel_sweep,
-            (Answer(202, "Its probes end within a second", SweepCancelled),),
+            (Answer(202, "Cancelled; its probes end within a second", SweepCancelled),),
             access=Access.OPERATE,
             query=ClearQuery,
             problems=(400, 404, 503),

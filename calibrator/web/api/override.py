@@ -1,4 +1,4 @@
-"""`PUT` and `DELETE /v1/backends/{name}/override`: a person pins the cap for a while (core.publish.override)."""
+"""`PUT` and `DELETE /v1/backends/{name}/override`: set the cap by hand for a while (core.publish.override)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATH = "/v1/backends/{name}/override"
 
 
 @dataclass(frozen=True, slots=True)
-class Overriding:
+class OverrideApi:
     operator: Operator
     clock: Clock
     views: Views
@@ -49,7 +49,7 @@ class Overriding:
                 "PUT",
                 PATH,
                 "putOverride",
-                "Pin the cap for a while, over sweeps and guard, within the configured bounds",
+                "Override the cap for a while, whatever sweeps and guard say, within the configured bounds",
                 self.put,
                 (Answer(200, "In force", OverrideAccepted),),
                 access=Access.OPERATE,
@@ -60,7 +60,7 @@ class Overriding:
                 "DELETE",
                 PATH,
                 "deleteOverride",
-                "End the override: the recommendation of this moment is served again",
+                "End the override; the current recommendation is served again",
                 self.delete,
                 (Answer(204, "Removed", media_type=None),),
                 access=Access.OPERATE,

@@ -1,11 +1,11 @@
-"""`/v1/session` and `/v1/audit`: for the page and the people before it.
+"""`/v1/session` and `/v1/audit`.
 
 | | |
 |---|---|
-| `GET /v1/session` | what the caller may do: which controls a page should show |
-| `POST /v1/session` with `{"token": ...}` | 200 and a cookie (`web.http.sessions`), or 401; not from other sites |
-| `DELETE /v1/session` | takes the cookie away |
-| `GET /v1/audit` | the last deeds that this instance saw, for operators |
+| `GET /v1/session` | what the caller may do, so that a page shows the right controls |
+| `POST /v1/session` with `{"token": ...}` | 200 and a cookie (`web.http.sessions`), or 401; refused from other sites |
+| `DELETE /v1/session` | removes the cookie |
+| `GET /v1/audit` | the latest entries of this instance, for operators |
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATH = "/v1/session"
 
 
 @dataclass(frozen=True, slots=True)
-class SigningIn:
+class SessionApi:
     gatekeeper: Gatekeeper
     audit_log: AuditLog
 
@@ -42,7 +42,7 @@ class SigningIn:
         token = (await parsed_body(SignIn, request)).token.get_secret_value()
         caller = self.gatekeeper.sign_in(token)
         if caller.access is Access.OPEN:
-            detail = "This is no token of this service, or no longer one."
+            detail = "Unknown or expired token."
             self.audit_log.add(request, "beginSession", caller, HTTPStatus.UNAUTHORIZED, detail=detail)
             raise Problem(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": 'Bearer realm="calibrator"'})
         response = Response(media_type="application/json")
@@ -73,7 +73,7 @@ class SigningIn:
         )
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
-        """Without any token there is nothing to sign in with, and without an operator token nobody to audit."""
+        """Without any token nobody can sign in, and without an operator token there is nothing to audit."""
         shown = Operation(
             "GET",
             PATH,
@@ -87,7 +87,7 @@ class SigningIn:
                 "POST",
                 PATH,
                 "beginSession",
-                "Sign a browser in: the token becomes a cookie",
+                "Sign a browser in: exchange a token for a session cookie",
                 self.begin,
                 (Answer(200, "Signed in", SessionDocument, headers=("Set-Cookie",)),),
                 body=SignIn,
@@ -107,7 +107,7 @@ class SigningIn:
             "GET",
             "/v1/audit",
             "listAudit",
-            "The last attempts to change something, as this instance saw them since its start",
+            "The latest attempts to change something on this instance, newest first",
             self.audit,
             (Answer(200, "The entries", AuditList),),
             access=Access.OPERATE,
@@ -120,4 +120,4 @@ class SigningIn:
 
 def _refuse_other_sites(request: Request) -> None:
     if is_foreign(request):
-        raise Problem(HTTPStatus.FORBIDDEN, "Only this service's own page signs in and out.")
+        raise Problem(HTTPStatus.FORBIDDEN, "Signing in or out from another site is not allowed.")

@@ -1,6 +1,6 @@
-"""`/static`: the files of the pages. A literal table, so that nothing else of the package can be asked for.
+"""`/static`: the files of the pages. A literal table, so that nothing else of the package can be requested.
 
-Answers carry an ETag and may be used again for a short while, so that a new release shows at once with a reload.
+Responses carry an ETag and a short lifetime, so that a new release takes effect with a reload.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class FastPath:
         if not self.gatekeeper.reading_is_open:
             self.gatekeeper.check(Request(scope), Access.READ)
         known = ", ".join([value.decode("latin-1") for name, value in scope["headers"] if name == b"if-none-match"])
-        return self.polls.at_once(name, poll, known)
+        return self.polls.immediate(name, poll, known)
 
 
 def _refusal(error: Exception) -> Response:

@@ -14,7 +14,7 @@ from calibrator.core.stats.quantile import LatencySummary
 from calibrator.ports.sharing import Poller
 from calibrator.web.wire.backends import BackendDocument, GuardDocument, OverrideDocument
 from calibrator.web.wire.base import projected
-from calibrator.web.wire.events import ClientDocument, PinDocument, RecommendationDocument
+from calibrator.web.wire.events import ClientDocument, OverrideEntry, RecommendationDocument
 from calibrator.web.wire.sweeps import (
     AbortDocument,
     BurstDocument,
@@ -78,8 +78,8 @@ def client_document(poller: Poller) -> ClientDocument:
     )
 
 
-def pin_document(pin: Override) -> PinDocument:
-    return projected(PinDocument, pin, ends_at=pin.expires_at)
+def override_entry(override: Override) -> OverrideEntry:
+    return projected(OverrideEntry, override, ends_at=override.expires_at)
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps
@@ -96,7 +96,7 @@ def sweep_document(record: SweepRecord, *, cap: int | None) -> SweepDocument:
         SweepDocument,
         record,
         cap=cap,
-        aborted=None if aborted is None else AbortDocument(reason=aborted.reason, words=aborted.words),
+        aborted=None if aborted is None else AbortDocument(reason=aborted.reason, message=aborted.words),
         provenance=projected(ProvenanceDocument, record.provenance, objectives=objectives),
         insight=read_curve(record.levels, objectives, record.capacity),
         burst=None

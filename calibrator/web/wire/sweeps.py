@@ -16,11 +16,11 @@ from calibrator.web.wire.base import Interval, Number, NumberOrNull, ObjectiveTe
 
 class AbortDocument(Wire):
     reason: AbortReason
-    words: str
+    message: str
 
 
 class HarmDocument(Wire):
-    """What live users met with during the sweep."""
+    """What live users experienced during the sweep."""
 
     live_requests: int
     live_exceedances: int
@@ -36,7 +36,7 @@ class SweepSummaryDocument(Wire):
     sweep_id: str
     backend: str
     mode: Literal["search", "levels"]
-    trigger: str = Field(description="why it ran, in words; empty: not kept")
+    trigger: str = Field(description="why it ran; empty: not recorded")
     outcome: SweepOutcome | None = Field(description="null while it runs")
     grade: Grade | None
     capacity: CapacityDocument | None
@@ -51,7 +51,7 @@ class SweepSummaryDocument(Wire):
 
 
 class LatencyDocument(Wire):
-    """Seconds; null where n cannot support the quantile."""
+    """Seconds; null where n does not support the quantile."""
 
     p50: NumberOrNull
     p90: NumberOrNull
@@ -69,11 +69,11 @@ class ObjectiveVerdictDocument(Wire):
     exceedances: int
     exceedance_ratio_interval: Interval
     reason: str
-    unmeasured: dict[str, int] = Field(description="requests that say nothing about the objective, by what they lack")
+    unmeasured: dict[str, int] = Field(description="requests that cannot be judged by the objective, by what they lack")
 
 
 class AuditDocument(Wire):
-    """The generator's own error; reasons not empty = the level was not judged."""
+    """Measurement error of the load generator. With any `reasons` the level was not judged."""
 
     loop_lag_p99_s: NumberOrNull
     send_delay_p99_s: NumberOrNull
@@ -82,7 +82,7 @@ class AuditDocument(Wire):
 
 
 class ServerPeakDocument(Wire):
-    """Worst of the engine's own figures during the level."""
+    """Maxima of the engine's own metrics during the level."""
 
     running_requests: NumberOrNull
     waiting_requests: NumberOrNull
@@ -114,7 +114,7 @@ class LevelDocument(Wire):
 
 
 class ClassAchievedDocument(Wire):
-    """Mean lengths of one class as they were sent and answered; null where the server does not count them."""
+    """Mean lengths of one workload class, requested and measured; null where the server does not count tokens."""
 
     name: str
     requests: int
@@ -125,7 +125,7 @@ class ClassAchievedDocument(Wire):
 
 
 class BoundsDocument(Wire):
-    """What the sweep was allowed."""
+    """The limits of the sweep."""
 
     min_level: int
     max_level: int
@@ -146,16 +146,18 @@ class ProvenanceDocument(Wire):
     output_tokens_achieved: NumberOrNull
     seed: int
     software: str
-    cached_ratio_achieved: NumberOrNull = Field(description="of the prompt tokens, by the server's usage")
+    cached_ratio_achieved: NumberOrNull = Field(
+        description="share of the prompt tokens served from the prefix cache, by the server's usage"
+    )
     classes_achieved: list[ClassAchievedDocument]
-    bounds: BoundsDocument | None = Field(description="null: not kept by the release that measured")
+    bounds: BoundsDocument | None = Field(description="null: not recorded by the release that measured")
     adjustments: list[str] = Field(
-        default_factory=list, description="parameters that the server refused, with what probes sent instead"
+        default_factory=list, description="request parameters that the server rejected, with what probes sent instead"
     )
 
 
 class InsightDocument(Wire):
-    """What the curve says; null where the measured levels cannot tell."""
+    """What the curve shows; null where the measured levels do not show it."""
 
     knee_concurrency: NumberOrNull = Field(description="onset of batch interference")
     early_slope: NumberOrNull = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
@@ -163,11 +165,11 @@ class InsightDocument(Wire):
     goodput_max_concurrency: int
     goodput_max_per_second: NumberOrNull
     limit: Limit
-    words: list[str]
+    messages: list[str]
 
 
 class BurstDocument(Wire):
-    """Simultaneous arrivals after idle, beside the steady state at the same level."""
+    """Simultaneous arrivals after idle, compared with the steady state at the same level."""
 
     concurrency: int
     bursts: int
@@ -175,20 +177,24 @@ class BurstDocument(Wire):
     exceedances: int
     metric: Metric
     burst_s: LatencyDocument
-    steady_s: LatencyDocument | None = Field(description="null: that level was not measured in steady state")
+    steady_s: LatencyDocument | None = Field(description="null: the level was not measured in steady state")
 
 
 class SweepDocument(SweepSummaryDocument):
-    cap: int | None = Field(ge=1, description="the published cap, if it comes from this sweep")
-    aborted: AbortDocument | None = Field(description="ended at once to spare live users: never raises a cap")
+    cap: int | None = Field(ge=1, description="the published cap, if it is based on this sweep")
+    aborted: AbortDocument | None = Field(
+        description="stopped early to protect live users; such a sweep never raises a cap"
+    )
     harm: HarmDocument
     prompt_tokens: int
     output_tokens: int
     provenance: ProvenanceDocument
     insight: InsightDocument | None
-    burst: BurstDocument | None = Field(description="null: not asked for")
+    burst: BurstDocument | None = Field(description="null: not requested")
     levels: list[LevelDocument]
-    history: dict[str, Any] = Field(description="stages and their bits, unrounded; `calibrator simulate` replays it")
+    history: dict[str, Any] = Field(
+        description="the stages with their raw evidence, unrounded; `calibrator simulate --replay` reads it"
+    )
 
 
 class SweepList(Wire):

@@ -54,7 +54,7 @@ def test_what_the_curve_says_is_in_the_document() -> None:
     insight = printed(record(), cap=37)["insight"]
     assert isinstance(insight, dict)
     assert (insight["goodput_max_concurrency"], insight["limit"], insight["slope"]) == (32, "failures", None)
-    assert insight["words"][-1] == "What limits: requests fail: streams break, stall or time out."
+    assert len(insight["messages"]) == 3
     assert printed(record(levels=()), cap=None)["insight"] is None
 
 
