@@ -1,7 +1,7 @@
 """Slots of a cap that are released by hooks: several for one request, or none if an event is lost.
 
-A slot is held under a key, and releasing it is idempotent. A slot that no hook releases within `lease_s` expires, with a
-warning. `lease_s` must exceed the longest request; requests that take longer are no longer counted.
+A slot is held under a key, and releasing it is idempotent. A slot that no hook releases within `lease_s` expires, with
+a warning. `lease_s` must exceed the longest request; requests that take longer are no longer counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Traefik polls its caps through its HTTP provider, `GET /v1/integrations/traefik[?client=NAME][&backend=NAME]...`
 
 Each backend becomes one `inFlightReq` middleware, `llm-cap-<backend>`, that routers of other providers refer to as
-`llm-cap-<backend>@http`. Without `backend` the configuration has all of them: name those that this Traefik routes to, or
-it holds shares that it cannot use. Without `client` it gets the whole cap (core.sharing.allocator).
+`llm-cap-<backend>@http`. Without `backend` the configuration has all of them: name those that this Traefik routes
+to, or it holds shares that it cannot use. Without `client` it gets the whole cap (core.sharing.allocator).
 
 | rule | because Traefik |
 |---|---|

@@ -141,7 +141,8 @@ def history_svg(rows: Sequence[Change], now: float) -> str:
 
 
 def _label(shown: Sequence[Change]) -> str:
-    return f"Published cap since {shown[0].at}: {shown[0].cap} at first, {shown[-1].cap} now; see the table below for each change"
+    first, last = shown[0], shown[-1]
+    return f"Published cap since {first.at}: {first.cap} at first, {last.cap} now; see the table below for each change"
 
 
 def _grid(highest: float, span_s: float, y_of: Scale) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The pages: `/`, an overview of all backends; `/backends/{name}`, one backend in detail.
 
-Rendered on the server and complete without JavaScript; `static/live.js` keeps them up to date from `GET /v1/events`, and
+Rendered on the server and complete without JavaScript; `static/live.js` updates them from `GET /v1/events`, and
 `static/curve.js` replaces the static charts of the curve. Templates get the same documents that the API serves. If the
 store fails, the page lacks the history and says so; caps, states and headroom do not depend on the store.
 """
@@ -26,7 +26,7 @@ from calibrator.ports.operator import Operator
 from calibrator.web.http.auth import Access, Gatekeeper
 from calibrator.web.http.operation import Answer, Operation
 from calibrator.web.http.requests import Views, parsed_query
-from calibrator.web.pages.flags import GRADES, upcoming, flags, needs_attention, summary
+from calibrator.web.pages.flags import GRADES, flags, needs_attention, summary, upcoming
 from calibrator.web.pages.history import changes, history_svg, sparkline
 from calibrator.web.pages.render import Frame, html
 from calibrator.web.report.chart import svg

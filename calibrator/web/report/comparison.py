@@ -48,6 +48,7 @@ class Comparison:
     other: SweepDocument
     differences: tuple[Difference, ...]
     pairs: tuple[Pair, ...]
+    capacity: Change
     messages: tuple[str, ...]
 
 
@@ -60,7 +61,7 @@ def compare(ours: SweepDocument, theirs: SweepDocument) -> Comparison:
         for level in sorted({*mine, *other})
     )
     messages = (_of_capacities(ours, theirs), *_of_tails(objectives, pairs))
-    return Comparison(theirs, tuple(differences(ours, theirs)), pairs, messages)
+    return Comparison(theirs, tuple(differences(ours, theirs)), pairs, _capacity_change(ours, theirs), messages)
 
 
 def differences(ours: SweepDocument, theirs: SweepDocument) -> list[Difference]:
@@ -105,17 +106,23 @@ def change(ours: Sequence[float | None] | None, theirs: Sequence[float | None] |
     return Change.UNKNOWN if None in (low, high, other_low, other_high) else Change.WITHIN
 
 
+def _capacity_change(ours: SweepDocument, theirs: SweepDocument) -> Change:
+    mine, other = ours.capacity, theirs.capacity
+    if mine is None or other is None:
+        return Change.UNKNOWN
+    return change((mine.low, mine.high), (other.low, other.high))
+
+
 def _of_capacities(ours: SweepDocument, theirs: SweepDocument) -> str:
     mine, other = ours.capacity, theirs.capacity
     if mine is None or other is None:
         missing = "neither sweep has one" if mine is other else f"{'the other' if mine else 'this'} sweep has none"
         return f"Capacities cannot be compared: {missing}."
     figures = f"{mine.estimate} ({mine.low} to {mine.high}) vs. {other.estimate} ({other.low} to {other.high})"
-    if mine.low > other.high:
-        return f"The capacity is significantly higher: {figures}; the intervals do not overlap."
-    if mine.high < other.low:
-        return f"The capacity is significantly lower: {figures}; the intervals do not overlap."
-    return f"No significant change of the capacity: {figures}; the intervals overlap."
+    found = _capacity_change(ours, theirs)
+    if found is Change.WITHIN:
+        return f"No significant change of the capacity: {figures}; the intervals overlap."
+    return f"The capacity is significantly {found}: {figures}; the intervals do not overlap."
 
 
 _SENTENCES = {

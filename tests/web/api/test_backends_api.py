@@ -144,7 +144,7 @@ def test_an_operator_starts_a_sweep() -> None:
     assert response.json() == {"sweep_id": "sweep-7", "backend": "chat"}
     assert response.headers["location"] == "/v1/backends/chat/sweeps/sweep-7"
     assert ask(operator, "/v1/backends/chat/sweeps", "POST", **bearer(OPERATOR)).status_code == 202
-    assert operator.asked == [("chat", "new driver"), ("chat", "asked for over HTTP")]
+    assert operator.asked == [("chat", "new driver"), ("chat", "requested over HTTP")]
 
 
 def test_a_second_sweep_is_a_conflict() -> None:
