@@ -112,7 +112,7 @@ class _Caps:
         if all(share.requests is None for share in shares.values()):
             retry_after_s = max(share.retry_after_s for share in shares.values())
             _refuse_for_now(
-                "Other clients hold the whole cap until they have been told of their new shares.",
+                "Other clients hold the whole cap until their smaller shares have been delivered.",
                 math.ceil(retry_after_s),
             )
         return {f"circuit_breakers.{name}.default.max_requests": share.requests or 1 for name, share in shares.items()}

@@ -20,7 +20,7 @@ class _Lease:
     timer: asyncio.TimerHandle | None = None
 
 
-class Leases:
+class SlotLeases:
     """The slots held in one event loop."""
 
     def __init__(self, lease_s: float) -> None:

@@ -33,7 +33,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from calibrator.client import AsyncCap, LimitReachedError
 from calibrator.errors import ConfigurationError
-from calibrator.gateways.leases import Leases
+from calibrator.gateways.leases import SlotLeases
 
 Data = dict[str, Any]  # of a request or a call, in LiteLLM's format
 
@@ -71,7 +71,7 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
             backend: AsyncCap(url, backend, static_cap=cap, token=token, poll_s=poll_s, wait_s=poll_wait_s)
             for backend, cap in static_caps.items()
         }
-        self._leases = Leases(lease_s)
+        self._leases = SlotLeases(lease_s)
         self._max_wait_s, self._retry_after_s = max_wait_s, retry_after_s
         with contextlib.suppress(RuntimeError):  # no running loop: the first request starts the polling
             asyncio.get_running_loop()

@@ -37,7 +37,7 @@ from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Gatekeeper, Tokens
 from calibrator.web.http.headers import SafeHeaders
 from calibrator.web.http.openapi import Json, openapi_document
-from calibrator.web.http.operation import PROGRAM_PATHS, Answer, Operation, guarded, routes
+from calibrator.web.http.operation import PROGRAM_PATHS, Operation, ResponseSpec, guarded, routes
 from calibrator.web.http.requests import RETRY_AFTER_S, Views
 from calibrator.web.http.sessions import Sessions
 from calibrator.web.pages.assets import Assets
@@ -140,8 +140,8 @@ class _Site:
         return PlainTextResponse("ok\n")
 
     def operations(self) -> tuple[Operation, ...]:
-        def text(description: str) -> tuple[Answer, ...]:
-            return (Answer(200, description, media_type="text/plain"),)
+        def text(description: str) -> tuple[ResponseSpec, ...]:
+            return (ResponseSpec(200, description, media_type="text/plain"),)
 
         return (
             Operation("GET", "/metrics", "getMetrics", "Prometheus metrics", self.metrics, text("Text or OpenMetrics")),
@@ -173,7 +173,7 @@ def _describe(operations: Sequence[Operation], software_version: str) -> Operati
     async def serve(_request: Request) -> Response:
         return JSONResponse(document)
 
-    answers = (Answer(200, "This document"),)
+    answers = (ResponseSpec(200, "This document"),)
     own = Operation("GET", "/openapi.json", "getOpenapi", "This API as OpenAPI 3.1", serve, answers)
     document: Json = openapi_document([*operations, own], software_version)
     return own

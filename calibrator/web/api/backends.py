@@ -15,7 +15,7 @@ from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
 from calibrator.web.api.override import OverrideApi
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.poll.cap import CapPolls
@@ -76,10 +76,10 @@ class BackendsApi:
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
         return published_sweep(view, record)
 
-    async def start_sweep(self, request: Request, wanted: SweepRequest) -> Response:
+    async def start_sweep(self, request: Request, body: SweepRequest) -> Response:
         view = self.views.one(request.path_params["name"])
         try:
-            sweep_id = await self.operator.request_sweep(view.name, wanted.reason)
+            sweep_id = await self.operator.request_sweep(view.name, body.reason)
         except ConfigurationError as error:
             raise Problem(HTTPStatus.CONFLICT, str(error)) from None
         location = f"/v1/backends/{quote(view.name, safe='')}/sweeps/{quote(sweep_id, safe='')}"
@@ -98,8 +98,10 @@ class BackendsApi:
                 "The cap that gateways poll: how many requests may be in flight",
                 self.polls.answer,
                 (
-                    Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
-                    Answer(304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    ResponseSpec(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    ResponseSpec(
+                        304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")
+                    ),
                 ),
                 access=Access.READ,
                 query=CapQuery,
@@ -112,7 +114,7 @@ class BackendsApi:
                 "listBackends",
                 "Every backend: cap, state, health, headroom, last and next sweep",
                 self.list_backends,
-                (Answer(200, "The backends", BackendList),),
+                (ResponseSpec(200, "The backends", BackendList),),
                 access=Access.READ,
                 problems=(503,),
             ),
@@ -122,7 +124,7 @@ class BackendsApi:
                 "getBackend",
                 "One backend",
                 self.get_backend,
-                (Answer(200, "The backend", BackendDocument),),
+                (ResponseSpec(200, "The backend", BackendDocument),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -132,7 +134,7 @@ class BackendsApi:
                 "listSweeps",
                 "Sweeps of a backend, newest first",
                 self.list_sweeps,
-                (Answer(200, "The sweeps", SweepList),),
+                (ResponseSpec(200, "The sweeps", SweepList),),
                 access=Access.READ,
                 query=SweepsQuery,
                 problems=(400, 404, 503),
@@ -143,7 +145,7 @@ class BackendsApi:
                 "getSweep",
                 "One sweep, with its curve and all evidence",
                 self.get_sweep,
-                (Answer(200, "The sweep", SweepDocument),),
+                (ResponseSpec(200, "The sweep", SweepDocument),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -153,7 +155,7 @@ class BackendsApi:
                 "getReport",
                 "One sweep as a self-contained report",
                 self.get_report,
-                (Answer(200, "The report", media_type=html, other_types=tuple(others)),),
+                (ResponseSpec(200, "The report", media_type=html, other_types=tuple(others)),),
                 access=Access.READ,
                 query=ReportQuery,
                 problems=(400, 404, 503),
@@ -167,7 +169,11 @@ class BackendsApi:
             "startSweep",
             "Queue a sweep",
             self.start_sweep,
-            (Answer(202, "Queued; its document exists once it has started", SweepAccepted, headers=("Location",)),),
+            (
+                ResponseSpec(
+                    202, "Queued; its document exists once it has started", SweepAccepted, headers=("Location",)
+                ),
+            ),
             access=Access.OPERATE,
             body=SweepRequest,
             problems=(400, 404, 409, 413, 503),

@@ -33,7 +33,7 @@ from calibrator.core.publish.snapshot import BackendView, State
 from calibrator.core.report.formats import timestamp
 from calibrator.ports.clock import Clock
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, parsed_query
 from calibrator.web.wire.documents import backend_document
@@ -119,7 +119,7 @@ class EventStreams:
             "Changes as server-sent events: `backend`, `removed` and `heartbeat`",
             self.answer,
             (
-                Answer(
+                ResponseSpec(
                     200,
                     "A stream until either side closes it; the schema describes the data of one event",
                     EventDocument,

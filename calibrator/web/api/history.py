@@ -11,7 +11,7 @@ from starlette.responses import Response
 from calibrator.errors import ConfigurationError
 from calibrator.ports.operator import Operator
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.wire.backends import ClearQuery
@@ -62,7 +62,7 @@ class HistoryApi:
                 "listRecommendations",
                 "Published recommendations of a backend, newest first",
                 self.list_recommendations,
-                (Answer(200, "The recommendations", RecommendationList),),
+                (ResponseSpec(200, "The recommendations", RecommendationList),),
                 access=Access.READ,
                 query=HistoryQuery,
                 problems=(400, 404, 503),
@@ -73,7 +73,7 @@ class HistoryApi:
                 "listOverrides",
                 "Overrides of a backend, newest first, with the one in force",
                 self.list_overrides,
-                (Answer(200, "The overrides", OverrideList),),
+                (ResponseSpec(200, "The overrides", OverrideList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -83,7 +83,7 @@ class HistoryApi:
                 "listClients",
                 "Clients that poll the cap of a backend, and the share of each",
                 self.list_clients,
-                (Answer(200, "The clients", ClientList),),
+                (ResponseSpec(200, "The clients", ClientList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -96,7 +96,7 @@ class HistoryApi:
             "cancelSweep",
             "Cancel the running or queued sweep; the cap does not change",
             self.cancel_sweep,
-            (Answer(202, "Cancelled; its probes end within a second", SweepCancelled),),
+            (ResponseSpec(202, "Cancelled; its probes end within a second", SweepCancelled),),
             access=Access.OPERATE,
             query=ClearQuery,
             problems=(400, 404, 503),

@@ -12,7 +12,7 @@ from calibrator.core.publish.snapshot import Override
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, json_answer
 from calibrator.web.wire.backends import ClearQuery, OverrideAccepted, OverrideRequest
@@ -27,10 +27,10 @@ class OverrideApi:
     clock: Clock
     views: Views
 
-    async def put(self, request: Request, wanted: OverrideRequest) -> Response:
+    async def put(self, request: Request, body: OverrideRequest) -> Response:
         name = self.views.one(request.path_params["name"]).name
         now = self.clock.wall()
-        override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
+        override = Override(body.cap, body.reason, body.author, now, now + body.expires_in_s)
         stored = await self.operator.override(name, override)
         view = self.views.one(name)
         return json_answer(
@@ -49,9 +49,9 @@ class OverrideApi:
                 "PUT",
                 PATH,
                 "putOverride",
-                "Override the cap for a while, whatever sweeps and guard say, within the configured bounds",
+                "Override the cap for a while, with precedence over sweeps and guard, within the configured bounds",
                 self.put,
-                (Answer(200, "In force", OverrideAccepted),),
+                (ResponseSpec(200, "In force", OverrideAccepted),),
                 access=Access.OPERATE,
                 body=OverrideRequest,
                 problems=(400, 404, 413, 503),
@@ -62,7 +62,7 @@ class OverrideApi:
                 "deleteOverride",
                 "End the override; the current recommendation is served again",
                 self.delete,
-                (Answer(204, "Removed", media_type=None),),
+                (ResponseSpec(204, "Removed", media_type=None),),
                 access=Access.OPERATE,
                 query=ClearQuery,
                 problems=(400, 404, 503),

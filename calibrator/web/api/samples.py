@@ -12,7 +12,7 @@ from calibrator.core.records.sample_log import unpack
 from calibrator.ports.operator import Operator
 from calibrator.web.api.sample_export import TYPES, export_samples
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, parsed_query
 from calibrator.web.wire.backends import SamplesQuery
@@ -46,7 +46,7 @@ class SamplesApi:
             "getSamples",
             "The individual requests of a sweep, with AIPerf's field names",
             self.get_samples,
-            (Answer(200, "One line per request", media_type="application/jsonl", other_types=("text/csv",)),),
+            (ResponseSpec(200, "One line per request", media_type="application/jsonl", other_types=("text/csv",)),),
             access=Access.READ,
             query=SamplesQuery,
             problems=(400, 404, 503),

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from calibrator.core.report.formats import timestamp
 from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access, Caller, Gatekeeper
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import json_answer, parsed_body, parsed_query
 from calibrator.web.http.sessions import is_foreign
@@ -80,7 +80,7 @@ class SessionApi:
             "getSession",
             "What the caller may do",
             self.show,
-            (Answer(200, "What the caller may do", SessionDocument),),
+            (ResponseSpec(200, "What the caller may do", SessionDocument),),
         )
         signing = (
             Operation(
@@ -89,7 +89,7 @@ class SessionApi:
                 "beginSession",
                 "Sign a browser in: exchange a token for a session cookie",
                 self.begin,
-                (Answer(200, "Signed in", SessionDocument, headers=("Set-Cookie",)),),
+                (ResponseSpec(200, "Signed in", SessionDocument, headers=("Set-Cookie",)),),
                 body=SignIn,
                 problems=(400, 401, 403, 413),
             ),
@@ -99,7 +99,7 @@ class SessionApi:
                 "endSession",
                 "Sign out",
                 self.end,
-                (Answer(204, "Signed out", media_type=None, headers=("Set-Cookie",)),),
+                (ResponseSpec(204, "Signed out", media_type=None, headers=("Set-Cookie",)),),
                 problems=(403,),
             ),
         )
@@ -109,7 +109,7 @@ class SessionApi:
             "listAudit",
             "The latest attempts to change something on this instance, newest first",
             self.audit,
-            (Answer(200, "The entries", AuditList),),
+            (ResponseSpec(200, "The entries", AuditList),),
             access=Access.OPERATE,
             query=AuditQuery,
             problems=(400,),

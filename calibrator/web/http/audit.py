@@ -78,7 +78,7 @@ class AuditLog:
             at=self._clock.wall(),
             operation=operation,
             backend=str(request.path_params.get("name", ""))[:SHOWN_CHARACTERS],
-            who=caller.fingerprint or ("unknown token" if caller.has_presented else "nobody"),
+            who=caller.fingerprint or ("unknown token" if caller.has_presented else "anonymous"),
             with_session=caller.has_session,
             address="" if request.client is None else request.client.host,
             status=status,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import MEDIA_TYPE
 from calibrator.web.wire.backends import ProblemDocument
 
@@ -107,7 +107,7 @@ def _plain(schema: Json) -> Json:
     return {**kept, **next(branch for branch in branches if branch.get("type") != "null")}
 
 
-def _answer(answer: Answer) -> Json:
+def _answer(answer: ResponseSpec) -> Json:
     document: Json = {"description": answer.description}
     if answer.headers:
         document["headers"] = {name: {"schema": {"type": "string"}} for name in answer.headers}
@@ -117,7 +117,7 @@ def _answer(answer: Answer) -> Json:
     return document
 
 
-def _body(answer: Answer, media_type: str) -> Json:
+def _body(answer: ResponseSpec, media_type: str) -> Json:
     if answer.model is not None:
         return _ref(answer.model)
     return {"type": "object" if media_type == "application/json" else "string"}

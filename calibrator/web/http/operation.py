@@ -27,7 +27,7 @@ Handler = Callable[..., Awaitable[Response]]  # (request); of a change: (request
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseSpec:
     """A documented response. `model` None: the body is not one of our documents, or absent (`media_type` None)."""
 
     status: int
@@ -47,7 +47,7 @@ class Operation:
     operation_id: str
     summary: str
     handler: Handler
-    answers: tuple[Answer, ...]
+    answers: tuple[ResponseSpec, ...]
     access: Access = Access.OPEN
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None

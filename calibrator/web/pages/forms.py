@@ -22,7 +22,7 @@ from calibrator.core.publish.snapshot import Override
 from calibrator.errors import ConfigurationError
 from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Handler, Operation
+from calibrator.web.http.operation import Handler, Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Submission, form_fields
 from calibrator.web.http.sessions import is_foreign
@@ -112,8 +112,8 @@ class Forms:
 
     # ------------------------------------------------------------------------------------------------- operating
     async def start_sweep(self, request: Request, sent: Submission) -> Response:
-        async def act(name: str, wanted: SweepForm) -> str:
-            await self.pages.operator.request_sweep(name, wanted.reason or "requested on the page")
+        async def act(name: str, form: SweepForm) -> str:
+            await self.pages.operator.request_sweep(name, form.reason or "requested on the page")
             return "sweep"
 
         return await self._do(request, "sweep", sent, act)
@@ -126,16 +126,16 @@ class Forms:
         return await self._do(request, "cancel", Submission({}), act)
 
     async def override(self, request: Request, sent: Submission) -> Response:
-        async def act(name: str, wanted: OverrideForm) -> str:
+        async def act(name: str, form: OverrideForm) -> str:
             now = self.pages.clock.wall()
-            override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.minutes * MINUTE_S)
+            override = Override(form.cap, form.reason, form.author, now, now + form.minutes * MINUTE_S)
             return "override" if await self.pages.operator.override(name, override) else "unstored"
 
         return await self._do(request, "override", sent, act)
 
     async def clear_override(self, request: Request, sent: Submission) -> Response:
-        async def act(name: str, wanted: ClearForm) -> str:
-            if not await self.pages.operator.clear_override(name, wanted.author or "unnamed"):
+        async def act(name: str, form: ClearForm) -> str:
+            if not await self.pages.operator.clear_override(name, form.author or "unnamed"):
                 raise ConfigurationError("The override has already ended.", "Nothing is left to do.")
             return "clear"
 
@@ -154,8 +154,8 @@ class Forms:
         return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=sent.fields)
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
-        asked = Answer(200, "The sign-in form", media_type="text/html")
-        back = Answer(303, "Redirects to the page", media_type=None, headers=("Location",))
+        asked = ResponseSpec(200, "The sign-in form", media_type="text/html")
+        back = ResponseSpec(303, "Redirects to the page", media_type=None, headers=("Location",))
         if not writable and self.pages.gatekeeper.reading_is_open:
             return ()
         signing = (
@@ -168,7 +168,7 @@ class Forms:
         )  # fmt: skip
         return (*signing, *self._acting(back)) if writable else signing
 
-    def _acting(self, back: Answer) -> tuple[Operation, ...]:
+    def _acting(self, back: ResponseSpec) -> tuple[Operation, ...]:
         rows: tuple[tuple[str, str, str, Handler, type[BaseModel] | None], ...] = (
             ("sweep", "formStartSweep", "Form that starts a sweep", self.start_sweep, SweepForm),
             ("cancel", "formCancelSweep", "Form that cancels a sweep", self.cancel_sweep, None),

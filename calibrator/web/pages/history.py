@@ -28,7 +28,7 @@ Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class HistoryRow:
     """One row of the history: what was published or measured at a time, and why."""
 
     at: str
@@ -45,25 +45,25 @@ def changes(
     sweeps: Sequence[SweepSummaryDocument],
     overrides: Sequence[OverrideEntry],
     now: str,
-) -> list[Change]:
+) -> list[HistoryRow]:
     """Newest first, as the arguments are. A sweep that changed the cap appears as what it published."""
     rows = [*_published(published, {one.sweep_id: one.trigger for one in sweeps}), *_overridden(overrides, now)]
     shown = {one.sweep_id for one in published}
     for sweep in sweeps:
         if sweep.ended_at is not None and sweep.sweep_id not in shown:
             message = f"{sweep.outcome}, cap unchanged: {sweep.reason}{_trigger_note(sweep.trigger)}"
-            rows.append(Change(sweep.ended_at, _sweep_kind(sweep.trigger), message, sweep_id=sweep.sweep_id))
+            rows.append(HistoryRow(sweep.ended_at, _sweep_kind(sweep.trigger), message, sweep_id=sweep.sweep_id))
     rows.sort(key=lambda row: row.at)
     return [replace(row, number=number) for number, row in enumerate(rows, start=1)][::-1]
 
 
-def _published(published: Sequence[RecommendationDocument], triggers: Mapping[str, str]) -> Iterator[Change]:
+def _published(published: Sequence[RecommendationDocument], triggers: Mapping[str, str]) -> Iterator[HistoryRow]:
     for now, before in zip(published, [*published[1:], None], strict=False):
         is_new = before is None or now.sweep_id != before.sweep_id
         trigger = triggers.get(now.sweep_id or "", "") if is_new else ""
         kind, message = _what(now, before, trigger)
         was = None if before is None else before.cap
-        yield Change(now.published_at, kind, message, now.cap, was, sweep_id=now.sweep_id if is_new else None)
+        yield HistoryRow(now.published_at, kind, message, now.cap, was, sweep_id=now.sweep_id if is_new else None)
 
 
 def _what(now: RecommendationDocument, before: RecommendationDocument | None, trigger: str) -> tuple[str, str]:
@@ -76,11 +76,11 @@ def _what(now: RecommendationDocument, before: RecommendationDocument | None, tr
     return _sweep_kind(trigger), f"{now.reason}{_trigger_note(trigger)}"
 
 
-def _overridden(overrides: Sequence[OverrideEntry], now: str) -> Iterator[Change]:
+def _overridden(overrides: Sequence[OverrideEntry], now: str) -> Iterator[HistoryRow]:
     for override in overrides:
-        yield Change(override.set_at, "override", f"by {override.author}: {override.reason}", override.cap)
+        yield HistoryRow(override.set_at, "override", f"by {override.author}: {override.reason}", override.cap)
         if override.ends_at <= now:
-            yield Change(override.ends_at, "override", f"override by {override.author} ended")
+            yield HistoryRow(override.ends_at, "override", f"override by {override.author} ended")
 
 
 def _sweep_kind(trigger: str) -> str:
@@ -114,7 +114,7 @@ def sparkline(backend: BackendDocument, now: float) -> str:
     )
 
 
-def history_svg(rows: Sequence[Change], now: float) -> str:
+def history_svg(rows: Sequence[HistoryRow], now: float) -> str:
     """The caps of `changes` as a step chart with numbered marks; empty without a cap."""
     shown = [row for row in reversed(rows) if row.cap is not None and row.kind != "override"]
     if not shown:
@@ -140,7 +140,7 @@ def history_svg(rows: Sequence[Change], now: float) -> str:
     return "".join(parts)
 
 
-def _label(shown: Sequence[Change]) -> str:
+def _label(shown: Sequence[HistoryRow]) -> str:
     first, last = shown[0], shown[-1]
     return f"Published cap since {first.at}: {first.cap} at first, {last.cap} now; see the table below for each change"
 
@@ -158,7 +158,7 @@ def _grid(highest: float, span_s: float, y_of: Scale) -> Iterator[str]:
         yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8:.0f}" text-anchor="{anchor}">{label}</text>'
 
 
-def _marks(rows: Sequence[Change], x_of: Scale, y_of: Scale) -> Iterator[str]:
+def _marks(rows: Sequence[HistoryRow], x_of: Scale, y_of: Scale) -> Iterator[str]:
     """A row without a cap is drawn at the cap that was in force."""
     caps, cap = [], 0
     for row in reversed(rows):

@@ -24,7 +24,7 @@ from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
 from calibrator.web.http.auth import Access, Gatekeeper
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.requests import Views, parsed_query
 from calibrator.web.pages.flags import GRADES, flags, needs_attention, summary, upcoming
 from calibrator.web.pages.history import changes, history_svg, sparkline
@@ -146,13 +146,13 @@ class Pages:
         )
 
     async def _history(self, view: BackendView) -> _Kept:
-        wanted = _shown_sweep(view)
+        sweep_id = _shown_sweep(view)
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
                 published = await self.operator.recommendations(view.name, RECOMMENDATIONS_SHOWN)
                 ended = await self.operator.sweeps(view.name, SWEEPS_SHOWN)
                 overrides = await self.operator.pins(view.name)
-                shown = None if wanted is None else await self.operator.sweep(wanted)
+                shown = None if sweep_id is None else await self.operator.sweep(sweep_id)
         except (StoreError, TimeoutError) as error:
             problem = str(error) if isinstance(error, StoreError) else "The database does not respond."
             return _Kept([recommendation_document(view.recommendation)], [], [], None, problem)
@@ -165,7 +165,7 @@ class Pages:
         )
 
     def operations(self) -> tuple[Operation, ...]:
-        page = (Answer(200, "The page", media_type="text/html"),)
+        page = (ResponseSpec(200, "The page", media_type="text/html"),)
         return (
             Operation(
                 "GET", "/", "getPage", "Page: overview of all backends", self.overview, page,

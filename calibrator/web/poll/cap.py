@@ -158,7 +158,7 @@ class CapPolls:
         if offer.share.requests is None:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "Other clients hold the whole cap until they have been told of their new shares; use the static cap.",
+                "Other clients hold the whole cap until their smaller shares have been delivered; use the static cap.",
                 headers={"Retry-After": str(math.ceil(offer.share.retry_after_s))},
             )
         etag = offer.etag

@@ -24,7 +24,7 @@ _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class Family:
     """`name` without the prefix. Counters carry their `_total`, as in the text format."""
 
     name: str
@@ -33,17 +33,17 @@ class Metric:
     help: str
 
 
-Point = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
+MetricPoint = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
 
 
 class Lines:
     """Sample lines by metric."""
 
-    def __init__(self, metrics: Sequence[Metric]) -> None:
+    def __init__(self, metrics: Sequence[Family]) -> None:
         self._lines: dict[str, list[str]] = {metric.name: [] for metric in metrics}
         self._forms = {metric.name: _form(metric) for metric in metrics}
 
-    def add(self, points: Iterable[Point], backend: str | None = None) -> None:
+    def add(self, points: Iterable[MetricPoint], backend: str | None = None) -> None:
         """Unknown values have no line."""
         first = () if backend is None else (backend.translate(_ESCAPED),)
         for name, labels, value in points:
@@ -57,12 +57,12 @@ class Lines:
         return "".join(self._lines[name])
 
 
-def _form(metric: Metric) -> str:
+def _form(metric: Family) -> str:
     labels = ",".join(f'{label}="%s"' for label in metric.labels)
     return f"{PREFIX}{metric.name}{f'{{{labels}}}' if labels else ''} %r\n"
 
 
-def written(metrics: Sequence[Metric], lines: Lines, *, openmetrics: bool) -> str:
+def written(metrics: Sequence[Family], lines: Lines, *, openmetrics: bool) -> str:
     """The whole page; a metric without samples is left out."""
     parts = []
     for metric in metrics:

@@ -27,134 +27,142 @@ from calibrator.core.publish.snapshot import BackendView, Health, Snapshot, Stat
 from calibrator.core.records.sweep import Grade, LevelReport
 from calibrator.core.report.formats import LATENCIES, QUANTILES
 from calibrator.ports.clock import Clock
-from calibrator.web.prometheus.exposition import PREFIX, Lines, Metric, Point, content_type, is_openmetrics, written
+from calibrator.web.prometheus.exposition import (
+    PREFIX,
+    Family,
+    Lines,
+    MetricPoint,
+    content_type,
+    is_openmetrics,
+    written,
+)
 
 _B = ("backend",)
-METRICS: tuple[Metric, ...] = (
-    Metric("recommended_concurrency", "gauge", _B, "Recommended cap on in-flight requests of the whole backend."),
-    Metric("recommended_replica_concurrency", "gauge", _B, "Recommended cap on in-flight requests of one replica."),
-    Metric(
+METRICS: tuple[Family, ...] = (
+    Family("recommended_concurrency", "gauge", _B, "Recommended cap on in-flight requests of the whole backend."),
+    Family("recommended_replica_concurrency", "gauge", _B, "Recommended cap on in-flight requests of one replica."),
+    Family(
         "recommended_requests_per_second", "gauge", _B, "Request rate that corresponds to the cap at the measured mix."
     ),
-    Metric(
+    Family(
         "recommended_tokens_per_minute",
         "gauge",
         (*_B, "kind"),
         "Token rate that corresponds to the cap, prompt or output.",
     ),
-    Metric(
+    Family(
         "recommendation_state",
         "gauge",
         (*_B, "state"),
         "1 for the current state of the recommendation, 0 for the others.",
     ),
-    Metric(
+    Family(
         "recommendation_grade",
         "gauge",
         (*_B, "grade"),
         "1 for the grade of the measurement; all 0 before the first one.",
     ),
-    Metric("recommendation_timestamp_seconds", "gauge", _B, "Time at which the cap was published."),
-    Metric("recommendation_valid_until_timestamp_seconds", "gauge", _B, "Time at which the cap becomes stale."),
-    Metric(
+    Family("recommendation_timestamp_seconds", "gauge", _B, "Time at which the cap was published."),
+    Family("recommendation_valid_until_timestamp_seconds", "gauge", _B, "Time at which the cap becomes stale."),
+    Family(
         "capacity",
         "gauge",
         (*_B, "bound"),
         "Measured capacity of one replica: estimate, and the bounds of its 95 % interval.",
     ),
-    Metric("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, or probes of the calibrator."),
-    Metric("in_flight_peak_requests", "gauge", _B, "Maximum of organic requests in flight over the last 60 seconds."),
-    Metric("headroom", "gauge", _B, "Cap minus organic requests in flight."),
-    Metric("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
-    Metric("headroom_min_ratio", "gauge", _B, "Minimum headroom ratio over the last 60 seconds."),
-    Metric("ready_replicas", "gauge", _B, "Number of ready replicas of the backend."),
-    Metric(
+    Family("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, or probes of the calibrator."),
+    Family("in_flight_peak_requests", "gauge", _B, "Maximum of organic requests in flight over the last 60 seconds."),
+    Family("headroom", "gauge", _B, "Cap minus organic requests in flight."),
+    Family("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
+    Family("headroom_min_ratio", "gauge", _B, "Minimum headroom ratio over the last 60 seconds."),
+    Family("ready_replicas", "gauge", _B, "Number of ready replicas of the backend."),
+    Family(
         "curve_latency_seconds",
         "gauge",
         (*_B, "metric", "percentile", "concurrency"),
         "Latency by concurrency as measured by the last sweep, independent of the scrape interval.",
     ),
-    Metric(
+    Family(
         "objective_limit_seconds",
         "gauge",
         (*_B, "metric", "percentile", "max_prompt_tokens"),
         "Latency limit of an SLA objective; max_prompt_tokens is empty if it applies to all requests.",
     ),
-    Metric("sweeps_total", "counter", (*_B, "outcome"), "Completed sweeps since this process started."),
-    Metric("sweep_duration_seconds", "gauge", _B, "Duration of the last completed sweep."),
-    Metric(
+    Family("sweeps_total", "counter", (*_B, "outcome"), "Completed sweeps since this process started."),
+    Family("sweep_duration_seconds", "gauge", _B, "Duration of the last completed sweep."),
+    Family(
         "sweep_active",
         "gauge",
         _B,
         "1 while a sweep puts load on the backend, else 0; autoscalers may ignore that load.",
     ),
-    Metric(
+    Family(
         "last_sweep_timestamp_seconds",
         "gauge",
         (*_B, "outcome"),
         "Time at which the last sweep with this outcome ended.",
     ),
-    Metric("probe_requests_total", "counter", (*_B, "outcome"), "Completed probe requests."),
-    Metric("probe_tokens_total", "counter", (*_B, "kind"), "Tokens used by probes, prompt or output."),
-    Metric("probe_overload_seconds_total", "counter", _B, "Time for which probes pushed the backend over its SLA."),
-    Metric(
+    Family("probe_requests_total", "counter", (*_B, "outcome"), "Completed probe requests."),
+    Family("probe_tokens_total", "counter", (*_B, "kind"), "Tokens used by probes, prompt or output."),
+    Family("probe_overload_seconds_total", "counter", _B, "Time for which probes pushed the backend over its SLA."),
+    Family(
         "guard_trips_total",
         "counter",
         (*_B, "reason"),
         "Guard trips; every reason but breach_not_concurrency lowers the cap.",
     ),
-    Metric(
+    Family(
         "guard_breach", "gauge", _B, "1 while live traffic violates the SLA and a lower cap would not help, else 0."
     ),
-    Metric("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps aborted to protect live traffic."),
-    Metric(
+    Family("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps aborted to protect live traffic."),
+    Family(
         "live_exceedances_total", "counter", _B, "Live requests that violated an objective while a sweep was running."
     ),
-    Metric(
+    Family(
         "sweep_deferred",
         "gauge",
         (*_B, "reason"),
         "1 for the reason that defers a due sweep; all 0 if none is deferred.",
     ),
-    Metric(
+    Family(
         "gateway_concurrency",
         "gauge",
         _B,
         "Cap advertised to gateways (the fallback in shadow mode), minus slots reserved for probes.",
     ),
-    Metric("backend_up", "gauge", _B, "1 if the engine responds, 0 if not; absent before the first check."),
-    Metric(
+    Family("backend_up", "gauge", _B, "1 if the engine responds, 0 if not; absent before the first check."),
+    Family(
         "backend_health",
         "gauge",
         (*_B, "health"),
         "1 for the current health of measuring this backend, 0 for the others.",
     ),
-    Metric("gateway_clients", "gauge", _B, "Number of gateways that share the cap."),
-    Metric(
+    Family("gateway_clients", "gauge", _B, "Number of gateways that share the cap."),
+    Family(
         "gateway_clients_over_cap",
         "gauge",
         _B,
         "Gateways in excess of the cap; every gateway gets at least 1, so their sum exceeds the cap.",
     ),
-    Metric("gateway_polls_total", "counter", _B, "Polls of the cap."),
-    Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
-    Metric(
+    Family("gateway_polls_total", "counter", _B, "Polls of the cap."),
+    Family("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
+    Family(
         "inconclusive_levels",
         "gauge",
         (*_B, "cause"),
         "Levels of the last sweep without a verdict, by cause; generator: the load generator was too slow; unmeasured: "
         "the responses do not show an objective.",
     ),
-    Metric(
+    Family(
         "generator_events_per_second",
         "gauge",
         (),
         "Token events per second that this machine can measure, by the self-test at startup.",
     ),
-    Metric("lease_held", "gauge", _B, "1 if this instance measures the backend and publishes its cap, else 0."),
-    Metric("store_up", "gauge", (), "1 if the database is available; 0 if not, and what is served may be out of date."),
-    Metric("asyncio_tasks", "gauge", (), "asyncio tasks of this process, including one for each open request."),
-    Metric("build_info", "gauge", ("version",), "Always 1; labelled with the version."),
+    Family("lease_held", "gauge", _B, "1 if this instance measures the backend and publishes its cap, else 0."),
+    Family("store_up", "gauge", (), "1 if the database is available; 0 if not, and what is served may be out of date."),
+    Family("asyncio_tasks", "gauge", (), "asyncio tasks of this process, including one for each open request."),
+    Family("build_info", "gauge", ("version",), "Always 1; labelled with the version."),
 )
 
 
@@ -206,7 +214,7 @@ class MetricsPage:
         return Response(self.text(openmetrics=openmetrics), headers=headers)
 
 
-def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
+def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[MetricPoint]:
     yield "generator_lag_seconds", (), snapshot.generator_lag_s
     yield "generator_events_per_second", (), snapshot.generator_events_per_s
     yield "store_up", (), not snapshot.store_problem
@@ -221,7 +229,7 @@ def _tasks() -> int | None:
         return None
 
 
-def _published(view: BackendView, now: float) -> Iterator[Point]:
+def _published(view: BackendView, now: float) -> Iterator[MetricPoint]:
     published = view.recommendation
     yield "recommended_concurrency", (), published.cap
     yield "recommended_replica_concurrency", (), published.replica_cap
@@ -239,7 +247,7 @@ def _published(view: BackendView, now: float) -> Iterator[Point]:
         yield "capacity", ("high",), published.capacity.high
 
 
-def _live(view: BackendView) -> Iterator[Point]:
+def _live(view: BackendView) -> Iterator[MetricPoint]:
     yield "in_flight_requests", ("organic",), view.organic_in_flight
     yield "in_flight_requests", ("probe",), view.probe_in_flight
     yield "in_flight_peak_requests", (), view.in_flight_peak
@@ -255,7 +263,7 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "lease_held", (), view.lease_held
 
 
-def _measured(view: BackendView) -> Iterator[Point]:
+def _measured(view: BackendView) -> Iterator[MetricPoint]:
     yield from _limits(view)
     if view.last_sweep is not None:
         levels = view.last_sweep.levels
@@ -266,7 +274,7 @@ def _measured(view: BackendView) -> Iterator[Point]:
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at
 
 
-def _limits(view: BackendView) -> Iterator[Point]:
+def _limits(view: BackendView) -> Iterator[MetricPoint]:
     strictest: dict[tuple[str, str, str], float] = {}  # an SLA may name a quantile twice, a scrape must not
     for objective in view.objectives:
         scope = "" if objective.max_prompt_tokens is None else str(objective.max_prompt_tokens)
@@ -284,7 +292,7 @@ def _percentile(quantile: float) -> str:
 _PERCENTILES = tuple((name, _percentile(quantile)) for name, quantile in QUANTILES)
 
 
-def _curve(level: LevelReport) -> Iterator[Point]:
+def _curve(level: LevelReport) -> Iterator[MetricPoint]:
     concurrency = str(level.concurrency)
     for metric in LATENCIES:
         summary = getattr(level, metric)
@@ -294,7 +302,7 @@ def _curve(level: LevelReport) -> Iterator[Point]:
                 yield "curve_latency_seconds", (metric, percentile, concurrency), estimate.value_s
 
 
-def _counted(view: BackendView) -> Iterator[Point]:
+def _counted(view: BackendView) -> Iterator[MetricPoint]:
     counters = view.counters
     for outcome, count in counters.sweeps.items():
         yield "sweeps_total", (outcome,), count
@@ -315,6 +323,6 @@ def _counted(view: BackendView) -> Iterator[Point]:
     yield "gateway_polls_total", (), counters.gateway_polls
 
 
-def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[Point]:
+def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[MetricPoint]:
     for value in values:
         yield name, (value.value,), value is current

@@ -79,7 +79,7 @@ class ClientDocument(Wire):
     client: str
     per_replica: bool = Field(description="shares the cap of one replica instead of the backend's")
     share: int | None = Field(
-        description="share in its last response; null: it waits until the other clients have been told of theirs"
+        description="share in its last response; null: it waits until the smaller shares of others have been delivered"
     )
     target: int = Field(description="share that it converges to")
     seen_age_s: float = Field(ge=0, description="seconds since its last poll")

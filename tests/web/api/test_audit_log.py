@@ -65,7 +65,7 @@ def test_an_entry_is_complete(operation: str) -> None:
 @pytest.mark.parametrize("operation", WRITES)
 @pytest.mark.parametrize(
     ("token", "who", "status"),
-    [(None, "nobody", 401), ("guess", "unknown token", 401), (READER, FINGERPRINTS[READER], 403)],
+    [(None, "anonymous", 401), ("guess", "unknown token", 401), (READER, FINGERPRINTS[READER], 403)],
 )
 def test_a_refused_attempt_is_told_too(operation: str, token: str | None, who: str, status: int) -> None:
     method, path, body, _ = WRITES[operation]
@@ -170,6 +170,6 @@ def test_the_trail_keeps_the_last_ones_newest_first_and_strangers_push_nothing_o
 
     with capture_logs():
         entries = run_virtual(scenario()).json()["entries"]
-    assert {entry["who"] for entry in entries[:KEPT]} == {"nobody"}
+    assert {entry["who"] for entry in entries[:KEPT]} == {"anonymous"}
     told = [entry["request_summary"]["reason"] for entry in entries[KEPT:]]
     assert (len(told), told[0], told[-1]) == (KEPT, f"number {KEPT + 9}", "number 10")

@@ -44,7 +44,7 @@ from calibrator.core.records.sweep import Grade, Verdict, VerdictKind
 from calibrator.errors import StoreError
 from calibrator.ports.sharing import Poller
 from calibrator.web.pages.assets import ASSETS
-from calibrator.web.pages.history import Change, history_svg
+from calibrator.web.pages.history import HistoryRow, history_svg
 
 VOID = {"meta", "link", "br", "input"}
 BROWSER = {"Accept": "text/html"}
@@ -381,9 +381,9 @@ def test_the_style_sheet_colours_every_state_and_verdict() -> None:
 
 def test_a_mark_of_what_changed_nothing_stands_at_the_cap_in_force() -> None:
     rows = [
-        Change("2027-01-15T03:00:00Z", "sweep", "raised", 40, 20, number=3),
-        Change("2027-01-15T02:00:00Z", "sweep", "the cap stayed", number=2),
-        Change("2027-01-15T01:00:00Z", "sweep", "first", 20, number=1),
+        HistoryRow("2027-01-15T03:00:00Z", "sweep", "raised", 40, 20, number=3),
+        HistoryRow("2027-01-15T02:00:00Z", "sweep", "the cap stayed", number=2),
+        HistoryRow("2027-01-15T01:00:00Z", "sweep", "first", 20, number=1),
     ]
     newest, unchanged, first = re.findall(r'<circle [^>]*cy="([\d.]+)"', history_svg(rows, EPOCH_S))
     assert unchanged == first != newest
