@@ -26,7 +26,7 @@ def test_a_sweep_is_watched_to_its_end_and_its_curve_is_the_apis(browser: Browse
         at.page.get_by_role("link", name="demo").click()
         at.wait_until_live()
         at.page.evaluate("window.isTheSamePage = true")
-        expect(at.page.locator("#now .running")).to_contain_text("in flight")
+        expect(at.page.locator("#now .running")).to_contain_text("in flight", timeout=SWEEP_LIMIT_MS)  # a busy machine
         expect(at.page.locator("#curve canvas")).to_be_visible(timeout=SWEEP_LIMIT_MS)  # the first levels, under way
         expect(at.page.locator("#now .pill")).to_have_text("calibrated", timeout=SWEEP_LIMIT_MS)
         backend = demo.document()

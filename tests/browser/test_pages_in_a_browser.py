@@ -178,6 +178,7 @@ def test_the_curve_shows_what_the_api_serves(browser: Browser, site: PageSite) -
             assert drawn[2 + 3 * index] == [one["ttft_s"][f"{name}_interval"][0] for one in levels]
             assert drawn[3 + 3 * index] == [one["ttft_s"][f"{name}_interval"][1] for one in levels]
         assert drawn[10] == [one["goodput_per_second"] for one in levels]
+        at.page.locator("canvas").scroll_into_view_if_needed()
         box = at.page.locator("canvas").bounding_box()
         assert box is not None
         at.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
