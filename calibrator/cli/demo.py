@@ -20,6 +20,7 @@ from calibrator.cli import display
 from calibrator.cli.screen import SweepScreen
 from calibrator.cli.sweep import exit_code
 from calibrator.core.publish.snapshot import BackendView
+from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
@@ -105,7 +106,7 @@ async def _watched(
 
 async def _watch(console: Console, service: RunningService, objective: str) -> SweepRecord:
     """Show the sweep until it ends."""
-    with SweepScreen(console, (objective,)) as screen:
+    with SweepScreen(console, (parse_objective(objective),)) as screen:
         while True:
             await asyncio.sleep(LOOK_S)
             view = _view(service)

@@ -18,7 +18,7 @@ from rich.text import Text
 from calibrator.cli import plot
 from calibrator.core.publish.snapshot import Progress
 from calibrator.core.records.history import Capacity
-from calibrator.core.records.objective import format_duration, parse_objective
+from calibrator.core.records.objective import Objective, format_duration
 from calibrator.core.records.sweep import BurstReport, Grade, LevelReport, SweepRecord, VerdictKind
 from calibrator.core.report.curve import read_curve
 from calibrator.core.stats.quantile import LatencySummary, QuantileEstimate
@@ -57,9 +57,9 @@ def estimate(value: QuantileEstimate | None) -> str:
     return "-" if value is None else milliseconds(value.value_s)
 
 
-def metrics_of(objectives: Sequence[str]) -> list[str]:
+def metrics_of(objectives: Sequence[Objective]) -> list[str]:
     """Metrics to show, in the SLA's order, each once."""
-    return list(dict.fromkeys(parse_objective(text).metric.value for text in objectives))
+    return list(dict.fromkeys(objective.metric.value for objective in objectives))
 
 
 def latencies(level: LevelReport, metric: str) -> LatencySummary:
@@ -67,7 +67,7 @@ def latencies(level: LevelReport, metric: str) -> LatencySummary:
     return summary
 
 
-def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Table:
+def curve_table(levels: Sequence[LevelReport], objectives: Sequence[Objective]) -> Table:
     """Fits 80 columns with one objective."""
     table = Table(title="Latency against concurrency", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     metrics = metrics_of(objectives)
@@ -87,7 +87,7 @@ def curve_table(levels: Sequence[LevelReport], objectives: Sequence[str]) -> Tab
     return table
 
 
-def plain_level(level: LevelReport, objectives: Sequence[str]) -> str:
+def plain_level(level: LevelReport, objectives: Sequence[Objective]) -> str:
     """One line a level, for logs and pipes."""
     if not level.n:  # it was left in its warm-up, or what was counted is void
         why = f" ({'; '.join(level.verdict.reasons)})" if level.verdict.reasons else ""
@@ -103,7 +103,7 @@ def plain_level(level: LevelReport, objectives: Sequence[str]) -> str:
 
 
 def running(
-    progress: Progress | None, levels: Sequence[LevelReport], objectives: Sequence[str], size: tuple[int, int]
+    progress: Progress | None, levels: Sequence[LevelReport], objectives: Sequence[Objective], size: tuple[int, int]
 ) -> RenderableType:
     """The live view of a sweep. `size`: columns and rows of the terminal; what does not fit is left out."""
     if progress is None:
@@ -161,10 +161,10 @@ def _terminal_encoding() -> str:
 
 
 def _plot(
-    levels: Sequence[LevelReport], objectives: Sequence[str], capacity: Capacity | None, size: tuple[int, int]
+    levels: Sequence[LevelReport], objectives: Sequence[Objective], capacity: Capacity | None, size: tuple[int, int]
 ) -> list[Text]:
     """Of the first objective; empty where there is too little to draw."""
-    first, marks = parse_objective(objectives[0]), plot.glyphs(_terminal_encoding())
+    first, marks = objectives[0], plot.glyphs(_terminal_encoding())
     drawn = plot.curve_plot(levels, first, capacity, (size[0], size[1] - 2), marks)
     if not drawn:
         return []
@@ -174,7 +174,7 @@ def _plot(
 
 def result(console: Console, record: SweepRecord, cap: int | None) -> None:
     """The curve, drawn where a person looks on, then the result in words."""
-    objectives = record.provenance.objectives
+    objectives = record.history.objectives
     if record.levels:
         if console.is_terminal:
             for line in _plot(record.levels, objectives, record.capacity, (console.width, RESULT_PLOT_ROWS)):
@@ -188,8 +188,8 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
             _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
     _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
     insight = read_curve(record.levels, record.history.objectives, record.capacity)
-    for words in () if insight is None else insight.words:
-        _say(console, words)
+    for message in () if insight is None else insight.messages:
+        _say(console, message)
     if record.burst is not None:
         _say(console, _burst(record.burst))
     if record.mode == "search":
@@ -211,7 +211,7 @@ def _conclusion(console: Console, record: SweepRecord, cap: int | None) -> None:
         _say(
             console,
             f"Capacity [bold]{capacity.estimate}[/bold] requests in flight "
-            f"(interval {capacity.low} to {capacity.high}) for {' and '.join(record.provenance.objectives)}",
+            f"(interval {capacity.low} to {capacity.high}) for {' and '.join(map(str, record.history.objectives))}",
         )
     if record.grade is not None:
         _say(console, f"{_GRADE_WORDS[record.grade].capitalize()}.")

@@ -14,6 +14,7 @@ from rich.live import Live
 
 from calibrator.cli import display
 from calibrator.core.publish.snapshot import Progress
+from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import LevelReport
 
 REFRESHES_PER_SECOND = 4
@@ -22,7 +23,7 @@ REFRESHES_PER_SECOND = 4
 class SweepScreen:
     """`with SweepScreen(console, objectives) as screen: screen.show(progress, levels)`."""
 
-    def __init__(self, console: Console, objectives: Sequence[str], *, lines: bool = True) -> None:
+    def __init__(self, console: Console, objectives: Sequence[Objective], *, lines: bool = True) -> None:
         """`lines`: may plain lines be printed where there is no terminal?"""
         self._console = console
         self._objectives = objectives

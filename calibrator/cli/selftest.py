@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrator.core.generator_rating import SelfTest, SelfTestLevel
-from calibrator.core.report.documents import number
+from calibrator.core.report.formats import number
 from calibrator.errors import ConfigurationError, ExitCode
 from calibrator.ports.load import LoadPlan
 from calibrator.wiring.generator import generator

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from rich.console import Console
 
@@ -24,7 +24,6 @@ from calibrator.core.publish.snapshot import Progress
 from calibrator.core.records.history import Bounds, Capacity
 from calibrator.core.records.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
-from calibrator.core.report.documents import level_document, sweep_document
 from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.cost import can_certify, judged_share
 from calibrator.core.workload.classes import Workload, WorkloadClass
@@ -34,6 +33,7 @@ from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.settings.traces import read_trace
 from calibrator.settings.values import header_problem, key_place, secret_parameter, tidy_url
+from calibrator.web.wire.documents import level_document, sweep_document
 from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced
@@ -98,8 +98,7 @@ async def sweep(options: SweepOptions) -> int:
     if options.output not in OUTPUTS:
         raise ConfigurationError(f"'{options.output}' is not an output format.", f"Use one of {', '.join(OUTPUTS)}.")
     _refuse_unwritable(options.save)
-    objectives = tuple(str(objective) for objective in order.objectives)
-    screen = SweepScreen(Console(stderr=True, highlight=False), objectives, lines=options.output == "table")
+    screen = SweepScreen(Console(stderr=True, highlight=False), order.objectives, lines=options.output == "table")
     watcher = _Watcher(screen)
     configure_logs(LogPlan(secrets=order.target.secrets))
     try:
@@ -112,7 +111,7 @@ async def sweep(options: SweepOptions) -> int:
         record = partial
     cap = _cap(record, options)
     if options.save is not None:
-        options.save.write_text(json.dumps(sweep_document(record, cap=cap)) + "\n", encoding="utf-8")
+        options.save.write_text(json.dumps(_document(record, cap)) + "\n", encoding="utf-8")
     _print(record, cap, options)
     return exit_code(record)
 
@@ -284,12 +283,17 @@ def _print(record: SweepRecord, cap: int | None, options: SweepOptions) -> None:
             _tell_next(record, options)
         return
     if options.output == "json":
-        print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this verb's output
+        print(json.dumps(_document(record, cap)))  # noqa: T201 - the result is this verb's output
         return
     for level in record.levels:
-        print(json.dumps({"type": "level", **level_document(level)}))  # noqa: T201 - likewise
-    result = {key: value for key, value in sweep_document(record, cap=cap).items() if key != "levels"}
+        print(json.dumps({"type": "level", **level_document(level).model_dump(mode="json")}))  # noqa: T201 - likewise
+    result = {key: value for key, value in _document(record, cap).items() if key != "levels"}
     print(json.dumps({"type": "result", **result}))  # noqa: T201 - likewise
+
+
+def _document(record: SweepRecord, cap: int | None) -> dict[str, Any]:
+    """The one that the service serves, so that a script written against the one works against the other."""
+    return sweep_document(record, cap=cap).model_dump(mode="json")
 
 
 def _tell_next(record: SweepRecord, options: SweepOptions) -> None:

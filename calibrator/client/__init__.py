@@ -1,13 +1,13 @@
-"""Follow a cap from inside your own gateway, and hold it.
+"""Follow and enforce a cap from within your own gateway.
 
     async with AsyncCap("http://calibrator:8300", "chat", static_cap=8) as cap:
-        async with cap.acquire():          # LimitReachedError at once when the share is in use: answer 429
-            ...                            # acquire(timeout_s=2.0) waits in line instead
+        async with cap.acquire():          # LimitReachedError at once if the share is in use: respond with 429
+            ...                            # acquire(timeout_s=2.0) waits in a queue instead
     with SyncCap("http://calibrator:8300", "chat", static_cap=8) as cap, cap.acquire():
         ...
 
-One object per process and backend: it polls in the background, as a sharer of its own name, and tells what it has in
-flight and what it refused, by which the cap is divided. This package needs httpx and nothing else of calibrator's
+Create one object per process and backend. It polls in the background under its own name, and reports its requests in
+flight and rejected requests, by which the cap is divided. This package needs httpx and nothing else of calibrator's
 dependencies: install it with `pip install --no-deps calibrator` beside httpx.
 """
 

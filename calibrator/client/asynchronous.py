@@ -1,7 +1,7 @@
 """The cap for asyncio programs: a task polls, `acquire` counts. One event loop, so no lock.
 
-Waiting callers are served in order: whoever ends hands its place to the first of them. When the share shrinks nobody
-is interrupted; places come free only as the count falls below it.
+Waiting callers are served in order: a slot that is released goes to the first of them. When the share shrinks, requests
+in flight are not interrupted; new ones are admitted once the count has fallen below it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from calibrator.client.follower import ANSWER_LIMIT_S, Follower, LimitReachedErr
 
 
 class AsyncCap:
-    """Follows one backend's cap from `start` (or `async with`) to `close`, and holds it with `acquire`.
+    """Follows the cap of one backend from `start` (or `async with`) to `close`; `acquire` enforces it.
 
-    `client` is this process's name among the pollers, by default host and process id. `wait_s` above 0 polls long: a
-    change is heard at once. Raises ConfigurationError for values that make no sense.
+    `client` is the name of this process, by default host and process id. `wait_s` above 0 enables long polls, which
+    return a change at once. Raises ConfigurationError for invalid values.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class AsyncCap:
 
     @property
     def limit(self) -> int:
-        """What this process may have in flight at this moment."""
+        """How many requests this process may have in flight now."""
         return self._follower.limit(asyncio.get_running_loop().time())
 
     @property
@@ -63,17 +63,17 @@ class AsyncCap:
 
     @property
     def state(self) -> str:
-        """Of the cap as last answered; "" before the first answer."""
+        """State of the cap by the last response; "" before the first."""
         return self._follower.state
 
     @property
     def problem(self) -> str:
-        """Why the last poll said nothing; "" if it did."""
+        """Why the last poll failed; "" if it did not."""
         return self._follower.problem
 
     @asynccontextmanager
     async def acquire(self, timeout_s: float = 0.0) -> AsyncIterator[None]:
-        """Hold a place during the block. Raises LimitReachedError if none is free within `timeout_s`."""
+        """Hold a slot during the block. Raises LimitReachedError if none is free within `timeout_s`."""
         await self.enter(timeout_s)
         try:
             yield
@@ -81,22 +81,22 @@ class AsyncCap:
             self.leave()
 
     async def enter(self, timeout_s: float = 0.0) -> None:
-        """Take a place where no block can hold it; `leave` gives it back, once. Raises as `acquire` does."""
+        """Take a slot where no block can hold it; `leave` releases it, once. Raises as `acquire` does."""
         if not self._waiting and self._in_flight < self.limit:
             self._in_flight += 1
             return
         if timeout_s > 0.0:
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
+            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(slot)
             try:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
-                        await place
+                        await slot
                         return
             except asyncio.CancelledError:
-                self._give_up(place)
+                self._give_up(slot)
                 raise
-            self._give_up(place)
+            self._give_up(slot)
         self._rejected += 1
         raise LimitReachedError(f"All {self.limit} requests of this process's share are in flight.", "Try again later.")
 
@@ -111,7 +111,7 @@ class AsyncCap:
             self._polling = asyncio.create_task(self._poll_on())
 
     async def close(self) -> None:
-        """Stop polling. Those who wait for a place go on waiting, and places are still counted."""
+        """Stop polling. Waiting callers continue to wait, and slots are still counted."""
         polling, self._polling = self._polling, None
         if polling is not None:
             polling.cancel()
@@ -126,21 +126,21 @@ class AsyncCap:
     ) -> None:
         await self.close()
 
-    # ---------------------------------------------------------------------------------------------------- places
-    def _give_up(self, place: asyncio.Future[None]) -> None:
-        """A place that was handed over in the same moment goes to the next."""
-        if place.done() and not place.cancelled():
+    # ---------------------------------------------------------------------------------------------------- slots
+    def _give_up(self, slot: asyncio.Future[None]) -> None:
+        """A slot that was assigned at the same moment goes to the next caller."""
+        if slot.done() and not slot.cancelled():
             self._in_flight -= 1
         with contextlib.suppress(ValueError):
-            self._waiting.remove(place)
+            self._waiting.remove(slot)
         self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._in_flight < self.limit:
-            place = self._waiting.popleft()
-            if not place.done():
+            slot = self._waiting.popleft()
+            if not slot.done():
                 self._in_flight += 1
-                place.set_result(None)
+                slot.set_result(None)
 
     # --------------------------------------------------------------------------------------------------- polling
     async def _poll_on(self) -> None:
@@ -154,7 +154,7 @@ class AsyncCap:
             while True:
                 before, pause_s = self.problem, await self._poll(http)
                 if self.problem != before:
-                    self._log.warning("cap: %s", self.problem or "the calibrator answers again")
+                    self._log.warning("cap: %s", self.problem or "the calibrator responds again")
                 self._admit()
                 await asyncio.sleep(pause_s)
 
@@ -164,7 +164,7 @@ class AsyncCap:
         try:
             answer = await http.get(self._path, params=query, headers=follower.headers())
         except (httpx.HTTPError, OSError) as error:  # OSError: a late refusal of TLS
-            return follower.failed(f"the calibrator does not answer ({type(error).__name__})")
+            return follower.failed(f"the calibrator does not respond ({type(error).__name__})")
         self._rejected -= rejected
         now_s = asyncio.get_running_loop().time()
         return follower.answered(answer.status_code, answer.headers, answer.content, now_s, time.time())

@@ -1,23 +1,23 @@
-"""What a poller believes, without I/O: what to ask, what an answer means, when to ask again.
+"""The state of a polling client, without I/O: what to send, what a response means, when to poll again.
 
-| answer | effect |
+| response | effect |
 |---|---|
 | 200 with an integer `share` >= 1 | it is the limit, until `valid_until` |
-| 304 | nothing: what is known is current |
-| 503 | ask again after `Retry-After`; the last good value stays, or the static cap if there was none |
-| anything else: no connection, another status, a body that makes no sense | the same, at the usual pace |
+| 304 | none: the known share is current |
+| 503 | poll again after `Retry-After`; the last share stays in force, or the static cap before the first |
+| anything else: no connection, another status, an invalid body | the same, at the usual interval |
 
-After `valid_until` the static cap holds, whether the calibrator answers or not: it should be one that is safe without
-any measurement. A cap that never ages (the service's own fallback) has no `valid_until`.
+After `valid_until` the static cap applies, whether the calibrator responds or not; it should be safe without any
+measurement. A cap that does not expire (the service's own fallback) has no `valid_until`.
 
-**Skewed clocks.** `valid_until` is the server's time and is compared with the server's `Date` only; what is left of it
-then passes on the monotonic clock of this machine. Its wall clock plays no part unless the server sends no `Date`.
+**Clock skew.** `valid_until` is server time and is only compared with the server's `Date`; the remaining time is then
+measured on the monotonic clock of this machine. Its wall clock matters only if the server sends no `Date`.
 
-**Jitter** spreads polls by a tenth either way, so that a fleet that was started together does not ask together. A long
-poll (`wait_s`) hears of a change at once; two are at least `PAUSE_S` apart.
+**Jitter** of a tenth either way, so that a fleet that was started together does not poll together. A long poll
+(`wait_s`) returns a change at once; two are at least `PAUSE_S` apart.
 
-**A smaller share** is somebody else's larger one, who waits until this process has said that it has no more in flight.
-So it says so as soon as it has heard, and while more is running than the share it does not wait with what it says.
+**A smaller share** makes room for another client, who waits until this process reports that it has no more in flight.
+So it polls again at once, and sends no long polls while more requests are running than the share allows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._:@/-]")
 
 
 class LimitReachedError(CalibratorError):
-    """All requests of this process's share are in flight. Answer 429, or wait longer."""
+    """The share of this process is in use. Respond with 429, or wait longer."""
 
 
 def cap_path(backend: str) -> str:
@@ -64,15 +64,15 @@ def own_name() -> str:
 
 @dataclass(slots=True)
 class Follower:
-    """One backend's cap as seen from one process. All `now_s` are of the monotonic clock."""
+    """The cap of one backend in one process. All `now_s` are readings of the monotonic clock."""
 
     static_cap: int
-    client: str = ""  # "": host and process id, read at each poll: a process may fork after this was made
+    client: str = ""  # "": host and process id, read at each poll, as the process may have forked
     poll_s: float = 5.0
     wait_s: float = 0.0
     draws: random.Random = field(default_factory=random.Random)
-    state: str = ""  # of the last answer; "" before the first
-    problem: str = ""  # why the last poll said nothing; "" if it did
+    state: str = ""  # of the last response; "" before the first
+    problem: str = ""  # why the last poll failed; "" if it did not
     _share: int | None = None
     _is_over: bool = False  # at the last poll: more in flight than the share
     _etag: str = ""
@@ -80,10 +80,10 @@ class Follower:
 
     def __post_init__(self) -> None:
         if isinstance(self.static_cap, bool) or self.static_cap < 1:
-            raise ConfigurationError("The static cap is below 1.", "Give one that is safe without any measurement.")
+            raise ConfigurationError("The static cap is below 1.", "Use one that is safe without any measurement.")
         if not 0.0 <= self.wait_s <= MAX_WAIT_S or self.poll_s <= 0.0:
             raise ConfigurationError(
-                "The pace of polling makes no sense.", f"Give poll_s above 0 and wait_s within 0..{MAX_WAIT_S:g}."
+                "poll_s or wait_s is out of range.", f"Use poll_s above 0 and wait_s from 0 to {MAX_WAIT_S:g}."
             )
 
     def limit(self, now_s: float) -> int:
@@ -99,14 +99,14 @@ class Follower:
         return {"If-None-Match": self._etag} if self._etag else {}
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, now_s: float, wall: float) -> float:
-        """Take an answer in; returns the seconds until the next poll. `headers` by lower-case name."""
+        """Process a response; returns the seconds until the next poll. `headers` by lower-case name."""
         before = self._share
         if status == HTTPStatus.NOT_MODIFIED:
             self.problem = ""
         elif status == HTTPStatus.OK:
             self._read(headers, body, now_s, wall)
         else:
-            self.problem = f"the calibrator answered {status}"
+            self.problem = f"the calibrator responded with {status}"
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             return self._spread(_retry_after_s(headers, self.poll_s))
         if before is not None and self._share is not None and self._share < before:
@@ -114,7 +114,7 @@ class Follower:
         return self._next_s()
 
     def failed(self, problem: str) -> float:
-        """The poll did not get an answer; returns the seconds until the next one."""
+        """The poll got no response; returns the seconds until the next one."""
         self.problem = problem
         return self._spread(self.poll_s)
 
@@ -133,10 +133,10 @@ class Follower:
             share, state, ends = document["share"], document["state"], document["valid_until"]
             left_s = math.inf if ends is None else _timestamp(ends) - _server_time(headers, wall)
         except (ValueError, KeyError, TypeError) as error:
-            self.problem = f"the answer makes no sense ({type(error).__name__})"
+            self.problem = f"invalid response ({type(error).__name__})"
             return
         if type(share) is not int or not 1 <= share <= MAX_SHARE:  # True is an int to Python
-            self.problem = "the answer has no share of 1 or more"
+            self.problem = "invalid response (no share of 1 or more)"
             return
         self._share, self._etag, self._valid_until_s = share, headers.get("etag", ""), now_s + left_s
         self.state, self.problem = str(state), ""
@@ -145,7 +145,7 @@ class Follower:
 def _timestamp(text: str) -> float:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
-        raise ValueError("a moment without a zone")
+        raise ValueError("a time without a time zone")
     return moment.timestamp()
 
 

@@ -17,9 +17,9 @@ from calibrator.client.follower import ANSWER_LIMIT_S, Follower, LimitReachedErr
 
 
 class SyncCap:
-    """Follows one backend's cap from `start` (or `with`) to `close`, and holds it with `acquire`.
+    """Follows the cap of one backend from `start` (or `with`) to `close`; `acquire` enforces it.
 
-    Arguments as for `AsyncCap`. A long poll holds `close` up by as much as it waits, so none is offered here.
+    Arguments as for `AsyncCap`. There are no long polls, as they would delay `close`.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class SyncCap:
         self._url, self._token, self._verify, self._transport = url, token, verify, transport
         self._in_flight = 0
         self._rejected = 0
-        self._free = threading.Condition()  # guards everything that follows from here and the follower
+        self._free = threading.Condition()  # guards the counters and the follower
         self._stop = threading.Event()
         self._polling: threading.Thread | None = None
         self._log = logging.getLogger("calibrator.client")
 
     @property
     def limit(self) -> int:
-        """What this process may have in flight at this moment."""
+        """How many requests this process may have in flight now."""
         with self._free:
             return self._follower.limit(time.monotonic())
 
@@ -57,21 +57,21 @@ class SyncCap:
 
     @property
     def state(self) -> str:
-        """Of the cap as last answered; "" before the first answer."""
+        """State of the cap by the last response; "" before the first."""
         with self._free:
             return self._follower.state
 
     @property
     def problem(self) -> str:
-        """Why the last poll said nothing; "" if it did."""
+        """Why the last poll failed; "" if it did not."""
         with self._free:
             return self._follower.problem
 
     @contextmanager
     def acquire(self, timeout_s: float = 0.0) -> Iterator[None]:
-        """Hold a place during the block. Raises LimitReachedError if none is free within `timeout_s`."""
+        """Hold a slot during the block. Raises LimitReachedError if none is free within `timeout_s`."""
         with self._free:
-            if not self._free.wait_for(self._has_place, timeout_s):
+            if not self._free.wait_for(self._has_slot, timeout_s):
                 self._rejected += 1
                 raise LimitReachedError("All requests of this process's share are in flight.", "Try again later.")
             self._in_flight += 1
@@ -82,19 +82,19 @@ class SyncCap:
                 self._in_flight -= 1
                 self._free.notify()
 
-    def _has_place(self) -> bool:
+    def _has_slot(self) -> bool:
         return self._in_flight < self._follower.limit(time.monotonic())
 
     # ------------------------------------------------------------------------------------------------ life cycle
     def start(self) -> None:
-        """Begin to poll in a thread of its own, which does not keep the program alive; may be called again."""
+        """Start polling in a daemon thread; idempotent."""
         if self._polling is None:
             self._stop.clear()
             self._polling = threading.Thread(target=self._poll_on, name="calibrator-cap", daemon=True)
             self._polling.start()
 
     def close(self) -> None:
-        """Stop polling; a poll under way ends by itself, within the time that an answer may take."""
+        """Stop polling. Waits for a poll under way, at most for the response timeout."""
         polling, self._polling = self._polling, None
         if polling is not None:
             self._stop.set()
@@ -123,7 +123,7 @@ class SyncCap:
                 before = self.problem
                 pause_s = self._poll(http)
                 if self.problem != before:
-                    self._log.warning("cap: %s", self.problem or "the calibrator answers again")
+                    self._log.warning("cap: %s", self.problem or "the calibrator responds again")
 
     def _poll(self, http: httpx.Client) -> float:
         with self._free:
@@ -133,7 +133,7 @@ class SyncCap:
             answer = http.get(self._path, params=query, headers=headers)
         except (httpx.HTTPError, OSError) as error:  # OSError: a late refusal of TLS
             with self._free:
-                return self._follower.failed(f"the calibrator does not answer ({type(error).__name__})")
+                return self._follower.failed(f"the calibrator does not respond ({type(error).__name__})")
         with self._free:
             self._rejected -= rejected
             self._free.notify_all()  # the share may have grown

@@ -1,20 +1,20 @@
-"""ASGI middleware: the wrapped program has no more in flight than its share of the cap.
+"""ASGI middleware that limits the requests in flight in the wrapped application to its share of the cap.
 
     app.add_middleware(CapMiddleware, cap=AsyncCap("http://calibrator:8300", "llm", static_cap=4))
 
-A request counts from its admission until its answer's last byte was handed to the server, or the program's call ended:
-by an error, a cancellation, or because the program noticed that the client left. Who goes on computing for a client
-that left is still busy, and still counted.
+A request counts from its admission until the last byte of its response was passed to the server, or the application's
+call ended: by an error, a cancellation, or because the application noticed that the client had disconnected. An
+application that continues to compute for a disconnected client is still busy, and its request still counts.
 
-Only POSTs on `paths` count. What finds no place is answered 429 with `Retry-After` before its body is read; with
-`max_wait_s` above 0 it waits, in order, while fewer than `max_waiting` do. Whoever leaves meanwhile leaves the line.
+Only POSTs to `paths` count. A request beyond the limit is rejected with 429 and `Retry-After` before its body is read;
+with `max_wait_s` above 0 it waits in a FIFO queue of at most `max_waiting`, and leaves it when its client disconnects.
 
-In front of the engine itself (vLLM's `--middleware`) it would refuse the calibrator's probes too, and a refusal counts
-against the capacity. So the probes' own API key, `exempt_token`, passes uncounted; while they run, the published cap is
-lower by their number.
+In front of the engine itself (vLLM's `--middleware`) the middleware would reject the calibrator's probes too, and a
+rejection counts against the capacity. So requests with the probes' own API key, `exempt_token`, pass uncounted; while
+probes run, the published cap is lower by their number.
 
-The server's lifespan events start and end the polling; without them the first request starts it. Each process polls
-under a name of its own and gets a share.
+Polling starts and ends with the server's lifespan events, or starts with the first request if there are none. Each
+process polls under its own name and gets its own share.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses")
-READ_AHEAD_BYTES = 1 << 20  # of a body, while its request waits; a longer one is read on when it is served
+READ_AHEAD_BYTES = 1 << 20  # of the body of a waiting request; the rest is read when it is served
 
 
 class CapMiddleware:
-    """`app` with one backend's cap before it. Raises ConfigurationError for values that make no sense."""
+    """`app`, limited by the cap of one backend. Raises ConfigurationError for invalid values."""
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class CapMiddleware:
         exempt_token: str = "",
     ) -> None:
         if max_wait_s < 0.0 or max_waiting < 0 or retry_after_s < 0:
-            raise ConfigurationError("A wait or a queue below 0.", "Give max_wait_s=0 to refuse at once.")
+            raise ConfigurationError(
+                "max_wait_s, max_waiting or retry_after_s is negative.", "Use max_wait_s=0 to reject at once."
+            )
         self._app, self._cap, self._paths = app, cap, frozenset(paths)
         self._max_wait_s, self._max_waiting, self._retry_after_s = max_wait_s, max_waiting, retry_after_s
         self._exempt = f"Bearer {exempt_token}".encode() if exempt_token else None
@@ -96,15 +98,15 @@ class CapMiddleware:
             await self._serve(scope, client.receive, send)
 
     async def _wait(self, client: _Client) -> None:
-        """For a place. Nothing is awaited between getting it and `_serve`."""
+        """Waits for a slot. Nothing is awaited between getting it and `_serve`."""
         self._waiting += 1
         try:
-            async with asyncio.timeout(None) as patience:
-                client.watch(patience)
+            async with asyncio.timeout(None) as deadline:
+                client.watch(deadline)
                 try:
                     await self._cap.enter(self._max_wait_s)
                 finally:
-                    client.look_away()
+                    client.unwatch()
         except TimeoutError:
             raise _ClientLeftError from None
         finally:
@@ -122,7 +124,7 @@ class CapMiddleware:
         async def send_on(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                leave()  # work that the program does in the background afterwards is none of the backend's
+                leave()  # background work after the response does not involve the backend
 
         try:
             await self._app(scope, receive, send_on)
@@ -142,37 +144,37 @@ class CapMiddleware:
 
 
 class _ClientLeftError(Exception):
-    """While its request waited."""
+    """The client disconnected while its request was waiting."""
 
 
 class _Client:
-    """What a request's client sends: read ahead while it waits, to see whether it is still there."""
+    """The messages of a client, read ahead while its request waits, to notice a disconnect."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._read: deque[Message] = deque()
         self._watching: asyncio.Task[None] | None = None
 
-    def watch(self, patience: asyncio.Timeout) -> None:
-        """Until `look_away`; `patience` ends when the client leaves."""
-        self._watching = asyncio.create_task(self._read_ahead(patience))
+    def watch(self, deadline: asyncio.Timeout) -> None:
+        """Until `unwatch`; `deadline` expires when the client disconnects."""
+        self._watching = asyncio.create_task(self._read_ahead(deadline))
 
-    def look_away(self) -> None:
+    def unwatch(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
 
-    async def _read_ahead(self, patience: asyncio.Timeout) -> None:
+    async def _read_ahead(self, deadline: asyncio.Timeout) -> None:
         read_bytes = 0
         while read_bytes < READ_AHEAD_BYTES:
             message = await self._receive()
             self._read.append(message)
             if message["type"] == "http.disconnect":
-                patience.reschedule(asyncio.get_running_loop().time())
+                deadline.reschedule(asyncio.get_running_loop().time())
                 return
             read_bytes += len(message.get("body", b""))
 
     async def receive(self) -> Message:
         watching, self._watching = self._watching, None
         if watching is not None:
-            await asyncio.wait([watching])  # two must not receive at once
+            await asyncio.wait([watching])  # there must not be two receivers
         return self._read.popleft() if self._read else await self._receive()

@@ -1,30 +1,30 @@
-"""Envoy pulls its caps: runtime discovery (RTDS) over REST, `POST /v3/discovery:runtime`.
+"""Envoy polls its caps by runtime discovery (RTDS) over REST, `POST /v3/discovery:runtime`.
 
-Envoy limits requests in flight for each of its clusters with a circuit breaker whose threshold can be overruled at run
-time. The answer is one runtime layer with `circuit_breakers.<cluster>.default.max_requests` for every mapped cluster:
-flat keys, for cluster names hold dots and slashes.
+Envoy limits the requests in flight to each of its clusters with a circuit breaker whose threshold can be overridden at
+runtime. The response is one runtime layer with `circuit_breakers.<cluster>.default.max_requests` for every mapped
+cluster: flat keys, as cluster names contain dots and slashes.
 
-| poll | answer | what Envoy does |
+| poll | response | what Envoy does |
 |---|---|---|
-| its `version_info` names what it would be told | 304 | keeps its caps |
+| its `version_info` is current | 304 | keeps its caps |
 | else | 200, all caps of this Envoy | replaces the layer |
-| a joiner, and others still hold the whole of every cap | 503 with Retry-After | keeps its caps, static ones at first |
+| a new client, while others hold all of every cap | 503 with Retry-After | keeps its caps, initially the static ones |
 | this process has not loaded its state yet | 503 with Retry-After | the same |
-| too long, too slow, malformed, nameless, another resource | 413, 408, 400 | the same, and counts `update_failure` |
+| too long, too slow, malformed, unnamed, another resource | 413, 408, 400 | the same, and counts `update_failure` |
 
 **The layer is never empty and never lacks a mapped cluster:** Envoy would fall back to the static threshold, which may
-be "no limit". So a cluster that has to wait while others have a cap gets 1; 0 would block it.
+be "no limit". So a cluster that must wait while others have a cap gets 1; 0 would block it.
 
-The version is a digest of the layer: it changes exactly when this Envoy is told something else, and survives restarts.
+The version is a digest of the layer: it changes exactly when the layer does, and survives restarts.
 
-**Who shares.** `node.id` is the client's name (core.sharing.allocator). Circuit breakers of one Envoy do not know each
-other, so where several mapped clusters lead to one backend each is a client of its own, `<node.id>/<cluster>`. An Envoy
-that has only some of the mapped clusters says so in `node.metadata.calibrator_clusters`, or it holds shares that it
-cannot use.
+**Clients.** `node.id` is the client name (core.sharing.allocator). Circuit breakers of one Envoy are independent, so
+where several mapped clusters lead to one backend each is a client of its own, `<node.id>/<cluster>`. An Envoy that has
+only some of the mapped clusters lists them in `node.metadata.calibrator_clusters`, or it holds shares that it cannot
+use.
 
-The body is 77 KB on every poll, nearly all of it a list of Envoy's extensions, which is skipped.
+The body of each poll has 77 KB, nearly all of it a list of Envoy's extensions, which is ignored.
 
-Source: envoy.service.discovery.v3 and envoy.service.runtime.v3; behaviour seen with Envoy 1.40.
+Source: envoy.service.discovery.v3 and envoy.service.runtime.v3; behaviour observed with Envoy 1.40.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ class _Node(BaseModel):
 
 
 class _Discovery(BaseModel):
-    """What is read of a DiscoveryRequest; all else is ignored."""
+    """The fields used of a DiscoveryRequest; all others are ignored."""
 
     node: _Node
-    resource_names: tuple[ShortText]  # exactly one: the name of the `rtds_layer`, to be repeated in the answer
+    resource_names: tuple[ShortText]  # exactly one: the name of the `rtds_layer`, repeated in the response
     version_info: str = ""
     type_url: Literal["", "type.googleapis.com/envoy.service.runtime.v3.Runtime"] = ""
 
 
 def routes(operator: Operator, clusters: Mapping[str, str]) -> Sequence[Route]:
-    """`clusters`: backend by the name of Envoy's cluster."""
+    """`clusters`: backend by the name of the Envoy cluster."""
     return (Route(PATH, _Caps(operator, clusters, Counter(clusters.values())).answer, methods=["POST"], name="rtds"),)
 
 
@@ -90,7 +90,7 @@ class _Caps:
     async def answer(self, request: Request) -> Response:
         asked = await _discovery(request)
         if not self.operator.snapshot().ready:
-            _refuse_for_now("The service has not loaded its state yet; ask again.", NOT_READY_RETRY_S)
+            _refuse_for_now("The service has not loaded its state yet; retry.", NOT_READY_RETRY_S)
         layer = json.dumps(self._layer(asked.node), separators=(",", ":"))
         version = hashlib.sha256(layer.encode()).hexdigest()[:16]
         if asked.version_info == version:
@@ -111,7 +111,10 @@ class _Caps:
         shares = {cluster: self.operator.poll(*self._poll(node.id, cluster)) for cluster in clusters}
         if all(share.requests is None for share in shares.values()):
             retry_after_s = max(share.retry_after_s for share in shares.values())
-            _refuse_for_now("Others hold the whole cap until they have heard of this Envoy.", math.ceil(retry_after_s))
+            _refuse_for_now(
+                "Other clients hold the whole cap until their smaller shares have been delivered.",
+                math.ceil(retry_after_s),
+            )
         return {f"circuit_breakers.{name}.default.max_requests": share.requests or 1 for name, share in shares.items()}
 
     def _poll(self, node_id: str, cluster: str) -> tuple[str, Poll]:
@@ -125,13 +128,13 @@ async def _discovery(request: Request) -> _Discovery:
         async with asyncio.timeout(BODY_LIMIT_S):
             body = await _body(request)
     except TimeoutError:
-        _refuse(HTTPStatus.REQUEST_TIMEOUT, "The body took too long.", {"Connection": "close"})
+        _refuse(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", {"Connection": "close"})
     try:
         return _Discovery.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in found["loc"]) or "body"
-        _refuse(HTTPStatus.BAD_REQUEST, f"This is no poll of an Envoy's runtime layer: {where}: {found['msg']}.")
+        _refuse(HTTPStatus.BAD_REQUEST, f"Invalid RTDS request: {where}: {found['msg']}.")
 
 
 async def _body(request: Request) -> bytes:
@@ -141,8 +144,8 @@ async def _body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             _refuse(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The body is longer than {MAX_BODY_BYTES} bytes.",
-                {"Connection": "close"},  # the rest of it stays unread
+                f"The body exceeds {MAX_BODY_BYTES} bytes.",
+                {"Connection": "close"},  # the rest of the body is not read
             )
     return bytes(body)
 

@@ -1,28 +1,28 @@
-"""HAProxy pulls its caps: the agent-check, one TCP connection per server and `agent-inter`.
+"""HAProxy polls its caps by agent-check, one TCP connection per server and `agent-inter`.
 
     HAProxy:  connect, "<backend>[/<server>] [<gateway>]\\n"  (its `agent-send`)
     we:       "maxconn:<N>\\n", close                          N >= 1; HAProxy sets the server's maxconn
 
-| situation | answer | what HAProxy does |
+| situation | response | what HAProxy does |
 |---|---|---|
-| the gateway has a share | `maxconn:N` and a bare newline | applies it at once; surplus queues |
-| it must wait for the others, or no state is loaded yet | close without a line | keeps its last value |
-| unknown backend, a line that we cannot read, none within `LINE_LIMIT_S` | the same, and a warning | the same |
+| the gateway has a share | `maxconn:N` and a newline | applies it at once; excess requests queue |
+| it must wait for other clients, or no state is loaded yet | close without a line | keeps its last value |
+| unknown backend, invalid line, no line within `LINE_LIMIT_S` | the same, and a warning | the same |
 
-Never 0 nor less ("no limit"), never a percentage, `up`, `down`, `drain`: those would change what is not ours.
+Never 0 or less ("no limit"), never a percentage, `up`, `down` or `drain`: those would change more than the cap.
 
 Each server is one replica, so N is a share of `replica_cap`, the same for all servers of a backend. `<gateway>` names
-the HAProxy process (core.sharing.allocator); without it the peer's address does, which takes two processes on one host
-for one.
+the HAProxy process (core.sharing.allocator). Without it the address of the peer does, so two processes on one host
+count as one.
 
-**Raises wait.** A share that shrinks is told to a gateway's servers one after the other, within one `agent-inter`. The
-division counts it as told with the first of them; so whoever gains by it, a joiner too, is told `RAISE_AFTER_S` later,
-when all have heard. Alone there is nobody to wait for.
+**Raises are delayed.** The servers of a gateway learn of a smaller share one after the other, within one `agent-inter`,
+but the allocator counts it as delivered with the first of them. So clients that gain by it, new ones too, get their
+raise `RAISE_AFTER_S` later, when all servers have been told. A single client does not wait.
 
-A check costs one small parse. Idle connections end by themselves, and beyond `MAX_CONNECTIONS` the oldest gives way.
-The answer is a few bytes that always fit the socket's buffer, so a peer that does not read holds nothing up.
+A check costs one small parse. Idle connections time out, and beyond `MAX_CONNECTIONS` the oldest is closed. Responses
+are a few bytes that always fit into the socket's buffer, so a peer that does not read delays nothing.
 
-Source: HAProxy's configuration manual, `agent-check`; behaviour seen with HAProxy 2.6.
+Source: HAProxy's configudelay manual, `agent-check`; behaviour observed with HAProxy 2.6.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ _LINE = re.compile(rb"([a-z0-9][a-z0-9-]{0,62})(?:/[\x21-\x7e]{1,128})?(?:[ ]+([
 
 @dataclass(slots=True)
 class RaiseDelay:
-    """What one gateway's servers of a backend are told."""
+    """The cap advertised to one gateway's servers of a backend."""
 
     advertised: int = 0
-    awaited: int = 0  # a higher share, told after `RAISE_AFTER_S`; 0: none
+    awaited: int = 0  # a higher share, advertised after `RAISE_AFTER_S`; 0: none
     since_s: float = 0.0
 
     def next(self, share: int, clients: int, now_s: float) -> int:
-        """Down at once, up when the others have heard. 0: nothing to tell yet."""
+        """Lower shares apply at once, higher ones after the delay. 0: nothing to advertise yet."""
         if share <= self.advertised or clients == 1:
             self.advertised, self.awaited = share, 0
         elif not self.awaited:
             self.awaited, self.since_s = share, now_s
         else:
-            self.awaited = min(self.awaited, share)  # a raise within the raise waits for its own turn
+            self.awaited = min(self.awaited, share)  # a further raise waits for its own delay
             if now_s - self.since_s >= RAISE_AFTER_S:
                 self.advertised, self.awaited = self.awaited, 0
         return self.advertised
@@ -77,7 +77,7 @@ class HaproxyAgent:
     def __init__(self, operator: Operator, clock: Clock) -> None:
         self._operator = operator
         self._clock = clock
-        self._rations: dict[tuple[str, str], RaiseDelay] = {}  # by backend and gateway; longest silent first
+        self._delays: dict[tuple[str, str], RaiseDelay] = {}  # by backend and gateway; longest silent first
         self._open: dict[_Check, None] = {}  # oldest first
         self._server: asyncio.Server | None = None
         self._warned_s = -math.inf
@@ -108,20 +108,20 @@ class HaproxyAgent:
 
     def _maxconn(self, backend: str, gateway: str) -> int:
         share = self._operator.poll(backend, Poll(gateway, per_replica=True))
-        ration = self._rations.pop((backend, gateway), None) or RaiseDelay()
+        delay = self._delays.pop((backend, gateway), None) or RaiseDelay()
         if share.requests is None:
             return 0
-        self._rations[backend, gateway] = ration
-        if len(self._rations) > MAX_CLIENTS:
-            del self._rations[next(iter(self._rations))]
-        return ration.next(share.requests, share.clients, self._clock.monotonic())
+        self._delays[backend, gateway] = delay
+        if len(self._delays) > MAX_CLIENTS:
+            del self._delays[next(iter(self._delays))]
+        return delay.next(share.requests, share.clients, self._clock.monotonic())
 
     def _warn(self, line: bytes, peer: str) -> None:
         now_s = self._clock.monotonic()
         if now_s - self._warned_s >= WARN_EVERY_S:
             self._warned_s = now_s
             self._log.warning(
-                "agent-check for no backend of ours", sent=line[:100].decode("ascii", "replace"), peer=peer
+                "agent-check for an unknown backend", sent=line[:100].decode("ascii", "replace"), peer=peer
             )
 
     # -------------------------------------------------------------------------------------------- connections

@@ -1,7 +1,7 @@
-"""Places of a cap whose end is told by others: more than once, by several hooks, or, when a hook is lost, never.
+"""Slots of a cap that are released by hooks: several for one request, or none if an event is lost.
 
-A place is held under a key. Ending it is idempotent. What nobody ended within `lease_s` ends by itself, with a warning:
-`lease_s` must exceed the longest request, or the cap is exceeded by those that last longer.
+A slot is held under a key, and releasing it is idempotent. A slot that no hook releases within `lease_s` expires, with
+a warning. `lease_s` must exceed the longest request; requests that take longer are no longer counted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from calibrator.client import AsyncCap
 @dataclass(frozen=True, slots=True)
 class _Lease:
     owner: object
-    cap: AsyncCap | None  # None: still waiting for its place
+    cap: AsyncCap | None  # None: still waiting for a slot
     timer: asyncio.TimerHandle | None = None
 
 
-class Leases:
-    """Of one event loop."""
+class SlotLeases:
+    """The slots held in one event loop."""
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
@@ -47,7 +47,7 @@ class Leases:
         self._held[key] = _Lease(owner, cap, timer)
 
     def end(self, key: object) -> None:
-        """Does nothing for a key without a place."""
+        """Does nothing for a key without a slot."""
         lease = self._held.get(key) if isinstance(key, str) else None
         if lease is None or lease.cap is None or lease.timer is None:
             return
@@ -56,5 +56,7 @@ class Leases:
         lease.cap.leave()
 
     def _expire(self, key: str) -> None:
-        self._log.warning("cap: request %s told no end within %g s; its place is free again", key, self._lease_s)
+        self._log.warning(
+            "cap: no end of request %s was reported within %g s; its slot is released", key, self._lease_s
+        )
         self.end(key)

@@ -1,23 +1,23 @@
-"""A callback of the LiteLLM proxy: each model group has no more in flight than its share of the cap.
+"""A callback of the LiteLLM proxy that limits each model group to its share of the cap.
 
 LiteLLM looks for `callbacks: module.object` beside its configuration; deploy/gateways/litellm/calibrator_cap.py is that
-module and makes a `CapGuard`. It runs in each worker process of the proxy, and each is a sharer of its own.
+module and creates a `CapGuard`. It runs in each worker process of the proxy, and each process has its own share.
 
 | end of a request | hook that LiteLLM calls |
 |---|---|
-| answer in one piece | `async_post_call_success_hook` |
-| stream: end, error, client gone | `async_post_call_streaming_iterator_hook`, its `finally` |
+| response that is not streamed | `async_post_call_success_hook` |
+| stream: end, error, client disconnected | `async_post_call_streaming_iterator_hook`, its `finally` |
 | `/v1/messages` stream | the same, or in some versions `async_log_success_event` only |
 | error of the backend | `async_log_failure_event`, then perhaps `async_post_call_failure_hook` |
-| refused by another callback after us | `async_post_call_failure_hook` only |
-| none of them (its logging worker may drop events) | the lease ends |
+| rejected by a later callback | `async_post_call_failure_hook` only |
+| none of them (its logging worker may drop events) | the lease expires |
 
-All of them release, by `litellm_call_id`. A client may choose that id (`x-litellm-call-id`); two requests at once under
-one id would be counted once, so the second gets a new one. A client that leaves before an answer in one piece is ready
-keeps its place until the backend has finished: it still works.
+All of them release the slot, by `litellm_call_id`. Clients may choose that id (`x-litellm-call-id`); two concurrent
+requests under one id would count once, so the second gets a new id. If a client disconnects before a response that is
+not streamed is ready, its slot is kept until the backend has finished, which is still working on it.
 
-LiteLLM only calls hooks that the very class of the object defines: do not subclass. A retry by its router would run
-after the first attempt's failure had given the place back, so `num_retries` must be 0.
+LiteLLM only calls hooks that the object's own class defines: do not subclass. A retry by its router would run after the
+failure of the first attempt has released the slot, so `num_retries` must be 0.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from calibrator.client import AsyncCap, LimitReachedError
 from calibrator.errors import ConfigurationError
-from calibrator.gateways.leases import Leases
+from calibrator.gateways.leases import SlotLeases
 
-Data = dict[str, Any]  # LiteLLM's, of a request or a call
+Data = dict[str, Any]  # of a request or a call, in LiteLLM's format
 
 
 class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an environment of its own
-    """Follows the caps of some backends and holds them.
+    """Enforces the caps of some backends.
 
-    `static_caps`: of each backend by the calibrator's name, what holds until its first answer and after the last one's
-    validity. `groups`: model names that clients send, aliases included, to backends; by default each backend's own
-    name. Other models pass. `max_wait_s` above 0 lets requests wait in line that long. Raises ConfigurationError.
+    `static_caps`: by backend name, the cap until the first response of the calibrator and after the last one expires.
+    `groups`: maps the model names that clients send, including aliases, to backends; by default each backend's own
+    name. Other models are not limited. With `max_wait_s` above 0 requests wait that long for a slot. Raises
+    ConfigurationError.
     """
 
     def __init__(
@@ -63,14 +64,16 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
         self._groups = dict(groups) if groups is not None else {name: name for name in static_caps}
         unknown = sorted(set(self._groups.values()) - set(static_caps))
         if unknown:
-            raise ConfigurationError(f"No static cap for {', '.join(unknown)}.", "Give each backend of `groups` one.")
+            raise ConfigurationError(
+                f"No static cap for {', '.join(unknown)}.", "Add one for each backend of `groups`."
+            )
         self._caps = {
             backend: AsyncCap(url, backend, static_cap=cap, token=token, poll_s=poll_s, wait_s=poll_wait_s)
             for backend, cap in static_caps.items()
         }
-        self._leases = Leases(lease_s)
+        self._leases = SlotLeases(lease_s)
         self._max_wait_s, self._retry_after_s = max_wait_s, retry_after_s
-        with contextlib.suppress(RuntimeError):  # no loop runs: the first request begins
+        with contextlib.suppress(RuntimeError):  # no running loop: the first request starts the polling
             asyncio.get_running_loop()
             self._start()
 
@@ -122,11 +125,11 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
             async for chunk in response:
                 try:
                     yield chunk
-                except GeneratorExit:  # the client left
+                except GeneratorExit:  # the client disconnected
                     await _interrupt(response)
                     raise
         finally:
-            try:  # the backend must be free before its place is
+            try:  # the backend must be free before its slot is
                 if (close := getattr(response, "aclose", None)) is not None:
                     await close()
             finally:
@@ -151,14 +154,16 @@ class CapGuard(CustomLogger):  # type: ignore[misc] # LiteLLM lives in an enviro
 async def _interrupt(stream: AsyncIterator[Any]) -> None:
     """End LiteLLM's call of the backend, which closing the stream alone does not do.
 
-    Its `/v1/messages` stream begins with an event of its own. If the client leaves with that one, nothing has been read
-    of the backend's answer yet; `aclose` then ends generators that know of no call, and the backend works to its end.
-    A read that is cancelled while it waits for the backend does close that connection. So read on, and cancel.
+    Its `/v1/messages` stream begins with an event of LiteLLM's own. If the client disconnects at that point, nothing of
+    the backend's response has been read yet; `aclose` then closes generators that do not know the call, and the backend
+    works on to the end. Cancelling a read that waits for the backend does close its connection. So read on, and cancel.
     """
     while True:
         reading = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0.0)  # let it begin: one that is cancelled before does not reach LiteLLM's call
+        await asyncio.sleep(0.0)  # let it start: a read cancelled before that does not reach LiteLLM's call
         reading.cancel()
         outcome: Any = (await asyncio.gather(reading, return_exceptions=True))[0]
-        if isinstance(outcome, BaseException):  # cancelled, or the stream has ended; else another event of its own
+        if isinstance(
+            outcome, BaseException
+        ):  # cancelled, or the end of the stream; else another event of LiteLLM's own
             return

@@ -1,19 +1,19 @@
-"""Traefik pulls its caps: the HTTP provider, `GET /v1/integrations/traefik[?client=NAME][&backend=NAME]...`
+"""Traefik polls its caps through its HTTP provider, `GET /v1/integrations/traefik[?client=NAME][&backend=NAME]...`
 
-Each backend becomes one `inFlightReq` middleware, `llm-cap-<backend>`, that routers of another provider name as
-`llm-cap-<backend>@http`. Without `backend` all of them: name those that this Traefik routes to, or it holds shares
-that it cannot use. Without `client` it is told the whole cap (core.sharing.allocator).
+Each backend becomes one `inFlightReq` middleware, `llm-cap-<backend>`, that routers of other providers refer to as
+`llm-cap-<backend>@http`. Without `backend` the configuration has all of them: name those that this Traefik routes
+to, or it holds shares that it cannot use. Without `client` it gets the whole cap (core.sharing.allocator).
 
 | rule | because Traefik |
 |---|---|
-| 200, and never 304 | takes any other status for an error and backs off; it sends no If-None-Match |
-| the same bytes while nothing changed | hashes the body; a new one rebuilds the limiter, whose count starts again |
-| always every middleware, always an amount >= 1 | drops what is missing, and builds no router that names it |
-| a joiner that must wait gets 1 | the same: the least that is not "no limit" |
-| no state loaded: an empty configuration | skips it and keeps the last one |
-| one bucket for all, by a header that nobody sends: strip it at the entry point | counts per request Host by default |
+| 200, and never 304 | treats any other status as an error and backs off; it sends no If-None-Match |
+| identical bytes while nothing changes | hashes the body; a new one rebuilds the limiter, and its count restarts |
+| always every middleware, always an amount >= 1 | drops a missing middleware and every router that uses it |
+| a new client that must wait gets 1 | the same: the lowest value that is not "no limit" |
+| no state loaded: an empty configuration | ignores it and keeps the last one |
+| one bucket for all requests, by a header that nobody sends: strip it at the entry point | counts per Host by default |
 
-Source: Traefik v3, its source of July 2026. Not yet run against Traefik.
+Source: the source code of Traefik v3, July 2026. Not yet tested with Traefik itself.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ _NAME = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def routes(operator: Operator) -> Sequence[Route]:
-    """Raises HTTPException for what only a person can repair: a bad client name, a backend that does not exist."""
+    """Raises HTTPException for configuration errors: an invalid client name, an unknown backend."""
 
     async def configuration(request: Request) -> Response:
         known = operator.snapshot()
         client = request.query_params.get("client", "")
         if client and _NAME.fullmatch(client) is None:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, "The client's name is 1 to 128 printable characters of ASCII.")
+            raise HTTPException(
+                HTTPStatus.BAD_REQUEST, "The client name must have 1 to 128 printable ASCII characters."
+            )
         wanted = request.query_params.getlist("backend") or list(known.backends)
         unknown = [name for name in wanted if known.ready and name not in known.backends]
         if unknown:
             names = ", ".join(known.backends) or "none"
-            detail = f"There is no such backend: {', '.join(unknown)}; configured are: {names}."
+            detail = f"No such backend: {', '.join(unknown)}; configured: {names}."
             raise HTTPException(HTTPStatus.NOT_FOUND, detail)
         amounts = {name: _amount(operator, name, client) for name in sorted(wanted)} if known.ready else {}
         return Response(body(amounts), media_type="application/json", headers={"Cache-Control": "no-store"})
@@ -59,7 +61,7 @@ def routes(operator: Operator) -> Sequence[Route]:
 
 
 def body(amounts: dict[str, int]) -> bytes:
-    """A dynamic configuration; `{}` for no amounts at all."""
+    """A dynamic configuration; `{}` without amounts."""
     criterion = {"requestHeaderName": BUCKET_HEADER}
     middlewares = {
         f"llm-cap-{name}": {"inFlightReq": {"amount": amount, "sourceCriterion": criterion}}

@@ -132,7 +132,7 @@ class SweepScheduler:
             raise ConfigurationError(f"Sweep {slot.requested.sweep_id} of '{name}' is queued.", "Wait for its end.")
         answer = self._admitted(state, is_asked=True)
         if isinstance(answer, Deferral):
-            raise ConfigurationError(f"Sweeps of '{name}' are deferred: {answer.words}.", remedy_of(answer))
+            raise ConfigurationError(f"Sweeps of '{name}' are deferred: {answer.message}.", remedy_of(answer))
         slot.requested = RequestedSweep(sweep_id or self.new_id(), reason, by_person=True)
         return slot.requested.sweep_id
 
@@ -271,7 +271,7 @@ class SweepScheduler:
             state.slot.due_at = max(state.slot.due_at, now + TRY_AGAIN_S if deferral.until is None else deferral.until)
         if state.admission.defer(deferral) or is_observing:
             self._log.info(
-                "sweep deferred", backend=state.plan.name, reason=deferral.reason.value, why=deferral.words
+                "sweep deferred", backend=state.plan.name, reason=deferral.reason.value, why=deferral.message
             )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- the end

@@ -1,11 +1,11 @@
 """The ASGI application: projections of `operator.snapshot()` over HTTP (DESIGN section 6).
 
-Wiring hands in the operator, the clock, the tokens and the lifespan. Whether a write route exists is decided here,
-once: without an operator token at this moment there is none, also after a later reload. Tokens themselves are read
-again with each request.
+Wiring passes in the operator, the clock, the tokens and the lifespan. Whether write routes exist is decided here, once:
+without an operator token at startup there are none, even if one is configured later. Tokens themselves are read again
+at each request.
 
-Long polls and event streams would hold up the server's shutdown: wiring's signal handler makes `is_stopping` true
-before it asks the server to stop; every poll that waits is answered at once, and every stream ends.
+Long polls and event streams would delay the server's shutdown. Wiring's signal handler makes `is_stopping` true before
+it stops the server; then every waiting poll is answered at once, and every stream ends.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from starlette.types import ASGIApp
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.web.api.backends import Api
-from calibrator.web.api.events import Events
-from calibrator.web.api.history import History
-from calibrator.web.api.override import Overriding
-from calibrator.web.api.samples import Samples
-from calibrator.web.api.session import SigningIn
+from calibrator.web.api.backends import BackendsApi
+from calibrator.web.api.events import EventStreams
+from calibrator.web.api.history import HistoryApi
+from calibrator.web.api.override import OverrideApi
+from calibrator.web.api.samples import SamplesApi
+from calibrator.web.api.session import SessionApi
 from calibrator.web.http import problems
 from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Gatekeeper, Tokens
 from calibrator.web.http.headers import SafeHeaders
 from calibrator.web.http.openapi import Json, openapi_document
-from calibrator.web.http.operation import PROGRAM_PATHS, Answer, Operation, guarded, routes
+from calibrator.web.http.operation import PROGRAM_PATHS, Operation, ResponseSpec, guarded, routes
 from calibrator.web.http.requests import RETRY_AFTER_S, Views
 from calibrator.web.http.sessions import Sessions
 from calibrator.web.pages.assets import Assets
 from calibrator.web.pages.forms import Forms
 from calibrator.web.pages.page import Pages
 from calibrator.web.poll.cap import CapPolls
-from calibrator.web.poll.fast_path import PollLane, Refusals
+from calibrator.web.poll.fast_path import FastPath
 from calibrator.web.prometheus.metrics import MetricsPage
 
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
@@ -62,21 +62,21 @@ def create_app(
     is_stopping: Callable[[], bool] = lambda: False,
     extra_routes: Sequence[Route] = (),
 ) -> Starlette:
-    """`extra_routes`: gateways' own protocols, for which the caller must show a read token like any reader."""
+    """`extra_routes`: gateways' own protocols; they require a read token like any other read."""
     site = _Site(operator, MetricsPage(operator.snapshot, clock, software_version))
     views = Views(operator)
     polls = CapPolls(operator, clock, views, is_stopping)
-    api = Api(operator, clock, views, polls, Overriding(operator, clock, views))
+    api = BackendsApi(operator, clock, views, polls, OverrideApi(operator, clock, views))
     gatekeeper = Gatekeeper(operator_tokens, read_tokens, Sessions(clock))
-    trail, writable = AuditLog(clock), any(operator_tokens())
+    audit_log, writable = AuditLog(clock), any(operator_tokens())
     pages = Pages(operator, clock, views, gatekeeper, software_version, writable)
-    forms = Forms(pages, trail)
+    forms = Forms(pages, audit_log)
     operations = [
         *api.operations(writable=writable),
-        *History(operator, views).operations(writable=writable),
-        Samples(operator, views).operation(),
-        Events(clock, views, is_stopping, gatekeeper.may_read).operation(),
-        *SigningIn(gatekeeper, trail).operations(writable=writable),
+        *HistoryApi(operator, views).operations(writable=writable),
+        SamplesApi(operator, views).operation(),
+        EventStreams(clock, views, is_stopping, gatekeeper.may_read).operation(),
+        *SessionApi(gatekeeper, audit_log).operations(writable=writable),
         *site.operations(),
         *pages.operations(),
         *forms.operations(writable=writable),
@@ -87,25 +87,24 @@ def create_app(
         polls,
         gatekeeper,
         routes=[
-            Refusals(),
-            *routes(operations, gatekeeper, trail),
+            *routes(operations, gatekeeper, audit_log),
             *(guarded(route, gatekeeper) for route in extra_routes),
         ],
         lifespan=lifespan,
         exception_handlers={
-            problems.Problem: _for_people(problems.on_problem, forms),
-            HTTPException: _for_people(problems.on_http_exception, forms),
+            problems.Problem: _as_page(problems.on_problem, forms),
+            HTTPException: _as_page(problems.on_http_exception, forms),
             StoreError: problems.on_store_error,
             ClientDisconnect: problems.on_disconnect,
             Exception: problems.on_crash,
         },
     )
-    app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
+    app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return app
 
 
 class _Guarded(Starlette):
-    """Starlette whose every answer carries the safe headers, that of a crash included; polls take the short way."""
+    """Starlette with security headers on every response, including crashes, and a fast path for polls."""
 
     def __init__(self, polls: CapPolls, gatekeeper: Gatekeeper, **named: Any) -> None:
         super().__init__(**named)
@@ -113,12 +112,12 @@ class _Guarded(Starlette):
         self._gatekeeper = gatekeeper
 
     def build_middleware_stack(self) -> ASGIApp:
-        return PollLane(SafeHeaders(super().build_middleware_stack()), self._polls, self._gatekeeper)
+        return FastPath(SafeHeaders(super().build_middleware_stack()), self._polls, self._gatekeeper)
 
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """For Prometheus and for kubelets."""
+    """Metrics and health checks."""
 
     operator: Operator
     measured: MetricsPage
@@ -127,11 +126,11 @@ class _Site:
         return self.measured.response(request)
 
     async def live(self, _request: Request) -> Response:
-        """This process answers. Nothing else may decide over a restart."""
+        """This process responds. Nothing else may cause a restart."""
         return PlainTextResponse("ok\n")
 
     async def ready(self, _request: Request) -> Response:
-        """This process has loaded its state; never a matter of backends, or pollers lose the cap when it matters."""
+        """This process has loaded its state. Does not depend on backends: the cap matters most when they fail."""
         if not self.operator.snapshot().ready:
             raise problems.Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -141,20 +140,20 @@ class _Site:
         return PlainTextResponse("ok\n")
 
     def operations(self) -> tuple[Operation, ...]:
-        def text(description: str) -> tuple[Answer, ...]:
-            return (Answer(200, description, media_type="text/plain"),)
+        def text(description: str) -> tuple[ResponseSpec, ...]:
+            return (ResponseSpec(200, description, media_type="text/plain"),)
 
         return (
             Operation("GET", "/metrics", "getMetrics", "Prometheus metrics", self.metrics, text("Text or OpenMetrics")),
-            Operation("GET", "/livez", "getLive", "Liveness: this process answers", self.live, text("Alive")),
+            Operation("GET", "/livez", "getLive", "Liveness: this process responds", self.live, text("Alive")),
             Operation(
                 "GET", "/readyz", "getReady", "Readiness: state is loaded", self.ready, text("Ready"), problems=(503,)
             ),
         )
 
 
-def _for_people(answer: ErrorHandler, forms: Forms) -> ErrorHandler:
-    """Whoever asks for a page, with a browser, is answered with one: the sign-in form, or the sentence alone."""
+def _as_page(answer: ErrorHandler, forms: Forms) -> ErrorHandler:
+    """Browsers that request a page get errors as a page: the sign-in form, or the error."""
 
     async def handler(request: Request, error: Exception) -> Response:
         if request.url.path.startswith(PROGRAM_PATHS) or "text/html" not in request.headers.get("accept", ""):
@@ -169,12 +168,12 @@ def _for_people(answer: ErrorHandler, forms: Forms) -> ErrorHandler:
 
 
 def _describe(operations: Sequence[Operation], software_version: str) -> Operation:
-    """`/openapi.json` describes itself too, so it is made last and reads its document when asked."""
+    """`/openapi.json` describes itself too, so it is added last and reads the document when requested."""
 
     async def serve(_request: Request) -> Response:
         return JSONResponse(document)
 
-    answers = (Answer(200, "This document"),)
+    answers = (ResponseSpec(200, "This document"),)
     own = Operation("GET", "/openapi.json", "getOpenapi", "This API as OpenAPI 3.1", serve, answers)
     document: Json = openapi_document([*operations, own], software_version)
     return own

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from calibrator.cli.app import app
 from calibrator.cli.simulate import SimulateOptions, read_history, replay, replayed, simulate
 from calibrator.core.records.history import Bounds, History
-from calibrator.core.report.documents import sweep_document
 from calibrator.core.search.steps import Conclusion
 from calibrator.errors import ConfigurationError
+from calibrator.web.wire.documents import sweep_document
 
 OPTIONS = SimulateOptions(
     backends=6, seed=2, families="core", output="json", recalibrations=0, stress="none", workers=1
@@ -116,7 +116,7 @@ def test_a_sweep_as_the_command_line_prints_it_is_replayed_under_its_own_bounds(
     full, bounds = stored_sweep(), Bounds(max_level=33, overload_s=7.0)
     record = replace(full, history=read_history(recorded[0])[0], provenance=replace(full.provenance, bounds=bounds))
     printed = tmp_path / "printed.json"
-    printed.write_text(json.dumps(sweep_document(record, cap=None), allow_nan=False))
+    printed.write_text(sweep_document(record, cap=None).model_dump_json())
     assert read_history(printed) == (record.history, bounds)
 
 

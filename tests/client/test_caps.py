@@ -143,7 +143,7 @@ def test_a_joiner_keeps_the_static_cap_and_asks_again_soon() -> None:
         operator = FakeOperator(snapshot(calibrated()), shares={"gw-1": None})
         async with following(operator) as cap:
             await asyncio.sleep(2.0)
-            assert (cap.limit, cap.problem) == (8, "the calibrator answered 503")
+            assert (cap.limit, "503" in cap.problem) == (8, True)
             operator.shares["gw-1"] = 18
             await asyncio.sleep(1.5)
             assert (cap.limit, cap.problem) == (18, "")

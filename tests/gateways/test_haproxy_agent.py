@@ -119,7 +119,7 @@ def test_the_memory_of_gateways_is_bounded() -> None:
             agent.answer(b"chat/s1 hap-%d" % number, "")
 
     run_virtual(scenario())
-    assert len(agent._rations) == MAX_CLIENTS
+    assert len(agent._delays) == MAX_CLIENTS
 
 
 # -------------------------------------------------------------------------------------------------------- connections

@@ -75,7 +75,7 @@ def test_before_the_state_is_loaded_the_configuration_is_empty_and_traefik_keeps
 def test_what_only_a_person_can_repair_is_an_error_with_the_remedy() -> None:
     unknown = get(FakeOperator(snapshot()), f"{PATH}?backend=chat&backend=chta")
     assert unknown.status_code == 404
-    assert "chta; configured are: chat, fresh" in unknown.json()["detail"]
+    assert "chta; configured: chat, fresh" in unknown.json()["detail"]
     assert get(FakeOperator(snapshot()), f"{PATH}?client=a%20b").status_code == 400
 
 

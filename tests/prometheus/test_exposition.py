@@ -38,7 +38,7 @@ from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import RequestOutcome
 from calibrator.core.records.sweep import Grade, ObjectiveVerdict, SweepOutcome, Verdict, VerdictKind
 from calibrator.core.records.unmeasured import Missing
-from calibrator.core.report.documents import LATENCIES, QUANTILES
+from calibrator.core.report.formats import LATENCIES, QUANTILES
 from calibrator.web.prometheus.metrics import METRICS, MetricsPage
 
 PROCESS_SERIES = 5  # without the label `backend`
@@ -122,9 +122,8 @@ def test_the_curve_of_the_last_sweep_is_gone_with_the_next() -> None:
 
 def test_limits_and_inconclusive_levels() -> None:
     late = replace(level(8), audit=Audit(reasons=("generator saturated: late",)))
-    view = full(
-        "chat", objectives=("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens")
-    )
+    texts = ("ttft p99 <= 500ms", "ttft p99 <= 400ms", "tpot p90 <= 30ms for prompts <= 64 tokens")
+    view = full("chat", objectives=tuple(map(parse_objective, texts)))
     assert view.last_sweep is not None
     text = page(snapshot(replace(view, last_sweep=replace(view.last_sweep, levels=(level(4), late)))))
     limit = 'calibrator_objective_limit_seconds{backend="chat",'
@@ -213,6 +212,6 @@ class Kept(Collector):
 def test_every_objective_that_can_be_configured_has_its_limit(text: str) -> None:
     """A limit that the scrape could not read back would cost all metrics."""
     objective = parse_objective(text)
-    found = page(snapshot(full("chat", objectives=(str(objective),))))
+    found = page(snapshot(full("chat", objectives=(objective,))))
     (line,) = (line for line in found.splitlines() if line.startswith("calibrator_objective_limit_seconds{"))
     assert float(line.rpartition(" ")[2]) == pytest.approx(objective.limit_s)

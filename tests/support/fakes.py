@@ -78,15 +78,14 @@ class Script:
 def begun(order: SweepOrder) -> SweepRecord:
     """Its first level is measured."""
     full = records.running(order.sweep_id, order.backend, order.started_at)
-    objectives = tuple(str(objective) for objective in order.objectives)
     measured = replace(
         full.provenance,
         url=order.target.url,
         model=order.target.model,
-        objectives=objectives,
         workload=str(order.workload),
     )
-    return replace(full, provenance=measured, trigger=order.trigger)
+    history = replace(full.history, objectives=order.objectives)
+    return replace(full, provenance=measured, history=history, trigger=order.trigger)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 from calibrator.core.publish.snapshot import BackendView, Snapshot
 from calibrator.core.records.harm import AbortReason
 from calibrator.core.records.sweep import SweepOutcome
-from calibrator.core.report.documents import LATENCIES
+from calibrator.core.report.formats import LATENCIES
 from support.web_fakes import calibrated, latency, level, snapshot
 
 

@@ -13,10 +13,9 @@ from playwright.sync_api import ViewportSize
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
 from calibrator.core.records.history import Bounds
-from calibrator.core.report.documents import sweep_document
 from calibrator.web.report.chart import standalone
 from calibrator.web.report.report import STYLE, charts
-from calibrator.web.wire.sweeps import SweepDocument
+from calibrator.web.wire.documents import sweep_document
 from support.browser import chromium
 from support.demo_process import running_demo
 from support.organic import steady
@@ -39,7 +38,7 @@ def curve() -> str:
     measured = sweep_beside(ENGINE, NOBODY, SEED, levels=LEVELS, requests_per_level=REQUESTS_PER_LEVEL).record
     found = sweep_beside(ENGINE, NOBODY, SEED, bounds=BUDGET).record
     document = sweep_document(replace(measured, capacity=found.capacity), cap=None)
-    latency, *_ = charts(SweepDocument.model_validate(document))
+    latency, *_ = charts(document)
     return standalone(latency, STYLE)
 
 

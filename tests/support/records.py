@@ -96,7 +96,6 @@ def sweep(
             "http://h/v1",
             "m",
             "vllm",
-            (str(OBJECTIVE),),
             "100% 256+64 tokens",
             257.5,
             None,

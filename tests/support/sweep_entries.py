@@ -27,7 +27,7 @@ def record_of(order: SweepOrder, outcome: SweepOutcome | None, reason: str = "")
         sweep_id=order.sweep_id, backend=order.backend, mode="search", started_at=0.0, ended_at=1.0, outcome=outcome,
         grade=None, capacity=None, reason=reason, requests=1, duration_s=1.0, overload_s=0.0, prompt_tokens=0,
         output_tokens=0, levels=(), warnings=(),
-        provenance=Provenance("chat", "http://x/v1", "m", None, (), "", None, None, 1, "0"),
+        provenance=Provenance("chat", "http://x/v1", "m", None, "", None, None, 1, "0"),
         history=History(order.objectives),
     )  # fmt: skip
 

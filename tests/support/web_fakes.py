@@ -217,7 +217,6 @@ def record(sweep_id: str = "sweep-6", backend: str = "chat", **changes: Any) -> 
             "http://engine/v1",
             "m",
             None,
-            (OBJECTIVE,),
             "one class",
             100.0,
             None,
@@ -254,7 +253,7 @@ def calibrated(name: str = "chat", **changes: Any) -> BackendView:
     view = BackendView(
         name=name,
         model="m",
-        objectives=(OBJECTIVE,),
+        objectives=(parse_objective(OBJECTIVE),),
         recommendation=published,
         health=Health.OK,
         health_reason="",
@@ -298,7 +297,7 @@ def fallback(name: str = "fresh", **changes: Any) -> BackendView:
         reason="nothing measured yet",
         published_at=EPOCH_S,
     )
-    view = BackendView(name, "m", (OBJECTIVE,), published, Health.OK, "", counters(), fallback_cap=8)
+    view = BackendView(name, "m", (parse_objective(OBJECTIVE),), published, Health.OK, "", counters(), fallback_cap=8)
     return replace(view, **changes)
 
 

@@ -99,7 +99,7 @@ class Deferral:
     """`until`: next possible time, if it is known."""
 
     reason: DeferralReason
-    words: str
+    message: str
     until: float | None = None
 
 

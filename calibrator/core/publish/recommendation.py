@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from calibrator.core.publish.balance import FleetSize
 from calibrator.core.publish.snapshot import Rates, Recommendation, State
-from calibrator.core.records.objective import Metric, parse_objective
+from calibrator.core.records.objective import Metric, Objective
 from calibrator.core.records.sweep import Grade, LevelReport, SweepOutcome, SweepRecord
 from calibrator.core.stats.quantile import LatencySummary
 
@@ -159,7 +159,7 @@ def _decided(
         valid_until=now + policy.valid_for_s,
         sweep_id=record.sweep_id,
         rates=None if level is None else _rates(level, cap, max(1, fleet.replicas)),
-        max_queue_wait_s=None if level is None else _queue_wait_s(level, record.provenance.objectives),
+        max_queue_wait_s=None if level is None else _queue_wait_s(level, record.history.objectives),
         replicas=max(1, fleet.replicas),
         balance_factor=fleet.factor(fleet.whole(own, replica_cap_of(capacity.estimate))),
     )
@@ -269,14 +269,13 @@ def scaled(rates: Rates, factor: float) -> Rates:
     )
 
 
-def _queue_wait_s(level: LevelReport, objectives: Sequence[str]) -> float | None:
+def _queue_wait_s(level: LevelReport, objectives: Sequence[Objective]) -> float | None:
     """What is left of the tightest limit above the P99 at the cap: so long may a gateway queue (DESIGN section 1).
 
     None unless every objective that a queue adds to has a P99 that bounds it: half the truth would be too long a queue.
     """
     left = []
-    for text in objectives:
-        objective = parse_objective(text)
+    for objective in objectives:
         if objective.metric not in (Metric.TTFT, Metric.TTFC, Metric.E2E):
             continue
         summary: LatencySummary = getattr(level, objective.metric.value)

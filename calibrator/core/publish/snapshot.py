@@ -12,6 +12,7 @@ from functools import cached_property
 
 from calibrator.core.admission.admission import Deferral
 from calibrator.core.records.history import Capacity
+from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import Grade, LevelReport, SweepOutcome
 
 
@@ -185,7 +186,7 @@ class BackendView:
 
     name: str
     model: str
-    objectives: tuple[str, ...]
+    objectives: tuple[Objective, ...]
     recommendation: Recommendation
     health: Health
     health_reason: str
@@ -252,6 +253,10 @@ class BackendView:
     @property
     def headroom(self) -> float | None:
         return None if self.organic_in_flight is None else self.recommendation.cap - self.organic_in_flight
+
+    @property
+    def headroom_ratio(self) -> float | None:
+        return None if self.headroom is None else self.headroom / self.recommendation.cap
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,6 @@ class Provenance:
     url: str
     model: str
     engine: str | None
-    objectives: tuple[str, ...]
     workload: str  # in words
     prompt_tokens_achieved: float | None  # mean by the server's usage
     output_tokens_achieved: float | None

@@ -1,7 +1,7 @@
-"""Reading and rendering of results.
+"""Interpretation of results.
 
-Does:      the curve with its knee and slope, what limits, the JSON documents of a sweep, its trace spans.
+Does:      the knee, slope and limiting factor of a curve, the formats of numbers and times, trace spans.
 Comes in:  `SweepRecord`.
-Goes out:  plain values that the web layer, the command line and the tracer project further.
+Goes out:  plain values for the web layer, the command line and the tracer.
 Imports:   `core.search` and what it imports.
 """

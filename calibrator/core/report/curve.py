@@ -1,11 +1,11 @@
-"""What the curve says, in numbers and in plain words.
+"""What a curve shows, in numbers and in sentences.
 
 **Knee** (onset of batch interference). Operational analysis (Denning & Buzen 1978): a closed system with residence R
 when alone and throughput X at most has asymptotes N / R (nobody waits) and X (saturated); they cross at
 
-    N_knee = X * R        below: requests hardly disturb each other; above: residence grows in proportion to N
+    N_knee = X * R        below: requests hardly affect each other; above: residence grows in proportion to N
 
-R comes from the lowest level by Little's law, R = N / throughput, which is the mean that belongs here whatever the mix;
+R comes from the lowest level by Little's law, R = N / throughput, which is the right mean for any mix;
 X is the highest throughput of all levels. Where the crossing lies beyond `REACHED_RATIO` of the highest level measured,
 throughput still grew almost in proportion: the knee was not reached, and X would be a guess.
 
@@ -18,23 +18,23 @@ next that is at least a factor 1.5 above it (P99 if n supports it at both, else 
 | 0.3 to 0.7 | moderate | |
 | above 0.7 | steep | long prompts stall each other early: expect batch interference soon |
 
-The quantiles have intervals, hence the elasticity has one; where it reaches from gentle to steep nothing is said.
+The quantiles have intervals, hence the elasticity has one; where it spans from gentle to steep there is no class.
 
-**Limit.** What gives first, read at the lowest level that failed, from what the requests ran into and the engine's own
-gauges. KV memory comes before slots and these before compute, because each makes the next one queue:
+**Limit.** What saturates first, judged at the lowest level that failed by how its requests failed and by the engine's
+gauges. KV memory is checked before slots and slots before compute, because each makes the next one queue:
 
-| seen | limit |
+| observed | limit |
 |---|---|
-| more than 1 % refused by a quota per time | quota |
-| more than 1 % refused (a status, an error event) | refusals |
+| more than 1 % rejected by a rate quota | quota |
+| more than 1 % rejected (a status, an error event) | refusals |
 | more than 1 % of other failures | failures |
 | preemptions, or KV memory above 90 % | kv_memory |
 | requests wait while no more run at higher levels | slots |
 | tokens come late (itl, tpot; e2e that grew after the first token) | decode |
 | the first token comes late though nothing waits for a slot (ttft, ttfc; e2e that grew before it) | prefill |
-| likewise, but the engine shows no gauges | unknown: slots or prefill |
+| likewise, but the engine exports no gauges | unknown: slots or prefill |
 
-Where no level failed, the first three rows are still read, at the highest level that they fit.
+If no level failed, the first three rows are checked at the highest level that they fit.
 """
 
 from __future__ import annotations
@@ -82,27 +82,27 @@ class Limit(StrEnum):
     NONE = "none"  # nothing failed
 
 
-_SLOPE_WORDS = {
-    Slope.GENTLE: "latency grows slowly with concurrency: short prompts dominate, there is room below the knee",
+_SLOPE_TEXTS = {
+    Slope.GENTLE: "latency grows slowly with concurrency: short prompts dominate, and there is room below the knee",
     Slope.MODERATE: "latency grows moderately with concurrency",
-    Slope.STEEP: "latency grows almost in proportion to concurrency: long prompts stall each other early",
+    Slope.STEEP: "latency grows almost in proportion to concurrency: long prompts delay each other early",
 }
-_LIMIT_WORDS = {
-    Limit.QUOTA: "a quota per time refuses requests; the engine's own limit is not seen",
-    Limit.REFUSALS: "the engine refuses requests",
+_LIMIT_TEXTS = {
+    Limit.QUOTA: "a rate quota rejects requests; the engine's own limit is not visible",
+    Limit.REFUSALS: "the engine rejects requests",
     Limit.FAILURES: "requests fail: streams break, stall or time out",
     Limit.KV_MEMORY: "KV-cache memory is full: requests wait for it or are preempted",
-    Limit.SLOTS: "all request slots are taken: further requests queue",
-    Limit.PREFILL: "prefill compute: prompts wait for each other although slots are free",
+    Limit.SLOTS: "all request slots are in use: further requests queue",
+    Limit.PREFILL: "prefill compute: prompts wait for each other while slots are free",
     Limit.DECODE: "decode steps slow down as the batch grows",
-    Limit.UNKNOWN: "slots or prefill compute; the engine shows no metrics that would tell",
-    Limit.NONE: "nothing yet: no level failed",
+    Limit.UNKNOWN: "slots or prefill compute; the engine exports no metrics to tell which",
+    Limit.NONE: "nothing so far: no level failed",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CurveInsight:
-    """Reading of one curve. What the measured levels cannot tell is None."""
+    """What one curve shows. None where the measured levels do not show it."""
 
     knee_concurrency: float | None
     early_slope: float | None
@@ -110,7 +110,7 @@ class CurveInsight:
     goodput_max_concurrency: int
     goodput_max_per_second: float
     limit: Limit
-    words: tuple[str, ...]
+    messages: tuple[str, ...]
 
 
 def read_curve(
@@ -130,28 +130,27 @@ def read_curve(
         goodput_max_concurrency=best.concurrency,
         goodput_max_per_second=best.goodput_per_second,
         limit=_limit(levels, objectives),  # a level may fail in its warm-up, before anything is counted
-        words=(),
+        messages=(),
     )
     is_waste = capacity is not None and _is_waste_above(best, seen, capacity)
     moving = [level for level in seen if level.requests_per_second > 0]
     highest = moving[-1].concurrency if len(moving) > 1 else None
-    return replace(insight, words=tuple(_words(insight, highest, is_waste=is_waste)))
+    return replace(insight, messages=tuple(_messages(insight, highest, is_waste=is_waste)))
 
 
-def _words(insight: CurveInsight, highest: int | None, *, is_waste: bool) -> Iterator[str]:
+def _messages(insight: CurveInsight, highest: int | None, *, is_waste: bool) -> Iterator[str]:
     """`highest`: of the levels that can be compared; None if there are not two."""
     if insight.knee_concurrency is not None:
-        yield f"Batch interference sets in at about {max(1.0, insight.knee_concurrency):.0f} in flight."
+        yield f"Batch interference begins at about {max(1.0, insight.knee_concurrency):.0f} requests in flight."
     elif highest is not None:
-        yield f"Up to {highest} in flight throughput still grows with concurrency."
+        yield f"Throughput still grows with concurrency at {highest} requests in flight."
     if insight.slope is not None:
-        yield f"{_SLOPE_WORDS[insight.slope].capitalize()}."
-    yield (
-        f"Goodput is highest at {insight.goodput_max_concurrency} in flight ({insight.goodput_max_per_second:.1f}/s)."
-    )
+        yield f"{_SLOPE_TEXTS[insight.slope].capitalize()}."
+    best, rate = insight.goodput_max_concurrency, insight.goodput_max_per_second
+    yield f"Goodput peaks at {best} requests in flight ({rate:.1f}/s)."
     if is_waste:
-        yield "Above that level more concurrency costs latency and adds no useful work."
-    yield f"What limits: {_LIMIT_WORDS[insight.limit]}."
+        yield "Beyond that level, more concurrency adds latency and no useful work."
+    yield f"Limiting factor: {_LIMIT_TEXTS[insight.limit]}."
 
 
 def _is_waste_above(best: LevelReport, levels: Sequence[LevelReport], capacity: Capacity) -> bool:

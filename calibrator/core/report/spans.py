@@ -1,4 +1,4 @@
-"""A sweep as a trace: spans are a projection of its record, made once it has ended.
+"""A sweep as a trace: spans are derived from its record once it has ended.
 
     sweep ─┬─ preflight
            ├─ level {calibrator.concurrency: 1}
@@ -6,15 +6,15 @@
            └─ burst
 
 Nothing is exported while latencies are measured: an exporter would share the cores and the network with the probes.
-What the probes must know before the end, the ids, is derived from the sweep's id instead of being drawn: their
-`traceparent` (W3C Trace Context) names the trace of the sweep and the level's span as parent, whether or not anybody
-exports those spans. So the engine's own traces and logs of a probe lead to the sweep.
+Probes need the ids before the end, so ids are derived from the sweep's id rather than random: their `traceparent` (W3C
+Trace Context) names the trace of the sweep, with the span of the level as parent, whether or not these spans are
+exported. So the engine's own traces and logs of a probe lead to the sweep.
 
-A probe is marked as sampled only by request (`sampled_ratio`): otherwise a sweep would fill tracing stores with
+Probes are marked as sampled only on request (`sampled_ratio`): otherwise a sweep would fill tracing stores with
 thousands of traces of requests that no user sent.
 
-Times: a record knows its wall time at both ends and the durations between; levels are placed back from the end. Of a
-sweep that was cut off only the start is exact, and its levels may be late by at most the one that was running.
+Times: a record has wall times of its start and end and durations in between; levels are placed backwards from the end.
+Of an interrupted sweep only the start is exact, and its levels may be late by up to the duration of the running level.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Span:
     started_at: float
     ended_at: float
     attributes: Mapping[str, Value]
-    error: str = ""  # why it failed, in words
+    error: str = ""  # why it failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class SweepTrace:
 
 
 # --------------------------------------------------------------------------------------------------------------- ids
-@lru_cache(maxsize=16)  # every probe asks
+@lru_cache(maxsize=16)  # called for every probe
 def trace_id(sweep_id: str) -> int:
     return _hashed(sweep_id, 16)
 
@@ -71,7 +71,7 @@ def _hashed(text: str, octets: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTrace:
-    """What the probes of a sweep tell the engine. Picklable."""
+    """The trace context of the probes of a sweep. Picklable."""
 
     sweep_id: str
     sampled_ratio: float = 0.0
@@ -109,7 +109,7 @@ def _of_sweep(record: SweepRecord) -> dict[str, Value]:
         "calibrator.grade": record.grade and record.grade.value,
         "calibrator.reason": record.reason,
         "calibrator.trigger": record.trigger or None,
-        "calibrator.objectives": record.provenance.objectives,
+        "calibrator.objectives": tuple(str(one) for one in record.history.objectives),
         "calibrator.requests": record.requests,
         "calibrator.prompt_tokens": record.prompt_tokens,
         "calibrator.output_tokens": record.output_tokens,

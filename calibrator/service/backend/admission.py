@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.admission.admission import DAY_S, Admitted, Deferral, Situation, Spending, admit
 from calibrator.core.records.harm import ceiling
 from calibrator.core.records.sweep import SweepRecord
-from calibrator.core.report.documents import timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.core.search.cost import SweepCost, sweep_cost
 from calibrator.ports.clock import Clock
 from calibrator.ports.store import SweepStore

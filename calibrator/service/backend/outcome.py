@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from calibrator.core.records.history import History
+from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import Provenance, SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError
 from calibrator.ports.sweeps import BackendPlan, SweepOrder
@@ -64,7 +66,6 @@ def begun(order: SweepOrder) -> SweepRecord:
             url=order.target.url,
             model=order.target.model,
             engine=None,
-            objectives=tuple(str(objective) for objective in order.objectives),
             workload=str(order.workload),
             prompt_tokens_achieved=None,
             output_tokens_achieved=None,
@@ -95,9 +96,9 @@ def ended_record(
 def is_about(record: SweepRecord, plan: BackendPlan) -> bool:
     """A sweep for other objectives, another model or other traffic does not put off the next one."""
     measured = record.provenance
-    objectives = tuple(str(objective) for objective in plan.objectives)
+    is_same_sla = _listed(record.history.objectives) == _listed(plan.objectives)
     is_same_traffic = plan.mirror is not None or measured.workload == str(plan.workload)
-    return is_same_traffic and (measured.model, measured.objectives) == (plan.target.model, objectives)
+    return is_same_sla and is_same_traffic and measured.model == plan.target.model
 
 
 def what_changed(record: SweepRecord, plan: BackendPlan) -> str:
@@ -106,8 +107,13 @@ def what_changed(record: SweepRecord, plan: BackendPlan) -> str:
     bounds = None if measured.bounds is None else (measured.bounds.min_level, measured.bounds.max_level)
     pairs = (
         ("model", measured.model, plan.target.model),
-        ("objectives", ", ".join(measured.objectives), ", ".join(str(objective) for objective in plan.objectives)),
+        ("objectives", _listed(record.history.objectives), _listed(plan.objectives)),
         ("workload", measured.workload, measured.workload if plan.mirror is not None else str(plan.workload)),
         ("bounds", bounds, bounds and (plan.bounds.min_level, plan.bounds.max_level)),
     )
     return "; ".join(f"{name} was {then}, is {now}" for name, then, now in pairs if then != now)
+
+
+def _listed(objectives: Sequence[Objective]) -> str:
+    """As they are shown: 700ms and 0.7s are one limit, and not one float."""
+    return ", ".join(map(str, objectives))

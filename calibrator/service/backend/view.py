@@ -29,7 +29,7 @@ def backend_view(
     return BackendView(
         name=plan.name,
         model=plan.target.model,
-        objectives=tuple(str(objective) for objective in plan.objectives),
+        objectives=plan.objectives,
         recommendation=published,
         health=Health.ERROR if refusal else Health.OBSERVE if limits.observe else state.results.health,
         health_reason=refusal or state.results.health_reason,

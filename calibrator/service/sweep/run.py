@@ -328,7 +328,6 @@ class _Sweep:
                 url=order.target.url,
                 model=order.target.model,
                 engine=self._server.engine or (None if facts is None else facts.engine),
-                objectives=tuple(str(objective) for objective in order.objectives),
                 workload=str(order.workload),
                 prompt_tokens_achieved=tally.prompt_tokens / tally.completed if tally.completed else None,
                 output_tokens_achieved=tally.output_tokens / tally.completed if tally.completed else None,

@@ -1,4 +1,4 @@
-"""`/v1`: backends, their caps, their sweeps. Handlers read the snapshot; nothing here waits for a backend."""
+"""`/v1/backends`: backends, their caps and sweeps. Handlers read the snapshot and never wait for a backend."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.report.documents import sweep_summary
 from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.web.api.override import Overriding
+from calibrator.web.api.override import OverrideApi
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
-from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.poll.cap import CapPolls
 from calibrator.web.report.report import REPORT_HEADERS, REPORT_TYPES, report
 from calibrator.web.wire.backends import (
@@ -35,16 +34,16 @@ from calibrator.web.wire.sweeps import SweepAccepted, SweepDocument, SweepList
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class BackendsApi:
     operator: Operator
     clock: Clock
     views: Views
     polls: CapPolls
-    overriding: Overriding
+    override: OverrideApi
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
-        """`writable` False: there is no write route at all."""
-        written = (self._start_sweep_operation(), *self.overriding.operations()) if writable else ()
+        """Not `writable`: there are no write routes at all."""
+        written = (self._start_sweep_operation(), *self.override.operations()) if writable else ()
         return (*self._read_operations(), *written)
 
     async def list_backends(self, _request: Request) -> Response:
@@ -58,7 +57,7 @@ class Api:
         view = self.views.one(request.path_params["name"])
         query = parsed_query(SweepsQuery, request)
         records = await self.operator.sweeps(view.name, query.limit)
-        return json_answer(SweepList.model_validate({"sweeps": [sweep_summary(record) for record in records]}))
+        return json_answer(SweepList.model_validate({"sweeps": records}))
 
     async def get_sweep(self, request: Request) -> Response:
         view = self.views.one(request.path_params["name"])
@@ -77,11 +76,10 @@ class Api:
             raise Problem(HTTPStatus.NOT_FOUND, f"Backend '{view.name}' has no such sweep.")
         return published_sweep(view, record)
 
-    async def start_sweep(self, request: Request) -> Response:
+    async def start_sweep(self, request: Request, body: SweepRequest) -> Response:
         view = self.views.one(request.path_params["name"])
-        wanted = await parsed_body(SweepRequest, request)
         try:
-            sweep_id = await self.operator.request_sweep(view.name, wanted.reason)
+            sweep_id = await self.operator.request_sweep(view.name, body.reason)
         except ConfigurationError as error:
             raise Problem(HTTPStatus.CONFLICT, str(error)) from None
         location = f"/v1/backends/{quote(view.name, safe='')}/sweeps/{quote(sweep_id, safe='')}"
@@ -91,21 +89,23 @@ class Api:
 
     def _read_operations(self) -> tuple[Operation, ...]:
         html, *others = REPORT_TYPES.values()
-        # The cap stands first: the router tries paths in this order, and gateways ask for nothing else.
+        # The cap comes first: the router tries paths in this order, and gateways request nothing else.
         return (
             Operation(
                 "GET",
                 "/v1/backends/{name}/cap",
                 "getCap",
-                "What gateways poll: how many requests may be in flight",
+                "The cap that gateways poll: how many requests may be in flight",
                 self.polls.answer,
                 (
-                    Answer(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
-                    Answer(304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    ResponseSpec(200, "The cap", CapDocument, headers=("ETag", "Cache-Control", "RateLimit-Policy")),
+                    ResponseSpec(
+                        304, "Unchanged", media_type=None, headers=("ETag", "Cache-Control", "RateLimit-Policy")
+                    ),
                 ),
                 access=Access.READ,
                 query=CapQuery,
-                request_headers=(("If-None-Match", "ETags that the client has; a match answers 304"),),
+                request_headers=(("If-None-Match", "ETags that the client holds; a match returns 304"),),
                 problems=(400, 404, 503),
             ),
             Operation(
@@ -114,7 +114,7 @@ class Api:
                 "listBackends",
                 "Every backend: cap, state, health, headroom, last and next sweep",
                 self.list_backends,
-                (Answer(200, "The backends", BackendList),),
+                (ResponseSpec(200, "The backends", BackendList),),
                 access=Access.READ,
                 problems=(503,),
             ),
@@ -124,7 +124,7 @@ class Api:
                 "getBackend",
                 "One backend",
                 self.get_backend,
-                (Answer(200, "The backend", BackendDocument),),
+                (ResponseSpec(200, "The backend", BackendDocument),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -134,7 +134,7 @@ class Api:
                 "listSweeps",
                 "Sweeps of a backend, newest first",
                 self.list_sweeps,
-                (Answer(200, "The sweeps", SweepList),),
+                (ResponseSpec(200, "The sweeps", SweepList),),
                 access=Access.READ,
                 query=SweepsQuery,
                 problems=(400, 404, 503),
@@ -143,9 +143,9 @@ class Api:
                 "GET",
                 "/v1/backends/{name}/sweeps/{sweep_id}",
                 "getSweep",
-                "One sweep with its curve and everything behind the number",
+                "One sweep, with its curve and all evidence",
                 self.get_sweep,
-                (Answer(200, "The sweep", SweepDocument),),
+                (ResponseSpec(200, "The sweep", SweepDocument),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -153,9 +153,9 @@ class Api:
                 "GET",
                 "/v1/backends/{name}/sweeps/{sweep_id}/report",
                 "getReport",
-                "One sweep as a self-contained file for people",
+                "One sweep as a self-contained report",
                 self.get_report,
-                (Answer(200, "The report", media_type=html, other_types=tuple(others)),),
+                (ResponseSpec(200, "The report", media_type=html, other_types=tuple(others)),),
                 access=Access.READ,
                 query=ReportQuery,
                 problems=(400, 404, 503),
@@ -167,9 +167,13 @@ class Api:
             "POST",
             "/v1/backends/{name}/sweeps",
             "startSweep",
-            "Queue a sweep now",
+            "Queue a sweep",
             self.start_sweep,
-            (Answer(202, "Queued; its document exists once it started", SweepAccepted, headers=("Location",)),),
+            (
+                ResponseSpec(
+                    202, "Queued; its document exists once it has started", SweepAccepted, headers=("Location",)
+                ),
+            ),
             access=Access.OPERATE,
             body=SweepRequest,
             problems=(400, 404, 409, 413, 503),

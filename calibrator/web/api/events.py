@@ -1,18 +1,18 @@
-"""`GET /v1/events`: what changes, as server-sent events (WHATWG HTML section 9.2).
+"""`GET /v1/events`: changes, as server-sent events (WHATWG HTML section 9.2).
 
 | event | data | when |
 |---|---|---|
-| `backend` | name, server time, and those top-level keys of the backend's document that changed | at a change |
-| `removed` | name, server time | a backend left the configuration |
-| `beat` | server time | nothing else was said for `BEAT_S` |
+| `backend` | name, server time, and the top-level keys of the backend's document that changed | on a change |
+| `removed` | name, server time | a backend has left the configuration |
+| `heartbeat` | server time | no other event for `HEARTBEAT_S` |
 
-A stream begins with the whole document of every backend, so a client that was cut off connects again and has missed
-nothing: there are no positions to resume from. `trend` is left out; it changes with `version`.
+A stream begins with the whole document of every backend. So a client that reconnects has missed nothing, and there are
+no event ids to resume from. `trend` is left out; it changes with `version`.
 
-Each stream looks once in `LOOK_S`; documents are made once for all of them, and only of backends that changed. It ends
-when the client goes, when its token or session has ended, when the service stops (`is_stopping`, which wiring's
-signal handler sets), or when the client takes nothing for `SLOW_S`: a reader that sleeps must not hold memory here.
-More than `MOST_STREAMS` are refused.
+Each stream checks for changes every `REFRESH_S`; documents are made once for all streams, and only for backends that
+changed. A stream ends when the client disconnects, when its token or session is no longer valid, when the service stops
+(`is_stopping`, set by wiring's signal handler), or when the client reads nothing for `STALLED_S`: stalled readers must
+not accumulate memory. Streams beyond `MAX_STREAMS` are refused.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from calibrator.core.publish.snapshot import BackendView, State
-from calibrator.core.report.documents import timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.ports.clock import Clock
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, parsed_query
 from calibrator.web.wire.documents import backend_document
 from calibrator.web.wire.events import EventDocument, EventsQuery
 
-LOOK_S = 1.0
-BEAT_S = 10.0
-SLOW_S = 20.0
-RETRY_MS = 2000  # how soon a browser connects again
-MOST_STREAMS = 200
+REFRESH_S = 1.0
+HEARTBEAT_S = 10.0
+STALLED_S = 20.0
+RETRY_MS = 2000  # until a browser reconnects
+MAX_STREAMS = 200
 HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back
+    "X-Accel-Buffering": "no",  # nginx would buffer events
 }
 
 Json = dict[str, object]
@@ -54,7 +54,7 @@ Json = dict[str, object]
 
 @dataclass(slots=True)
 class _Known:
-    """A backend as it was last looked at."""
+    """The last known document of a backend."""
 
     view: BackendView
     state: State
@@ -63,43 +63,43 @@ class _Known:
 
 
 @dataclass(slots=True)
-class Events:
-    """All streams of this process."""
+class EventStreams:
+    """All event streams of this process."""
 
     clock: Clock
     views: Views
     is_stopping: Callable[[], bool]
-    may_read: Callable[[Request], bool]  # still: a token may be rotated while a stream is open
+    may_read: Callable[[Request], bool]  # checked again: a token may be rotated while a stream is open
     open_streams: int = 0
     _known: dict[str, _Known] = field(default_factory=dict)
-    _looked_s: float = -math.inf
+    _refreshed_s: float = -math.inf
 
     async def answer(self, request: Request) -> Response:
         query = parsed_query(EventsQuery, request)
         if query.backend is not None:
             self.views.one(query.backend)
-        if self.open_streams >= MOST_STREAMS:
+        if self.open_streams >= MAX_STREAMS:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"There are {MOST_STREAMS} event streams already; ask again, or poll /v1/backends.",
+                f"All {MAX_STREAMS} event streams are in use; retry later, or poll /v1/backends.",
                 headers={"Retry-After": "10"},
             )
         return _Stream(self, query.backend, request)
 
-    def look(self) -> Mapping[str, _Known]:
-        """The documents of all backends, not much older than `LOOK_S`."""
+    def refresh(self) -> Mapping[str, _Known]:
+        """The documents of all backends, at most about `REFRESH_S` old."""
         now_s = self.clock.monotonic()
-        if now_s - self._looked_s < LOOK_S / 2:
+        if now_s - self._refreshed_s < REFRESH_S / 2:
             return self._known
-        self._looked_s, now = now_s, self.clock.wall()
+        self._refreshed_s, now = now_s, self.clock.wall()
         views = self.views.all()
         for name in [name for name in self._known if name not in views]:
             del self._known[name]
         for name, view in views.items():
-            self._note(name, view, view.state_at(now), now)
+            self._update(name, view, view.state_at(now), now)
         return self._known
 
-    def _note(self, name: str, view: BackendView, state: State, now: float) -> None:
+    def _update(self, name: str, view: BackendView, state: State, now: float) -> None:
         known = self._known.get(name)
         if known is not None and known.state is state and known.view == view:
             return
@@ -116,12 +116,12 @@ class Events:
             "GET",
             "/v1/events",
             "getEvents",
-            "What changes, as server-sent events: `backend`, `removed` and `beat`",
+            "Changes as server-sent events: `backend`, `removed` and `heartbeat`",
             self.answer,
             (
-                Answer(
+                ResponseSpec(
                     200,
-                    "A stream that ends with the service; the schema is that of the data of one event",
+                    "A stream until either side closes it; the schema describes the data of one event",
                     EventDocument,
                     media_type="text/event-stream",
                 ),
@@ -137,45 +137,45 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, only: str | None, request: Request) -> None:
+    def __init__(self, events: EventStreams, only: str | None, request: Request) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._only = only
         self._request = request
         self._sent: dict[str, _Known] = {}
-        self._said_s = 0.0
+        self._sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.create_task(_until_gone(receive))
+        disconnected = asyncio.create_task(_until_disconnected(receive))
         self._events.open_streams += 1
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                await self._follow(send, gone)
+                await self._follow(send, disconnected)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            structlog.get_logger().warning("event stream dropped: its client reads nothing", after_s=SLOW_S)
+            structlog.get_logger().warning("event stream closed: the client does not read", after_s=STALLED_S)
         finally:
             self._events.open_streams -= 1
-            gone.cancel()
+            disconnected.cancel()
 
-    async def _follow(self, send: Send, gone: asyncio.Task[None]) -> None:
-        """Until the client goes, may read no longer, or the service stops.
+    async def _follow(self, send: Send, disconnected: asyncio.Task[None]) -> None:
+        """Until the client disconnects or may no longer read, or the service stops.
 
-        Raises TimeoutError when the client reads nothing.
+        Raises TimeoutError when the client does not read.
         """
         text = f"retry: {RETRY_MS}\n\n"
-        while not (gone.done() or self._events.is_stopping()) and self._events.may_read(self._request):
+        while not (disconnected.done() or self._events.is_stopping()) and self._events.may_read(self._request):
             text += "".join(self._news())
             if text:
-                async with asyncio.timeout(SLOW_S):
+                async with asyncio.timeout(STALLED_S):
                     await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
             text = ""
-            await asyncio.wait({gone}, timeout=LOOK_S)
+            await asyncio.wait({disconnected}, timeout=REFRESH_S)
 
     def _news(self) -> Iterator[str]:
-        known = self._events.look()
+        known = self._events.refresh()
         clock, at = self._events.clock, timestamp(self._events.clock.wall())
         is_silent = True
         for name in [name for name in self._sent if name not in known]:
@@ -191,10 +191,10 @@ class _Stream(Response):
             is_silent = False
             yield _event("backend", {"backend": name, "at": at, "changed": changed})
         if not is_silent:
-            self._said_s = clock.monotonic()
-        elif clock.monotonic() - self._said_s >= BEAT_S:
-            self._said_s = clock.monotonic()
-            yield _event("beat", {"at": at})
+            self._sent_s = clock.monotonic()
+        elif clock.monotonic() - self._sent_s >= HEARTBEAT_S:
+            self._sent_s = clock.monotonic()
+            yield _event("heartbeat", {"at": at})
 
 
 def _changed(before: Json, now: Json) -> Json:
@@ -205,6 +205,6 @@ def _event(kind: str, data: Json) -> str:
     return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

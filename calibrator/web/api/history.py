@@ -1,4 +1,4 @@
-"""Under `/v1/backends/{name}`: what was published, who pinned the cap, who polls it; and ending a sweep."""
+"""Under `/v1/backends/{name}`: recommendations, overrides and clients of the cap; and cancelling a sweep."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from starlette.responses import Response
 
 from calibrator.errors import ConfigurationError
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, json_answer, parsed_query
 from calibrator.web.wire.backends import ClearQuery
-from calibrator.web.wire.documents import client_document, pin_document, recommendation_document
+from calibrator.web.wire.documents import client_document, override_entry, recommendation_document
 from calibrator.web.wire.events import (
     ClientList,
     HistoryQuery,
-    PinList,
+    OverrideList,
     RecommendationList,
     SweepCancelled,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class HistoryApi:
     operator: Operator
     views: Views
 
@@ -38,16 +37,14 @@ class History:
 
     async def list_overrides(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        return json_answer(PinList(overrides=[pin_document(one) for one in await self.operator.pins(name)]))
+        return json_answer(OverrideList(overrides=[override_entry(one) for one in await self.operator.pins(name)]))
 
     async def list_clients(self, request: Request) -> Response:
         name = self.views.one(request.path_params["name"]).name
         return json_answer(ClientList(clients=[client_document(one) for one in self.operator.pollers(name)]))
 
-    async def cancel_sweep(self, request: Request) -> Response:
+    async def cancel_sweep(self, request: Request, query: ClearQuery) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        query = parsed_query(ClearQuery, request)
-        said(request, query)
         try:
             sweep_id = await self.operator.cancel_sweep(name, query.author)
         except ConfigurationError as error:
@@ -63,9 +60,9 @@ class History:
                 "GET",
                 "/v1/backends/{name}/recommendations",
                 "listRecommendations",
-                "What was published for a backend, newest first",
+                "Published recommendations of a backend, newest first",
                 self.list_recommendations,
-                (Answer(200, "The recommendations", RecommendationList),),
+                (ResponseSpec(200, "The recommendations", RecommendationList),),
                 access=Access.READ,
                 query=HistoryQuery,
                 problems=(400, 404, 503),
@@ -74,9 +71,9 @@ class History:
                 "GET",
                 "/v1/backends/{name}/overrides",
                 "listOverrides",
-                "The last overrides of a backend and the one in force, newest first",
+                "Overrides of a backend, newest first, with the one in force",
                 self.list_overrides,
-                (Answer(200, "The overrides", PinList),),
+                (ResponseSpec(200, "The overrides", OverrideList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -84,9 +81,9 @@ class History:
                 "GET",
                 "/v1/backends/{name}/clients",
                 "listClients",
-                "Who polls the cap of a backend now, and which part of it each may use",
+                "Clients that poll the cap of a backend, and the share of each",
                 self.list_clients,
-                (Answer(200, "The pollers", ClientList),),
+                (ResponseSpec(200, "The clients", ClientList),),
                 access=Access.READ,
                 problems=(404, 503),
             ),
@@ -97,9 +94,9 @@ class History:
             "DELETE",
             "/v1/backends/{name}/sweeps/current",
             "cancelSweep",
-            "End the running sweep, or take back the queued one; the cap stays as it is",
+            "Cancel the running or queued sweep; the cap does not change",
             self.cancel_sweep,
-            (Answer(202, "Its probes end within a second", SweepCancelled),),
+            (ResponseSpec(202, "Cancelled; its probes end within a second", SweepCancelled),),
             access=Access.OPERATE,
             query=ClearQuery,
             problems=(400, 404, 503),

@@ -1,4 +1,4 @@
-"""`PUT` and `DELETE /v1/backends/{name}/override`: a person pins the cap for a while (core.publish.override)."""
+"""`PUT` and `DELETE /v1/backends/{name}/override`: set the cap by hand for a while (core.publish.override)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from starlette.responses import Response
 from calibrator.core.publish.snapshot import Override
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
-from calibrator.web.http.requests import Views, json_answer, parsed_body, parsed_query
+from calibrator.web.http.requests import Views, json_answer
 from calibrator.web.wire.backends import ClearQuery, OverrideAccepted, OverrideRequest
 from calibrator.web.wire.documents import override_document
 
@@ -23,30 +22,23 @@ PATH = "/v1/backends/{name}/override"
 
 
 @dataclass(frozen=True, slots=True)
-class Overriding:
+class OverrideApi:
     operator: Operator
     clock: Clock
     views: Views
 
-    async def put(self, request: Request) -> Response:
+    async def put(self, request: Request, body: OverrideRequest) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        wanted = await parsed_body(OverrideRequest, request)
         now = self.clock.wall()
-        override = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.expires_in_s)
+        override = Override(body.cap, body.reason, body.author, now, now + body.expires_in_s)
         stored = await self.operator.override(name, override)
         view = self.views.one(name)
-        document = {
-            "backend": name,
-            "cap": view.recommendation.cap,
-            "override": override_document(view),
-            "stored": stored,
-        }
-        return json_answer(OverrideAccepted.model_validate(document))
+        return json_answer(
+            OverrideAccepted(backend=name, cap=view.recommendation.cap, override=override_document(view), stored=stored)
+        )
 
-    async def delete(self, request: Request) -> Response:
+    async def delete(self, request: Request, query: ClearQuery) -> Response:
         name = self.views.one(request.path_params["name"]).name
-        query = parsed_query(ClearQuery, request)
-        said(request, query)
         if not await self.operator.clear_override(name, query.author):
             raise Problem(HTTPStatus.NOT_FOUND, f"The cap of '{name}' is not overridden.")
         return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -57,9 +49,9 @@ class Overriding:
                 "PUT",
                 PATH,
                 "putOverride",
-                "Pin the cap for a while, over sweeps and guard, within the configured bounds",
+                "Override the cap for a while, with precedence over sweeps and guard, within the configured bounds",
                 self.put,
-                (Answer(200, "In force", OverrideAccepted),),
+                (ResponseSpec(200, "In force", OverrideAccepted),),
                 access=Access.OPERATE,
                 body=OverrideRequest,
                 problems=(400, 404, 413, 503),
@@ -68,9 +60,9 @@ class Overriding:
                 "DELETE",
                 PATH,
                 "deleteOverride",
-                "End the override: the recommendation of this moment is served again",
+                "End the override; the current recommendation is served again",
                 self.delete,
-                (Answer(204, "Removed", media_type=None),),
+                (ResponseSpec(204, "Removed", media_type=None),),
                 access=Access.OPERATE,
                 query=ClearQuery,
                 problems=(400, 404, 503),

@@ -1,7 +1,7 @@
-"""Single requests of a sweep as text: JSON Lines in the shape of AIPerf's `profile_export.jsonl`, or CSV.
+"""Individual requests of a sweep as text: JSON Lines in the format of AIPerf's `profile_export.jsonl`, or CSV.
 
-Names are AIPerf's where it has one, in its units (milliseconds, nanoseconds since 1970): what reads its files reads
-ours. What it does not know stands under `calibrator` (JSON Lines) or in columns of our own names, in seconds.
+Fields that AIPerf has carry its names and units (milliseconds, nanoseconds since 1970), so tools that read its files
+read ours. All others are under `calibrator` (JSON Lines) or in columns with our own names, in seconds.
 
 | AIPerf | here |
 |---|---|
@@ -9,8 +9,8 @@ ours. What it does not know stands under `calibrator` (JSON Lines) or in columns
 | `time_to_first_token` | first generated token of any kind |
 | `time_to_first_output_token` | first token of the answer itself, after any reasoning |
 | `inter_token_latency` | (last - first token) / (tokens - 1); AIPerf counts to the end of the stream |
-| `input_sequence_length`, `output_sequence_length` | by the server's own count |
-| `benchmark_phase` | `warmup` for requests that brought a level up, else `profiling` |
+| `input_sequence_length`, `output_sequence_length` | as counted by the server |
+| `benchmark_phase` | `warmup` for requests of the ramp to a level, else `profiling` |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from calibrator.core.records.sample_log import SampleLog, SampleRow
 
 TYPES = {"jsonl": "application/jsonl", "csv": "text/csv"}
 _PER_USER = "tokens/sec/user"
-_OF_ANSWERS = {RequestOutcome.OK.value, RequestOutcome.VIOLATION.value}
+_COMPLETE = {RequestOutcome.OK.value, RequestOutcome.VIOLATION.value}
 
 
 def export_samples(log: SampleLog, sweep_id: str, kind: str) -> str:
@@ -40,7 +40,7 @@ def _json_lines(log: SampleLog, sweep_id: str) -> str:
 
 def _record(row: SampleRow, sweep_id: str) -> dict[str, Any]:
     metrics = {name: {"value": value, "unit": unit} for name, value, unit in _metrics(row) if value is not None}
-    if row.outcome not in _OF_ANSWERS and "input_sequence_length" in metrics:
+    if row.outcome not in _COMPLETE and "input_sequence_length" in metrics:
         metrics["error_isl"] = metrics.pop("input_sequence_length")
     return {
         "metadata": {**_metadata(row, sweep_id), "worker_id": "calibrator", "record_processor_id": "calibrator"},
@@ -66,15 +66,16 @@ def _metadata(row: SampleRow, sweep_id: str) -> dict[str, Any]:
 
 
 def _metrics(row: SampleRow) -> Iterator[tuple[str, float | None, str]]:
-    """AIPerf keeps the latencies of whole answers alone."""
-    whole = row.outcome in _OF_ANSWERS
+    """AIPerf keeps latencies of complete responses only."""
+    is_complete = row.outcome in _COMPLETE
     yield "input_sequence_length", row.prompt_tokens, "tokens"
-    yield "output_sequence_length", (row.completion_tokens if whole else None), "tokens"
-    yield "request_latency", (_ms(row.duration_s) if whole else None), "ms"
-    yield "time_to_first_token", (_ms(row.ttft_s) if whole else None), "ms"
-    yield "time_to_first_output_token", (_ms(row.ttfc_s) if whole else None), "ms"
-    yield "inter_token_latency", (_ms(row.tpot_s) if whole else None), "ms"
-    yield "output_token_throughput_per_user", (round(1.0 / row.tpot_s, 3) if whole and row.tpot_s else None), _PER_USER
+    yield "output_sequence_length", (row.completion_tokens if is_complete else None), "tokens"
+    yield "request_latency", (_ms(row.duration_s) if is_complete else None), "ms"
+    yield "time_to_first_token", (_ms(row.ttft_s) if is_complete else None), "ms"
+    yield "time_to_first_output_token", (_ms(row.ttfc_s) if is_complete else None), "ms"
+    yield "inter_token_latency", (_ms(row.tpot_s) if is_complete else None), "ms"
+    throughput = round(1.0 / row.tpot_s, 3) if is_complete and row.tpot_s else None
+    yield "output_token_throughput_per_user", throughput, _PER_USER
 
 
 def _error(row: SampleRow) -> dict[str, Any] | None:
@@ -86,7 +87,7 @@ def _error(row: SampleRow) -> dict[str, Any] | None:
 
 
 def _ours(row: SampleRow) -> dict[str, Any]:
-    """What AIPerf has no name for."""
+    """Fields that AIPerf does not have."""
     names = ("level", "outcome", "class_name", "stream", "token_events", "cached_tokens", "connect_s", "send_delay_s")
     return {name: getattr(row, name) for name in names}
 
@@ -113,7 +114,7 @@ def _line(row: SampleRow, sweep_id: str) -> dict[str, Any]:
 
 
 def _ns(at: float) -> int:
-    return round(at * 1e6) * 1000  # a microsecond is all that a float holds of today
+    return round(at * 1e6) * 1000  # a float of Unix seconds resolves microseconds
 
 
 def _ms(value_s: float | None) -> float | None:

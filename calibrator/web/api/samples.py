@@ -1,4 +1,4 @@
-"""`/v1/backends/{name}/sweeps/{sweep_id}/samples`: the single requests of a sweep, for other tools."""
+"""`/v1/backends/{name}/sweeps/{sweep_id}/samples`: the individual requests of a sweep, for other tools."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from calibrator.core.records.sample_log import unpack
 from calibrator.ports.operator import Operator
 from calibrator.web.api.sample_export import TYPES, export_samples
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import Problem
 from calibrator.web.http.requests import Views, parsed_query
 from calibrator.web.wire.backends import SamplesQuery
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class SamplesApi:
     operator: Operator
     views: Views
 
@@ -34,8 +34,8 @@ class Samples:
         if not packed:
             raise Problem(
                 HTTPStatus.NOT_FOUND,
-                "The single requests of this sweep are not kept: it runs still, it was cut off, or there are "
-                "store.keep_samples newer ones.",
+                "The individual requests of this sweep are not stored: it is still running, it was interrupted, or "
+                "store.keep_samples newer sweeps have replaced it.",
             )
         return Response(export_samples(unpack(packed), sweep_id, kind), media_type=TYPES[kind])
 
@@ -44,9 +44,9 @@ class Samples:
             "GET",
             "/v1/backends/{name}/sweeps/{sweep_id}/samples",
             "getSamples",
-            "The single requests of a sweep, with the field names of AIPerf",
+            "The individual requests of a sweep, with AIPerf's field names",
             self.get_samples,
-            (Answer(200, "A line for each request", media_type="application/jsonl", other_types=("text/csv",)),),
+            (ResponseSpec(200, "One line per request", media_type="application/jsonl", other_types=("text/csv",)),),
             access=Access.READ,
             query=SamplesQuery,
             problems=(400, 404, 503),

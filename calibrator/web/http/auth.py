@@ -1,18 +1,18 @@
-"""Who may ask: bearer tokens (RFC 6750), compared in constant time with every configured one, or a session made of one.
+"""Access control: bearer tokens (RFC 6750), compared in constant time with all configured ones, or sessions.
 
 | path | no read token configured | read tokens configured |
 |---|---|---|
 | `GET /v1/*` | open | read or operator token |
-| `/` (for people) | open | the same tokens, also as the password of HTTP Basic: `curl -u` |
+| pages | open | the same tokens, also as the password of HTTP Basic: `curl -u` |
 | writes, `GET /v1/audit` | operator token, bearer or session | the same |
-| `/v1/session` (sign in and out, who am I) | open | open |
+| `/v1/session` | open | open |
 | `/livez`, `/readyz`, `/metrics`, `/openapi.json`, `/static` | open | open |
 
-A session (web.http.sessions) counts as its token, except that a write must come from a page of ours: browsers send
-cookies with whatever another site's page asks for. A bearer wins over a session.
+A session (web.http.sessions) has the access of its token, except that writes must come from our own pages: browsers
+send cookies with requests that other sites make. A bearer token takes precedence over a session.
 
-Tokens are asked for at each request, so that a rotated file works without a restart. An empty token is no token: an
-empty file must not open the door to an empty password.
+Tokens are read at each request, so that a rotated file takes effect without a restart. An empty token is ignored: an
+empty file must not accept an empty password.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ SAFE_METHODS = ("GET", "HEAD")
 
 
 class Access(Enum):
-    """What an operation asks for."""
+    """What an operation requires."""
 
     OPEN = "open"
     READ = "read"
-    PAGE = "page"  # READ, with HTTP Basic as the second way in
+    PAGE = "page"  # READ, also with HTTP Basic
     OPERATE = "operate"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `access`: the most that the credentials allow; OPEN without any that count."""
+    """Who makes a request. `access`: what the credentials allow; OPEN without valid ones."""
 
     access: Access = Access.OPEN
     fingerprint: str = ""  # of the token; "" without
     has_session: bool = False
-    has_presented: bool = False  # credentials, valid or not
+    has_presented: bool = False  # any credentials, valid or not
 
 
 NOBODY = Caller()
@@ -82,18 +82,18 @@ class Gatekeeper:
         return Caller(Access.OPERATE if token in operators else Access.READ, fingerprint(token), has_session=True)
 
     def sign_in(self, token: str) -> Caller:
-        """As if the token had been presented."""
+        """The caller that presents this token."""
         for access, tokens in ((Access.OPERATE, self.operator_tokens()), (Access.READ, self.read_tokens())):
             if match := _match(token.encode(), tokens):
                 return Caller(access, fingerprint(match), has_presented=True)
         return Caller(has_presented=True)
 
     def may_read(self, request: Request) -> bool:
-        """Whether what was allowed when it began still is."""
+        """Whether a request that was allowed when it began still is."""
         return self.reading_is_open or self.caller(request).access is not Access.OPEN
 
     def check(self, request: Request, access: Access) -> None:
-        """Raises Problem 401 without valid credentials, 403 where they do not suffice."""
+        """Raises Problem 401 without valid credentials, 403 if they do not suffice."""
         if access is Access.OPEN or (access is not Access.OPERATE and self.reading_is_open):
             return
         caller = self.caller(request, basic=access is Access.PAGE)
@@ -102,29 +102,29 @@ class Gatekeeper:
         if caller.access is Access.READ and access is Access.OPERATE:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                "This token may read only; use an operator token.",
+                "This token is read-only; use an operator token.",
                 headers={"WWW-Authenticate": 'Bearer realm="calibrator", error="insufficient_scope"'},
             )
         if caller.has_session and request.method not in SAFE_METHODS and not is_same_origin(request):
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                "A session writes from this service's own page only; elsewhere send the token as "
+                "A session may only change something from this service's own pages; elsewhere send the token as "
                 "'Authorization: Bearer ...'.",
             )
 
 
 def fingerprint(token: str) -> str:
-    """Names a token in logs without telling it."""
+    """Identifies a token in logs without revealing it."""
     return hashlib.sha256(token.encode()).hexdigest()[:8]
 
 
 def _unauthorized(access: Access, caller: Caller) -> Problem:
     challenge = "Basic" if access is Access.PAGE else "Bearer"
     failed = ', error="invalid_token"' if caller.has_presented and challenge == "Bearer" else ""
-    wanted = "an operator token" if access is Access.OPERATE else "a read token"
+    required = "an operator token" if access is Access.OPERATE else "a read token"
     return Problem(
         HTTPStatus.UNAUTHORIZED,
-        f"Send {wanted} as 'Authorization: Bearer ...'.",
+        f"Send {required} as 'Authorization: Bearer ...'.",
         headers={"WWW-Authenticate": f'{challenge} realm="calibrator"{failed}'},
     )
 
@@ -143,6 +143,6 @@ def _presented(request: Request, *, basic: bool) -> bytes:
 
 
 def _match(presented: bytes, tokens: Sequence[str]) -> str | None:
-    """Every token is compared, whichever matches, in time that does not depend on where they differ."""
-    fitting = [token for token in tokens if token and hmac.compare_digest(presented, token.encode())]
-    return fitting[0] if presented and fitting else None
+    """Compares every token, in time that depends neither on a match nor on where they differ."""
+    matching = [token for token in tokens if token and hmac.compare_digest(presented, token.encode())]
+    return matching[0] if presented and matching else None

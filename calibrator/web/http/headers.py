@@ -1,9 +1,8 @@
-"""Response headers that protect browsers, on every answer: those of the router, of crashes and of gateways' routes too.
+"""Security headers on every response, including errors of the router, crashes and gateways' routes.
 
-An answer may bring its own value of any of them, and then that one holds. The default policy lets a browser do nothing
-at all with what it got: JSON, metrics and problem documents are for programs. A page brings `PAGE_POLICY`, which allows
-scripts and styles from this service's own files and none that stand in the text, so that a name or a reason from
-elsewhere that slipped through the escaping would still not run.
+A response may set its own value for any of them. The default policy forbids browsers everything: JSON, metrics and
+problem documents are for programs. Pages set `PAGE_POLICY`, which allows scripts and styles from this service's own
+files and no inline ones, so that untrusted text that slipped through the escaping would still not run.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ _NAMES = frozenset(name for name, _ in _RAW)
 
 
 def style_hash(style: str) -> str:
-    """The source expression that allows exactly this text of a style element."""
+    """The source expression that allows exactly this text in a style element."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
 
 
 def self_contained_policy(style: str) -> str:
-    """For a document that carries its style and no script, so that it can be saved and sent.
+    """For a document with an inline style and no script, so that it can be saved and sent.
 
-    It fits a meta element too, where frame-ancestors is not allowed.
+    Also valid in a meta element, where frame-ancestors is not allowed.
     """
     return f"default-src 'none'; style-src {style_hash(style)}; base-uri 'none'; form-action 'none'"
 
@@ -49,21 +48,21 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 def with_defaults(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """Those, and what is missing."""
+    """`headers`, and the defaults of those that are missing."""
     given = list(headers)
     present = {name for name, _ in given if name in _NAMES}
     return [*given, *(pair for pair in _RAW if pair[0] not in present)]
 
 
 class SafeHeaders:
-    """ASGI middleware that adds what is missing."""
+    """ASGI middleware that adds the missing headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_safely(message: Message) -> None:
-            # A 304 tells only what changes in what the client has already (RFC 9110 section 15.4.5).
+            # A 304 carries only headers that update the stored response (RFC 9110 section 15.4.5).
             if message["type"] == "http.response.start" and message["status"] != HTTPStatus.NOT_MODIFIED:
                 message["headers"] = with_defaults(message["headers"])
             await send(message)

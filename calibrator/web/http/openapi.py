@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 from the operation table and the pydantic models; nothing of it is written by hand."""
+"""OpenAPI 3.1, generated from the operation table and the pydantic models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.problems import MEDIA_TYPE
 from calibrator.web.wire.backends import ProblemDocument
 
@@ -18,7 +18,7 @@ Json = dict[str, object]
 
 REFERENCE = "#/components/schemas/{model}"
 _PARAMETER = re.compile(r"{(\w+)}")
-_SECURITY: dict[Access, list[Json]] = {  # {} = no credentials: reading is open until a read token is configured
+_SECURITY: dict[Access, list[Json]] = {  # {} = no credentials: reading is open unless a read token is configured
     Access.OPEN: [],
     Access.READ: [{}, {"bearer": []}],
     Access.PAGE: [{}, {"bearer": []}, {"basic": []}],
@@ -36,7 +36,7 @@ def openapi_document(operations: Sequence[Operation], software_version: str) -> 
         "info": {
             "title": "calibrator",
             "version": software_version,
-            "description": "How many requests each LLM backend may have in flight before its latency SLA breaks.",
+            "description": "How many requests each LLM backend can have in flight within its latency SLA.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -45,7 +45,7 @@ def openapi_document(operations: Sequence[Operation], software_version: str) -> 
             "schemas": _schemas(operations),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
-                "basic": {"type": "http", "scheme": "basic", "description": "any user, the token as password"},
+                "basic": {"type": "http", "scheme": "basic", "description": "any user name, the token as password"},
             },
         },
     }
@@ -71,9 +71,9 @@ def _operation(operation: Operation) -> Json:
         "responses": {**answers, **{str(status): _problem(status, operation) for status in problems}},
     }
     if operation.body is not None:
-        is_needed = any(field.is_required() for field in operation.body.model_fields.values())
+        is_required = any(field.is_required() for field in operation.body.model_fields.values())
         document["requestBody"] = {
-            "required": is_needed,
+            "required": is_required,
             "content": {"application/json": {"schema": _ref(operation.body)}},
         }
     if operation.form is not None:
@@ -99,15 +99,15 @@ def _parameters(operation: Operation) -> list[Json]:
 
 
 def _plain(schema: Json) -> Json:
-    """A query parameter is absent, never null: take the other half of `anyOf`."""
-    halves = schema.get("anyOf")
-    if not isinstance(halves, list):
+    """A query parameter is absent, never null: take the other branch of `anyOf`."""
+    branches = schema.get("anyOf")
+    if not isinstance(branches, list):
         return schema
     kept = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-    return {**kept, **next(half for half in halves if half.get("type") != "null")}
+    return {**kept, **next(branch for branch in branches if branch.get("type") != "null")}
 
 
-def _answer(answer: Answer) -> Json:
+def _answer(answer: ResponseSpec) -> Json:
     document: Json = {"description": answer.description}
     if answer.headers:
         document["headers"] = {name: {"schema": {"type": "string"}} for name in answer.headers}
@@ -117,7 +117,7 @@ def _answer(answer: Answer) -> Json:
     return document
 
 
-def _body(answer: Answer, media_type: str) -> Json:
+def _body(answer: ResponseSpec, media_type: str) -> Json:
     if answer.model is not None:
         return _ref(answer.model)
     return {"type": "object" if media_type == "application/json" else "string"}

@@ -1,8 +1,8 @@
-"""Errors as RFC 9457 problem documents: every answer of 400 and above, those of the router included.
+"""Errors as RFC 9457 problem documents: every response of 400 and above, including those of the router.
 
-`title` is the status's phrase and `detail` one sentence of cause and remedy; members of its own help a program, such
-as `backends` (the names that do exist) and `errors` (which parameter, what is wrong). `type` is left out, which RFC
-9457 defines as `about:blank`: the status says all there is to dispatch on.
+`title` is the phrase of the status, `detail` one sentence with cause and remedy. Extension members are for programs:
+`backends` (the configured names) and `errors` (what is wrong, by parameter). `type` is absent, which RFC 9457 defines
+as `about:blank`: clients dispatch on the status alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
-    """Raised by a handler to answer with a problem document."""
+    """Raised by a handler to respond with a problem document."""
 
     def __init__(
         self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None, **members: object
@@ -39,19 +39,17 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
 
 
 def invalid(error: ValidationError, what: str) -> Problem:
-    """What pydantic found, without echoing what was sent."""
+    """The errors that pydantic found, without echoing the input."""
     errors = [
         {"parameter": ".".join(str(part) for part in found["loc"]), "detail": found["msg"]}
         for found in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     named = "; ".join(f"{found['parameter'] or 'body'}: {found['detail']}" for found in errors)
-    return Problem(HTTPStatus.BAD_REQUEST, f"The {what} is not valid: {named}.", errors=errors)
+    return Problem(HTTPStatus.BAD_REQUEST, f"Invalid {what}: {named}.", errors=errors)
 
 
 async def on_problem(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, Problem):
-        raise error
-    return error.response()
+    return problem_of(error).response()
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -61,13 +59,13 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def of_http_exception(request: Request, error: HTTPException) -> Problem:
-    """What the router raises, no such path, no such method; and what a gateway's own route refuses, in its words."""
+    """Errors of the router (404, 405) and of gateways' own routes."""
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     details = {
-        404: "There is nothing at this path; /openapi.json lists what there is.",
-        405: f"{request.method} is not possible here; possible is {headers.get('Allow', 'nothing')}.",
+        404: "No such path; /openapi.json lists all of them.",
+        405: f"{request.method} is not allowed here; allowed: {headers.get('Allow', 'nothing')}.",
     }
     status = HTTPStatus(error.status_code)
     detail = details.get(status, error.detail) if error.detail == status.phrase else error.detail
@@ -75,17 +73,23 @@ def of_http_exception(request: Request, error: HTTPException) -> Problem:
 
 
 async def on_store_error(_request: Request, error: Exception) -> Response:
-    """State that cannot be read now : the caps themselves do not depend on it."""
-    if not isinstance(error, StoreError):
-        raise error
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"}).response()
+    return problem_of(error).response()
 
 
 async def on_disconnect(_request: Request, _error: Exception) -> Response:
-    """The client left in the middle of its own request; nobody reads this, and it is no defect to log."""
-    return Problem(HTTPStatus.BAD_REQUEST, "The request ended before its body did.").response()
+    """The client disconnected during its own request: no defect to log, and nobody reads the response."""
+    return Problem(HTTPStatus.BAD_REQUEST, "The client disconnected before the end of the request body.").response()
 
 
-async def on_crash(_request: Request, _error: Exception) -> Response:
-    """A defect of ours. The server logs the traceback; the client learns nothing of it."""
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The calibrator failed to answer; its log says why.").response()
+async def on_crash(_request: Request, error: Exception) -> Response:
+    """The server logs the traceback; the client learns nothing of it."""
+    return problem_of(error).response()
+
+
+def problem_of(error: Exception) -> Problem:
+    """A Problem unchanged, a failure of the store as 503, anything else as 500."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, StoreError):
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": "5"})
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the calibrator's log.")

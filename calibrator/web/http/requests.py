@@ -1,4 +1,4 @@
-"""What handlers have in common: finding the backend that a path names, reading a request, answering in JSON."""
+"""Shared by handlers: the backend that a path names, the parsed request, the JSON response."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
 from calibrator.ports.operator import Operator
-from calibrator.web.http.audit import said
 from calibrator.web.http.problems import Problem, invalid
 
 MAX_BODY_BYTES = 65_536
@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The backends as they are now."""
+    """Current views of the backends."""
 
     operator: Operator
 
@@ -34,17 +34,17 @@ class Views:
         if not snapshot.ready:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "The service has not loaded its state yet; ask again.",
+                "The service has not loaded its state yet; retry.",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         return snapshot.backends
 
     def one(self, name: str) -> BackendView:
-        """Raises Problem 404 with the names that there are."""
+        """Raises Problem 404 with the configured names."""
         backends = self.all()
         view = backends.get(name)
         if view is None:
-            detail = f"There is no such backend; configured are: {', '.join(backends) or 'none'}."
+            detail = f"No such backend; configured: {', '.join(backends) or 'none'}."
             raise Problem(HTTPStatus.NOT_FOUND, detail, backends=list(backends))
         return view
 
@@ -62,7 +62,7 @@ def parsed_query(model: type[Model], request: Request) -> Model:
 
 
 def _fields(request: Request) -> dict[str, str]:
-    """The last one of each name. What holds no escapes, as nearly every poll, is split at a tenth of the cost."""
+    """The last value of each name. Queries without escapes, like nearly every poll, take a tenth of the time."""
     text: bytes = request.scope["query_string"]
     if b"%" in text or b"+" in text or not text.isascii():
         return dict(request.query_params)
@@ -71,25 +71,47 @@ def _fields(request: Request) -> dict[str, str]:
 
 
 async def parsed_body(model: type[Model], request: Request) -> Model:
-    """No body is an empty object. Raises Problem 400, or 413 for one beyond the limit."""
+    """A missing body counts as an empty object. Raises Problem 400, or 413 for a body that is too long."""
     body = await body_of(request)
     try:
-        parsed = model.model_validate_json(body if body.strip() else b"{}")
+        return model.model_validate_json(body if body.strip() else b"{}")
     except ValidationError as error:
         raise invalid(error, "body") from None
-    said(request, parsed)
-    return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A form as it was sent. `form`: its validated fields; None if they are invalid, and `problem` says why."""
+
+    fields: Mapping[str, str]
+    form: BaseModel | None = None
+    problem: str = ""
+
+
+async def form_fields(request: Request) -> dict[str, str]:
+    """The last one of each name. Raises Problem 413."""
+    body = await body_of(request)
+    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+
+
+async def submitted(model: type[BaseModel], request: Request) -> Submission:
+    """Raises Problem 413. An invalid form is no problem here: its page is shown again with the error."""
+    fields = await form_fields(request)
+    try:
+        return Submission(fields, model.model_validate(fields))
+    except ValidationError as error:
+        return Submission(fields, problem=invalid(error, "form").detail)
 
 
 async def body_of(request: Request) -> bytes:
-    """Raises Problem 413 for a body beyond the limit, which is read no further."""
+    """Raises Problem 413 for a body that is too long; the rest of it is not read."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise Problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The body is longer than {MAX_BODY_BYTES} bytes.",
-                headers={"Connection": "close"},  # the rest of it stays unread
+                f"The body exceeds {MAX_BODY_BYTES} bytes.",
+                headers={"Connection": "close"},  # the rest of the body is not read
             )
     return body

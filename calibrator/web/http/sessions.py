@@ -1,13 +1,13 @@
-"""Sessions of people at a browser: a signed cookie instead of the token, which a browser should not keep.
+"""Browser sessions: a signed cookie instead of the token, which a browser should not keep.
 
     value = expiry "." nonce "." HMAC-SHA256(token, "calibrator session" expiry nonce)
 
-Nothing is stored, so that every instance knows every session; whoever has no token cannot make one; and a session ends
-with the token that it was made from, as soon as that is rotated, or after `SESSION_S`.
+Nothing is stored, so every instance accepts every session. A session cannot be forged without a token, and it ends
+when the token that signed it is rotated, or after `SESSION_S`.
 
-The cookie is HttpOnly and SameSite=Strict; over TLS it is Secure too, under the `__Host-` name that no other host or
-plain connection can set. A browser adds cookies by itself, so whatever writes must show that the request comes from a
-page of ours (`is_same_origin`): SameSite alone would let other ports and subdomains of the same site pass.
+The cookie is HttpOnly and SameSite=Strict; over TLS it is also Secure, under a `__Host-` name that no other host or
+plain connection can set. Browsers add cookies by themselves, so writes must also prove to come from our own pages
+(`is_same_origin`): SameSite alone would admit other ports and subdomains of the same site.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlette.responses import Response
 from calibrator.ports.clock import Clock
 
 SESSION_S = 12 * 3600.0
-_MOST_DIGITS = 12  # of an expiry; whatever is longer is not ours
+_MOST_DIGITS = 12  # of an expiry
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Sessions:
     clock: Clock
 
     def token_of(self, request: Request, tokens: Sequence[str]) -> str | None:
-        """The one of `tokens` that this request's session was made from; None: no session, or none in force."""
+        """The one of `tokens` that this request's session was made from; None: no valid session."""
         expiry, nonce, mac = ([*request.cookies.get(_name(request), "").split("."), "", ""])[:3]
         if not (expiry.isascii() and expiry.isdigit() and len(expiry) <= _MOST_DIGITS):
             return None
         if int(expiry) <= self.clock.wall() or not mac.isascii():
             return None
-        fitting = [token for token in tokens if token and hmac.compare_digest(_mac(token, expiry, nonce), mac)]
-        return fitting[0] if fitting else None
+        matching = [token for token in tokens if token and hmac.compare_digest(_mac(token, expiry, nonce), mac)]
+        return matching[0] if matching else None
 
     def begin(self, request: Request, response: Response, token: str) -> float:
         """Returns when it ends."""
@@ -53,7 +53,7 @@ class Sessions:
 
 
 def is_same_origin(request: Request) -> bool:
-    """Whether a page of this very origin made the request, by what the browser says and no script can change."""
+    """Whether a page of this origin made the request, by headers that browsers set and scripts cannot change."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
@@ -65,9 +65,9 @@ def is_same_origin(request: Request) -> bool:
 
 
 def is_foreign(request: Request) -> bool:
-    """Whether a browser says that another site's page made the request; programs say nothing."""
-    speaks = "origin" in request.headers or "sec-fetch-site" in request.headers
-    return speaks and not is_same_origin(request)
+    """Whether a browser made the request from another site's page; programs send neither header."""
+    is_browser = "origin" in request.headers or "sec-fetch-site" in request.headers
+    return is_browser and not is_same_origin(request)
 
 
 def _mac(token: str, expiry: str, nonce: str) -> str:

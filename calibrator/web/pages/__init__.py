@@ -1,4 +1,4 @@
-"""The pages for people, readable without scripts.
+"""Web pages. They work without JavaScript.
 
 Does:      overview, backend page, forms; style sheets, scripts and templates beside the code.
 Comes in:  the same documents that the API serves.

@@ -1,6 +1,6 @@
-"""`/static`: the files of the pages. A literal table, so that nothing else of the package can be asked for.
+"""`/static`: the files of the pages. A literal table, so that nothing else of the package can be requested.
 
-Answers carry an ETag and may be used again for a short while, so that a new release shows at once with a reload.
+Responses carry an ETag and a short lifetime, so that a new release takes effect with a reload.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 
 PATH = "/static/{asset}"
 _CSS, _SCRIPT = "text/css", "text/javascript"
@@ -57,14 +57,14 @@ class Assets:
 
     def operation(self) -> Operation:
         answers = (
-            Answer(
+            ResponseSpec(
                 200,
                 "The file",
                 media_type=_CSS,
                 other_types=(_SCRIPT, "image/svg+xml"),
                 headers=("ETag", "Cache-Control"),
             ),
-            Answer(304, "Unchanged", media_type=None, headers=("ETag",)),
+            ResponseSpec(304, "Unchanged", media_type=None, headers=("ETag",)),
         )
         return Operation(
             "GET", PATH, "getAsset", "A style sheet or script of the pages", self.answer, answers, problems=(404,)

@@ -1,9 +1,9 @@
-"""What the pages' forms do: sign in and out, start and cancel a sweep, pin the cap and take the pin away.
+"""The forms of the pages: sign in and out, start and cancel a sweep, set and end an override.
 
-A form that worked leads back to its page (303), so that a reload does not send it again. One that was refused is
-answered with the page itself: the sentence with cause and remedy stands at the form, which keeps what was typed.
+A form that succeeds redirects to its page (303), so that a reload does not send it again. One that is refused is
+answered with the page itself: it shows the error next to the form, which keeps its values.
 
-A session may write from a page of ours only (`web.http.auth`), and every attempt is written down (`web.http.audit`).
+Sessions may only write from our own pages (`web.http.auth`), and every attempt is audited (`web.http.audit`).
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import ConfigurationError
-from calibrator.web.http.audit import AuditLog, said
+from calibrator.web.http.audit import AuditLog
 from calibrator.web.http.auth import Access
-from calibrator.web.http.operation import Answer, Handler, Operation
-from calibrator.web.http.problems import Problem, invalid
-from calibrator.web.http.requests import body_of
+from calibrator.web.http.operation import Handler, Operation, ResponseSpec
+from calibrator.web.http.problems import Problem
+from calibrator.web.http.requests import Submission, form_fields
 from calibrator.web.http.sessions import is_foreign
 from calibrator.web.pages.page import Pages, path_of
 from calibrator.web.pages.render import HEADERS, html
-from calibrator.web.wire.backends import MAX_OVERRIDE_S, Words
+from calibrator.web.wire.backends import MAX_OVERRIDE_S, ShortText
 
 MINUTE_S = 60.0
 
 
 class _Form(BaseModel):
-    """Urlencoded, by a page of ours. Unknown fields are ignored."""
+    """Urlencoded. Unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
 class SignInForm(_Form):
     token: SecretStr = Field(default=SecretStr(""), description="a read or operator token")
-    then: str = Field(default="/", description="path of the page to go on to")
+    then: str = Field(default="/", description="path of the page to continue to")
 
 
 class SweepForm(_Form):
     reason: str = Field(default="", max_length=200)
 
 
-class PinForm(_Form):
+class OverrideForm(_Form):
     cap: int = Field(ge=1, le=1_000_000, description="clamped to the configured bounds")
-    minutes: float = Field(gt=0, le=MAX_OVERRIDE_S / MINUTE_S, description="until it ends by itself")
-    author: Words
-    reason: Words
+    minutes: float = Field(gt=0, le=MAX_OVERRIDE_S / MINUTE_S, description="until it expires")
+    author: ShortText
+    reason: ShortText
 
 
 class ClearForm(_Form):
     author: str = Field(default="", max_length=200)
 
 
-Fields = dict[str, str]
-Act = Callable[[str, Fields], Awaitable[str]]  # (backend, fields) to the word of a notice
+Act = Callable[[str, Any], Awaitable[str]]  # (backend, form) to the key of a notice
 
 
 @dataclass(frozen=True, slots=True)
 class Forms:
     pages: Pages
-    trail: AuditLog
+    audit_log: AuditLog
 
     # ------------------------------------------------------------------------------------------------ signing in
     async def sign_in_page(self, request: Request) -> Response:
@@ -73,23 +73,23 @@ class Forms:
 
     async def sign_in(self, request: Request) -> Response:
         _refuse_other_sites(request)
-        fields = await _fields(request)
+        fields = await form_fields(request)
         token, then = fields.get("token", "").strip(), _local(fields.get("then", "/"))
         caller = self.pages.gatekeeper.sign_in(token)
         if caller.access is Access.OPEN:
-            problem = "This is no token of this service, or no longer one; its configuration names those that are."
-            self.trail.add(request, "signIn", caller, HTTPStatus.UNAUTHORIZED, problem)
+            problem = "Unknown or expired token."
+            self.audit_log.add(request, "signIn", caller, HTTPStatus.UNAUTHORIZED, detail=problem)
             return self.ask_to_sign_in(request, then, HTTPStatus.UNAUTHORIZED, problem)
-        response = _seen(then)
+        response = _see_other(then)
         self.pages.gatekeeper.sessions.begin(request, response, token)
-        self.trail.add(request, "signIn", caller, HTTPStatus.SEE_OTHER)
+        self.audit_log.add(request, "signIn", caller, HTTPStatus.SEE_OTHER)
         return response
 
     async def sign_out(self, request: Request) -> Response:
         _refuse_other_sites(request)
-        response = _seen("/")
+        response = _see_other("/")
         self.pages.gatekeeper.sessions.end(request, response)
-        self.trail.add(request, "signOut", self.pages.gatekeeper.caller(request), HTTPStatus.SEE_OTHER)
+        self.audit_log.add(request, "signOut", self.pages.gatekeeper.caller(request), HTTPStatus.SEE_OTHER)
         return response
 
     def ask_to_sign_in(
@@ -99,114 +99,101 @@ class Forms:
         return html("page_sign_in.html.jinja", frame, status, then=then, problem=problem)
 
     async def on_problem(self, request: Request, error: Problem) -> Response:
-        """The same for people: without a token, the sign-in form; else the sentence on a page."""
+        """Errors as a page: the sign-in form without valid credentials, else the error itself."""
         if error.status is HTTPStatus.UNAUTHORIZED:
             response = self.ask_to_sign_in(request, _local(request.url.path), error.status)
         else:
             frame = self.pages.frame(request, error.status.phrase, request.url.path, is_live=False)
             response = html("page_problem.html.jinja", frame, error.status, problem=error.detail)
         response.headers.update(error.headers)
-        if error.status is HTTPStatus.UNAUTHORIZED:  # a Basic challenge would hide the form behind a browser's own
+        if error.status is HTTPStatus.UNAUTHORIZED:  # a Basic challenge would make browsers show their own dialog
             response.headers["WWW-Authenticate"] = 'Bearer realm="calibrator"'
         return response
 
     # ------------------------------------------------------------------------------------------------- operating
-    async def start_sweep(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = SweepForm.model_validate(fields)
-            said(request, wanted)
-            await self.pages.operator.request_sweep(name, wanted.reason or "asked for on the page")
+    async def start_sweep(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, form: SweepForm) -> str:
+            await self.pages.operator.request_sweep(name, form.reason or "requested on the page")
             return "sweep"
 
-        return await self._do(request, "sweep", act)
+        return await self._do(request, "sweep", sent, act)
 
-    async def cancel_sweep(self, request: Request) -> Response:
-        async def act(name: str, _fields: Fields) -> str:
+    async def cancel_sweep(self, request: Request, _asked: None) -> Response:
+        async def act(name: str, _form: None) -> str:
             await self.pages.operator.cancel_sweep(name, "an operator on the page")
             return "cancel"
 
-        return await self._do(request, "cancel", act)
+        return await self._do(request, "cancel", Submission({}), act)
 
-    async def override(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = PinForm.model_validate(fields)
-            said(request, wanted)
+    async def override(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, form: OverrideForm) -> str:
             now = self.pages.clock.wall()
-            pin = Override(wanted.cap, wanted.reason, wanted.author, now, now + wanted.minutes * MINUTE_S)
-            return "override" if await self.pages.operator.override(name, pin) else "unstored"
+            override = Override(form.cap, form.reason, form.author, now, now + form.minutes * MINUTE_S)
+            return "override" if await self.pages.operator.override(name, override) else "unstored"
 
-        return await self._do(request, "override", act)
+        return await self._do(request, "override", sent, act)
 
-    async def clear_override(self, request: Request) -> Response:
-        async def act(name: str, fields: Fields) -> str:
-            wanted = ClearForm.model_validate(fields)
-            said(request, wanted)
-            if not await self.pages.operator.clear_override(name, wanted.author or "unnamed"):
-                raise ConfigurationError("The cap is not pinned any more.", "Nothing is left to do.")
+    async def clear_override(self, request: Request, sent: Submission) -> Response:
+        async def act(name: str, form: ClearForm) -> str:
+            if not await self.pages.operator.clear_override(name, form.author or "unnamed"):
+                raise ConfigurationError("The override has already ended.", "Nothing is left to do.")
             return "clear"
 
-        return await self._do(request, "override", act)
+        return await self._do(request, "override", sent, act)
 
-    async def _do(self, request: Request, form: str, act: Act) -> Response:
+    async def _do(self, request: Request, form: str, sent: Submission, act: Act) -> Response:
         name = self.pages.views.one(request.path_params["name"]).name
-        fields = await _fields(request)
-        try:
-            done = await act(name, fields)
-        except ConfigurationError as error:
-            status, problem = HTTPStatus.CONFLICT, str(error)
-        except ValidationError as error:
-            status, problem = HTTPStatus.BAD_REQUEST, invalid(error, "form").detail
-        else:
-            return _seen(f"{path_of(name)}?{urlencode({'done': done})}")
-        return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=fields)
+        status, problem = HTTPStatus.BAD_REQUEST, sent.problem
+        if not problem:
+            try:
+                done = await act(name, sent.form)
+            except ConfigurationError as error:
+                status, problem = HTTPStatus.CONFLICT, str(error)
+            else:
+                return _see_other(f"{path_of(name)}?{urlencode({'done': done})}")
+        return await self.pages.show_backend(request, name, status, form=form, problem=problem, values=sent.fields)
 
     def operations(self, *, writable: bool) -> tuple[Operation, ...]:
-        asked = Answer(200, "The sign-in form", media_type="text/html")
-        back = Answer(303, "Back to the page", media_type=None, headers=("Location",))
+        asked = ResponseSpec(200, "The sign-in form", media_type="text/html")
+        back = ResponseSpec(303, "Redirects to the page", media_type=None, headers=("Location",))
         if not writable and self.pages.gatekeeper.reading_is_open:
             return ()
         signing = (
-            Operation("GET", "/sign-in", "getSignIn", "Sign in on the pages", self.sign_in_page, (asked,)),
+            Operation("GET", "/sign-in", "getSignIn", "The sign-in page", self.sign_in_page, (asked,)),
             Operation(
-                "POST", "/sign-in", "signIn", "Sign in with a token: a session cookie", self.sign_in, (back,),
+                "POST", "/sign-in", "signIn", "Sign in with a token and get a session cookie", self.sign_in, (back,),
                 form=SignInForm, problems=(401, 403, 413),
             ),
             Operation("POST", "/sign-out", "signOut", "End the session", self.sign_out, (back,), problems=(403,)),
         )  # fmt: skip
         return (*signing, *self._acting(back)) if writable else signing
 
-    def _acting(self, back: Answer) -> tuple[Operation, ...]:
+    def _acting(self, back: ResponseSpec) -> tuple[Operation, ...]:
         rows: tuple[tuple[str, str, str, Handler, type[BaseModel] | None], ...] = (
-            ("sweep", "formStartSweep", "The page's form that starts a sweep", self.start_sweep, SweepForm),
-            ("cancel", "formCancelSweep", "The page's form that ends a sweep", self.cancel_sweep, None),
-            ("override", "formOverride", "The page's form that pins the cap", self.override, PinForm),
-            ("clear", "formClearOverride", "The page's form that removes the pin", self.clear_override, ClearForm),
+            ("sweep", "formStartSweep", "Form that starts a sweep", self.start_sweep, SweepForm),
+            ("cancel", "formCancelSweep", "Form that cancels a sweep", self.cancel_sweep, None),
+            ("override", "formOverride", "Form that overrides the cap", self.override, OverrideForm),
+            ("clear", "formClearOverride", "Form that ends the override", self.clear_override, ClearForm),
         )
         return tuple(
             Operation(
-                "POST", f"/backends/{{name}}/{verb}", operation_id, words, handler, (back,),
+                "POST", f"/backends/{{name}}/{verb}", operation_id, summary, handler, (back,),
                 access=Access.OPERATE, form=form, problems=(400, 404, 409, 413, 503),
             )
-            for verb, operation_id, words, handler, form in rows
+            for verb, operation_id, summary, handler, form in rows
         )  # fmt: skip
-
-
-async def _fields(request: Request) -> Fields:
-    """The last one of each name. Raises Problem 413."""
-    body = await body_of(request)
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def _refuse_other_sites(request: Request) -> None:
     if is_foreign(request):
-        raise Problem(HTTPStatus.FORBIDDEN, "This form was sent from another site; use the one on our page.")
+        raise Problem(HTTPStatus.FORBIDDEN, "This form was sent from another site; use the one on this service's page.")
 
 
 def _local(path: str) -> str:
-    """A path of ours and nothing else: `//host` and `/\\host` are other sites to a browser."""
+    """A path of this service only: `//host` and `/\\host` are other sites to a browser."""
     is_ours = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
     return path if is_ours and "\\" not in path else "/"
 
 
-def _seen(location: str) -> Response:
+def _see_other(location: str) -> Response:
     return RedirectResponse(location, HTTPStatus.SEE_OTHER, headers=HEADERS)

@@ -1,7 +1,7 @@
-"""Caps over time: a sparkline for a card, a step chart with numbered marks for a backend's own page.
+"""Caps over time: a sparkline for the overview, a step chart with numbered marks for the page of a backend.
 
-Times run along x in proportion, from the first point to now. As in `web.report.chart`, marks have classes and no
-colours, and the picture repeats a table: a number beside a mark is that of the table's row.
+The x axis is linear in time, from the first point to now. As in `web.report.chart`, marks have classes and no colours.
+The chart repeats a table: the number at a mark is that of its row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from html import escape
 
 from calibrator.core.publish.snapshot import State
 from calibrator.web.wire.backends import BackendDocument
-from calibrator.web.wire.events import PinDocument, RecommendationDocument
+from calibrator.web.wire.events import OverrideEntry, RecommendationDocument
 from calibrator.web.wire.sweeps import SweepSummaryDocument
 
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_EDGE = 132.0, 34.0, 3.0
@@ -21,19 +21,19 @@ WIDTH, HEIGHT = 720.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 14.0, 22.0, 28.0
 INSET = 10.0  # of the first point from the axis
 X_TICKS = 4
-MOST_MARKS = 24  # more would be a smear; the table has them all
+MAX_MARKS = 24  # the table has all of them
 MARK_GAP = 16.0
 
 Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One row of the history: what was published or measured at a time, and what that was about."""
+class HistoryRow:
+    """One row of the history: what was published or measured at a time, and why."""
 
     at: str
-    kind: str  # sweep | drift | guard | replicas | fallback | pin
-    words: str
+    kind: str  # sweep | drift | guard | replicas | fallback | override
+    message: str
     cap: int | None = None
     was: int | None = None
     sweep_id: str | None = None
@@ -43,56 +43,56 @@ class Change:
 def changes(
     published: Sequence[RecommendationDocument],
     sweeps: Sequence[SweepSummaryDocument],
-    pins: Sequence[PinDocument],
+    overrides: Sequence[OverrideEntry],
     now: str,
-) -> list[Change]:
-    """Newest first, as the arguments are. Sweeps that changed the cap are told by what they published."""
-    rows = [*_published(published, {one.sweep_id: one.trigger for one in sweeps}), *_pinned(pins, now)]
-    told = {one.sweep_id for one in published}
+) -> list[HistoryRow]:
+    """Newest first, as the arguments are. A sweep that changed the cap appears as what it published."""
+    rows = [*_published(published, {one.sweep_id: one.trigger for one in sweeps}), *_overridden(overrides, now)]
+    shown = {one.sweep_id for one in published}
     for sweep in sweeps:
-        if sweep.ended_at is not None and sweep.sweep_id not in told:
-            words = f"{sweep.outcome}, the cap stayed: {sweep.reason}{_because(sweep.trigger)}"
-            rows.append(Change(sweep.ended_at, _sweep_kind(sweep.trigger), words, sweep_id=sweep.sweep_id))
+        if sweep.ended_at is not None and sweep.sweep_id not in shown:
+            message = f"{sweep.outcome}, cap unchanged: {sweep.reason}{_trigger_note(sweep.trigger)}"
+            rows.append(HistoryRow(sweep.ended_at, _sweep_kind(sweep.trigger), message, sweep_id=sweep.sweep_id))
     rows.sort(key=lambda row: row.at)
     return [replace(row, number=number) for number, row in enumerate(rows, start=1)][::-1]
 
 
-def _published(published: Sequence[RecommendationDocument], triggers: Mapping[str, str]) -> Iterator[Change]:
+def _published(published: Sequence[RecommendationDocument], triggers: Mapping[str, str]) -> Iterator[HistoryRow]:
     for now, before in zip(published, [*published[1:], None], strict=False):
         is_new = before is None or now.sweep_id != before.sweep_id
         trigger = triggers.get(now.sweep_id or "", "") if is_new else ""
-        kind, words = _what(now, before, trigger)
+        kind, message = _what(now, before, trigger)
         was = None if before is None else before.cap
-        yield Change(now.published_at, kind, words, now.cap, was, sweep_id=now.sweep_id if is_new else None)
+        yield HistoryRow(now.published_at, kind, message, now.cap, was, sweep_id=now.sweep_id if is_new else None)
 
 
 def _what(now: RecommendationDocument, before: RecommendationDocument | None, trigger: str) -> tuple[str, str]:
     if before is not None and now.replicas != before.replicas:
-        return "replicas", f"{before.replicas} to {now.replicas} replicas counted"
+        return "replicas", f"{before.replicas} to {now.replicas} replicas"
     if now.state is State.GUARDED or (before is not None and before.state is State.GUARDED and not trigger):
         return "guard", now.reason
     if now.state is State.FALLBACK:
         return "fallback", now.reason
-    return _sweep_kind(trigger), f"{now.reason}{_because(trigger)}"
+    return _sweep_kind(trigger), f"{now.reason}{_trigger_note(trigger)}"
 
 
-def _pinned(pins: Sequence[PinDocument], now: str) -> Iterator[Change]:
-    for pin in pins:
-        yield Change(pin.set_at, "pin", f"pinned by {pin.author}: {pin.reason}", pin.cap)
-        if pin.ends_at <= now:
-            yield Change(pin.ends_at, "pin", f"the pin of {pin.author} ended")
+def _overridden(overrides: Sequence[OverrideEntry], now: str) -> Iterator[HistoryRow]:
+    for override in overrides:
+        yield HistoryRow(override.set_at, "override", f"by {override.author}: {override.reason}", override.cap)
+        if override.ends_at <= now:
+            yield HistoryRow(override.ends_at, "override", f"override by {override.author} ended")
 
 
 def _sweep_kind(trigger: str) -> str:
     return "drift" if "drift" in trigger.partition(":")[0] else "sweep"
 
 
-def _because(trigger: str) -> str:
-    return "" if trigger in {"", "schedule"} else f" (swept because of {trigger})"
+def _trigger_note(trigger: str) -> str:
+    return "" if trigger in {"", "schedule"} else f" (trigger: {trigger})"
 
 
 def sparkline(backend: BackendDocument, now: float) -> str:
-    """Caps of late as one small step line; empty where there is nothing to tell."""
+    """Recent caps as a small step line; empty without any."""
     points = [(seconds(point.at), point.cap) for point in backend.trend]
     if not points:
         return ""
@@ -107,19 +107,19 @@ def sparkline(backend: BackendDocument, now: float) -> str:
 
     path = _steps([place(at, cap) for at, cap in points], SPARK_WIDTH - SPARK_EDGE)
     x, y = SPARK_WIDTH - SPARK_EDGE, place(now, points[-1][1])[1]
-    label = f"cap of late: {points[0][1]} to {points[-1][1]}, lowest {lowest}, highest {highest}"
+    label = f"recent caps: from {points[0][1]} to {points[-1][1]}, minimum {lowest}, maximum {highest}"
     return (
         f'<svg class="spark" viewBox="0 0 {SPARK_WIDTH:.0f} {SPARK_HEIGHT:.0f}" role="img" aria-label="{label}">'
         f'<path class="line" d="{path}"/><circle class="end" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/></svg>'
     )
 
 
-def history_svg(rows: Sequence[Change], now: float) -> str:
-    """The caps of `changes` as steps, with their numbers; empty without a cap."""
-    told = [row for row in reversed(rows) if row.cap is not None and row.kind != "pin"]
-    if not told:
+def history_svg(rows: Sequence[HistoryRow], now: float) -> str:
+    """The caps of `changes` as a step chart with numbered marks; empty without a cap."""
+    shown = [row for row in reversed(rows) if row.cap is not None and row.kind != "override"]
+    if not shown:
         return ""
-    first = seconds(told[0].at)
+    first = seconds(shown[0].at)
     span_s, highest = max(1.0, now - first), max(row.cap or 0 for row in rows) * 1.12
 
     def x_of(at: float) -> float:
@@ -128,10 +128,10 @@ def history_svg(rows: Sequence[Change], now: float) -> str:
     def y_of(cap: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * cap / highest
 
-    points = [(x_of(seconds(row.at)), y_of(row.cap or 0)) for row in told]
+    points = [(x_of(seconds(row.at)), y_of(row.cap or 0)) for row in shown]
     box = f"0 0 {WIDTH:.0f} {HEIGHT:.0f}"
     parts = [
-        f'<svg class="chart history" viewBox="{box}" role="img" aria-label="{escape(_label(told), quote=True)}">',
+        f'<svg class="chart history" viewBox="{box}" role="img" aria-label="{escape(_label(shown), quote=True)}">',
         *_grid(highest, span_s, y_of),
         f'<path class="line cap" d="{_steps(points, WIDTH - RIGHT)}"/>',
         *_marks(rows, x_of, y_of),
@@ -140,10 +140,9 @@ def history_svg(rows: Sequence[Change], now: float) -> str:
     return "".join(parts)
 
 
-def _label(told: Sequence[Change]) -> str:
-    return (
-        f"Published cap since {told[0].at}: {told[0].cap} at first, {told[-1].cap} now; the table below has each change"
-    )
+def _label(shown: Sequence[HistoryRow]) -> str:
+    first, last = shown[0], shown[-1]
+    return f"Published cap since {first.at}: {first.cap} at first, {last.cap} now; see the table below for each change"
 
 
 def _grid(highest: float, span_s: float, y_of: Scale) -> Iterator[str]:
@@ -155,22 +154,22 @@ def _grid(highest: float, span_s: float, y_of: Scale) -> Iterator[str]:
     for step in range(X_TICKS + 1):
         x = LEFT + INSET + (WIDTH - LEFT - INSET - RIGHT) * step / X_TICKS
         anchor = "start" if step == 0 else "end" if step == X_TICKS else "middle"
-        words = "now" if step == X_TICKS else f"{span(span_s * (1 - step / X_TICKS))} ago"
-        yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8:.0f}" text-anchor="{anchor}">{words}</text>'
+        label = "now" if step == X_TICKS else f"{span(span_s * (1 - step / X_TICKS))} ago"
+        yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8:.0f}" text-anchor="{anchor}">{label}</text>'
 
 
-def _marks(rows: Sequence[Change], x_of: Scale, y_of: Scale) -> Iterator[str]:
-    """What published nothing stands at the cap that was in force."""
+def _marks(rows: Sequence[HistoryRow], x_of: Scale, y_of: Scale) -> Iterator[str]:
+    """A row without a cap is drawn at the cap that was in force."""
     caps, cap = [], 0
     for row in reversed(rows):
         cap = cap if row.cap is None else row.cap
         caps.append(cap)
     taken: list[float] = []
-    newest = list(zip(rows, reversed(caps), strict=True))[:MOST_MARKS]
-    for row, cap in newest:  # where marks crowd, the newest have numbers
+    newest = list(zip(rows, reversed(caps), strict=True))[:MAX_MARKS]
+    for row, cap in newest:  # where marks crowd, only the newest have numbers
         x, y = x_of(seconds(row.at)), y_of(cap)
         yield f'<circle class="dot {row.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
-        yield f"<title>{escape(row.words)}</title></circle>"
+        yield f"<title>{escape(row.message)}</title></circle>"
         if all(abs(x - other) >= MARK_GAP for other in taken):
             taken.append(x)
             yield f'<text class="mark-number" x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{row.number}</text>'
@@ -185,7 +184,7 @@ def seconds(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # a span is shown in the largest unit that it has two of
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # shown in the largest unit of which there are two
 
 
 def span(duration_s: float) -> str:

@@ -1,8 +1,8 @@
-"""The pages: `/`, every backend at a glance; `/backends/{name}`, one of them with its evidence.
+"""The pages: `/`, an overview of all backends; `/backends/{name}`, one backend in detail.
 
-Made on the server and complete without scripts; `static/live.js` then keeps them young from `GET /v1/events`, and
-`static/curve.js` draws over the server's picture of the curve. What a page shows is what the API serves: templates get
-the same documents. A store that fails costs the history, and says so; caps, states and headroom do not depend on it.
+Rendered on the server and complete without JavaScript; `static/live.js` updates them from `GET /v1/events`, and
+`static/curve.js` replaces the static charts of the curve. Templates get the same documents that the API serves. If the
+store fails, the page lacks the history and says so; caps, states and headroom do not depend on the store.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calibrator.core.publish.snapshot import BackendView
-from calibrator.core.records.objective import parse_objective
-from calibrator.core.report.documents import sweep_summary, timestamp
+from calibrator.core.report.formats import timestamp
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.operator import Operator
 from calibrator.web.http.auth import Access, Gatekeeper
-from calibrator.web.http.operation import Answer, Operation
+from calibrator.web.http.operation import Operation, ResponseSpec
 from calibrator.web.http.requests import Views, parsed_query
-from calibrator.web.pages.flags import GRADES, coming, flags, needs_a_look, summary
+from calibrator.web.pages.flags import GRADES, flags, needs_attention, summary, upcoming
 from calibrator.web.pages.history import changes, history_svg, sparkline
 from calibrator.web.pages.render import Frame, html
 from calibrator.web.report.chart import svg
@@ -36,36 +35,40 @@ from calibrator.web.wire.backends import BackendDocument
 from calibrator.web.wire.documents import (
     backend_document,
     client_document,
-    pin_document,
+    override_entry,
     published_sweep,
     recommendation_document,
 )
-from calibrator.web.wire.events import PinDocument, RecommendationDocument
+from calibrator.web.wire.events import OverrideEntry, RecommendationDocument
 from calibrator.web.wire.sweeps import SweepDocument, SweepSummaryDocument
 
 RECOMMENDATIONS_SHOWN = 40
 SWEEPS_SHOWN = 20
-STORE_LIMIT_S = 5.0  # a page must come while a database hangs
-NOTICES: Mapping[str, str] = {  # by the word in `?done=`
-    "sweep": "The sweep is queued; it starts as soon as its engines are free.",
-    "cancel": "The sweep ends; the cap stays as it is.",
-    "override": "The cap is pinned.",
-    "unstored": "The cap is pinned, but the store cannot be written: a restart would forget it. It is tried again.",
-    "clear": "The pin is gone.",
+STORE_LIMIT_S = 5.0  # a page must load even while the database hangs
+NOTICES: Mapping[str, str] = {  # by the value of `?done=`
+    "sweep": "The sweep is queued. It starts as soon as its engines are free.",
+    "cancel": "The sweep is being cancelled. The cap does not change.",
+    "override": "The override is in force.",
+    "unstored": "The override is in force but not stored yet, and a restart would lose it. Storing is retried.",
+    "clear": "The override has ended.",
 }
 
 
 class OverviewQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    q: str = Field(default="", max_length=200, description="words that a backend's name or model contains")
-    show: str = Field(default="all", max_length=20, description="all | look: those to look at | sweeping")
+    q: str = Field(default="", max_length=200, description="words that the name or model of a backend must contain")
+    show: str = Field(
+        default="all",
+        max_length=20,
+        description="all | attention: backends that need attention | sweeping",
+    )
 
 
 class BackendPageQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    done: str = Field(default="", max_length=20, description="what a form has just done")
+    done: str = Field(default="", max_length=20, description="form that has just succeeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Pages:
         query = parsed_query(OverviewQuery, request)
         now = self.clock.wall()
         every = [backend_document(view, now) for view in self.views.all().values()]
-        shown = [one for one in every if _is_asked_for(one, query)]
+        shown = [one for one in every if _is_selected(one, query)]
         frame = self.frame(request, "calibrator", "/")
         return html(
             "page_overview.html.jinja",
@@ -104,7 +107,7 @@ class Pages:
             cards=[_card(one, now) for one in shown],
             query=query,
             total=len(every),
-            looks=sum(needs_a_look(one) for one in every),
+            attention=sum(needs_attention(one) for one in every),
             sweeping=sum(one.progress is not None for one in every),
             summary=summary(every),
             store_problem=self.operator.snapshot().store_problem,
@@ -119,11 +122,11 @@ class Pages:
     async def show_backend(
         self, request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **form: object
     ) -> Response:
-        """`form`: what a form that was refused said, to be shown in its place."""
+        """`form`: the form that was refused, with its values and the problem."""
         now, view = self.clock.wall(), self.views.one(name)
         backend = backend_document(view, now)
         history = await self._history(view)
-        rows = changes(history.published, history.sweeps, history.pins, timestamp(now) or "")
+        rows = changes(history.published, history.sweeps, history.overrides, timestamp(now) or "")
         answer = {"form": "", "problem": "", "notice": "", "values": {}, **form}
         return html(
             "page_backend.html.jinja",
@@ -136,40 +139,40 @@ class Pages:
             sweep=history.shown,
             charts=[] if history.shown is None else _drawn(history.shown),
             levels=[] if history.shown is None else sorted(history.shown.levels, key=lambda one: one.concurrency),
-            metrics=list(dict.fromkeys(text.split()[0] for text in backend.objectives)),
+            metrics=list(dict.fromkeys(objective.metric.value for objective in backend.objectives)),
             history=rows,
             history_svg=Markup(history_svg(rows, now)),  # noqa: S704 - it escapes its texts
             clients=[client_document(one) for one in self.operator.pollers(name)],
         )
 
     async def _history(self, view: BackendView) -> _Kept:
-        wanted = _shown_sweep(view)
+        sweep_id = _shown_sweep(view)
         try:
             async with asyncio.timeout(STORE_LIMIT_S):
                 published = await self.operator.recommendations(view.name, RECOMMENDATIONS_SHOWN)
                 ended = await self.operator.sweeps(view.name, SWEEPS_SHOWN)
-                pins = await self.operator.pins(view.name)
-                shown = None if wanted is None else await self.operator.sweep(wanted)
+                overrides = await self.operator.pins(view.name)
+                shown = None if sweep_id is None else await self.operator.sweep(sweep_id)
         except (StoreError, TimeoutError) as error:
-            words = str(error) if isinstance(error, StoreError) else "The store does not answer."
-            return _Kept([recommendation_document(view.recommendation)], [], [], None, words)
+            problem = str(error) if isinstance(error, StoreError) else "The database does not respond."
+            return _Kept([recommendation_document(view.recommendation)], [], [], None, problem)
         return _Kept(
             [recommendation_document(one) for one in published],
-            [SweepSummaryDocument.model_validate(sweep_summary(one)) for one in ended],
-            [pin_document(one) for one in pins],
+            [SweepSummaryDocument.model_validate(one) for one in ended],
+            [override_entry(one) for one in overrides],
             None if shown is None else published_sweep(view, shown),
             "",
         )
 
     def operations(self) -> tuple[Operation, ...]:
-        page = (Answer(200, "The page", media_type="text/html"),)
+        page = (ResponseSpec(200, "The page", media_type="text/html"),)
         return (
             Operation(
-                "GET", "/", "getPage", "The page: every backend at a glance", self.overview, page,
+                "GET", "/", "getPage", "Page: overview of all backends", self.overview, page,
                 access=Access.PAGE, query=OverviewQuery, problems=(400, 503),
             ),
             Operation(
-                "GET", "/backends/{name}", "getBackendPage", "The page of one backend", self.backend, page,
+                "GET", "/backends/{name}", "getBackendPage", "Page: one backend in detail", self.backend, page,
                 access=Access.PAGE, query=BackendPageQuery, problems=(400, 404, 503),
             ),
         )  # fmt: skip
@@ -177,11 +180,11 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What the store told, or why it did not."""
+    """What the store returned; `problem`: why it did not."""
 
     published: Sequence[RecommendationDocument]
     sweeps: Sequence[SweepSummaryDocument]
-    pins: Sequence[PinDocument]
+    overrides: Sequence[OverrideEntry]
     shown: SweepDocument | None
     problem: str
 
@@ -195,15 +198,15 @@ def _card(backend: BackendDocument, now: float) -> dict[str, object]:
         "backend": backend,
         "flags": flags(backend),
         "grade": GRADES[backend.grade],
-        "coming": coming(backend),
+        "upcoming": upcoming(backend),
         "spark": Markup(sparkline(backend, now)),  # noqa: S704 - it writes numbers only
     }
 
 
-def _is_asked_for(backend: BackendDocument, query: OverviewQuery) -> bool:
+def _is_selected(backend: BackendDocument, query: OverviewQuery) -> bool:
     words = query.q.lower().split()
     text = f"{backend.name} {backend.model}".lower()
-    if query.show == "look" and not needs_a_look(backend):
+    if query.show == "attention" and not needs_attention(backend):
         return False
     if query.show == "sweeping" and backend.progress is None:
         return False
@@ -211,7 +214,7 @@ def _is_asked_for(backend: BackendDocument, query: OverviewQuery) -> bool:
 
 
 def _shown_sweep(view: BackendView) -> str | None:
-    """The one that runs, else the one behind the cap, else the last."""
+    """The running one, else the one behind the cap, else the last."""
     if view.progress is not None:
         return view.progress.sweep_id
     underlying = view.underlying or view.recommendation
@@ -220,7 +223,7 @@ def _shown_sweep(view: BackendView) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """One chart; `metric` and `limit_s` are those of its objective, and empty for that of throughput."""
+    """One chart; `metric` and `limit_s` of its objective, empty for the chart of throughput."""
 
     title: str
     svg: Markup
@@ -230,9 +233,8 @@ class _Picture:
 
 def _drawn(sweep: SweepDocument) -> list[_Picture]:
     *curves, rates = charts(sweep)
-    objectives = [parse_objective(text) for text in sweep.provenance.objectives]
     found = [
         _Picture(chart.title, Markup(svg(chart)), objective.metric.value, objective.limit_s)  # noqa: S704 - it escapes
-        for chart, objective in zip(curves, objectives, strict=True)
+        for chart, objective in zip(curves, sweep.provenance.objectives, strict=True)
     ]
     return [*found, _Picture(rates.title, Markup(svg(rates)))]  # noqa: S704 - `svg` escapes its texts

@@ -1,12 +1,11 @@
-"""Templates of the pages, and how values are written in them.
+"""Templates of the pages, and the formats of values in them.
 
-Names, reasons and warnings come from configuration files and from foreign servers: autoescape is on for every
-template, the only markup that is not escaped is drawn by `web.report.chart` and `web.pages.history`, which escape their
-texts, and the Content-Security-Policy forbids whatever might slip through: no inline script, no inline style, nothing
-from elsewhere, no frame (`web.http.headers`).
+Names, reasons and warnings come from configuration files and from other servers. So autoescape is on in all templates;
+the only markup that is not escaped comes from `web.report.chart` and `web.pages.history`, which escape their texts; and
+the Content-Security-Policy forbids inline scripts and styles, foreign resources and frames (`web.http.headers`).
 
-Times are `<time datetime>` elements with a readable age inside, by the server's clock. Where scripts run, they keep the
-ages young, still by the server's clock.
+Times are `<time datetime>` elements that contain an age, by the server's clock. Scripts update the ages, by the same
+clock.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from calibrator.web.pages.history import seconds, span
 
 HEADERS = {
     **PAGE_HEADERS,
-    "Referrer-Policy": "same-origin",  # with `no-referrer` a form's POST would carry `Origin: null`: no origin of ours
+    "Referrer-Policy": "same-origin",  # with `no-referrer` a form's POST would carry `Origin: null`
 }
 UNKNOWN = "unknown"
 NOTHING = "\N{EN DASH}"  # in cells of a table
@@ -32,16 +31,16 @@ NOTHING = "\N{EN DASH}"  # in cells of a table
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every page shows around its own matter."""
+    """What all pages have in common."""
 
     title: str
     now: str  # the server's clock, RFC 3339
     version: str
-    here: str  # path, where a sign-in leads back to
+    here: str  # path, to return to after signing in
     is_operator: bool = False
     is_signed_in: bool = False
-    may_sign_in: bool = False  # there is a token that one could sign in with
-    is_live: bool = True  # there is something that changes
+    may_sign_in: bool = False  # a token is configured
+    is_live: bool = True  # the page has content that changes
 
 
 def html(template: str, frame: Frame, status: HTTPStatus = HTTPStatus.OK, **values: object) -> HTMLResponse:
@@ -80,7 +79,7 @@ def percent(value: float | None) -> str:
 
 
 def bounds(interval: list[float | None] | None) -> str:
-    """An interval of latencies; an upper end that n cannot bound is open."""
+    """An interval of latencies; `?` where n does not bound it from above."""
     if interval is None:
         return ""
     low, high = interval
@@ -88,10 +87,10 @@ def bounds(interval: list[float | None] | None) -> str:
 
 
 def moment(time: str | None, now: str, absent: str = "never") -> Markup | str:
-    """`62 min ago` or `in 5 min`, with the time itself for whoever hovers, and for scripts."""
+    """`62 min ago` or `in 5 min`, with the exact time as tooltip and for scripts."""
     if time is None:
         return absent
     left_s = seconds(time) - seconds(now)
-    words = f"in {span(left_s)}" if left_s > 0 else f"{span(-left_s)} ago"
+    age = f"in {span(left_s)}" if left_s > 0 else f"{span(-left_s)} ago"
     title = f"{time[:10]} {time[11:19]} UTC"
-    return Markup('<time datetime="{}" title="{}" data-age>{}</time>').format(time, title, words)
+    return Markup('<time datetime="{}" title="{}" data-age>{}</time>').format(time, title, age)

@@ -1,15 +1,15 @@
-"""Prometheus' text format and OpenMetrics, for series that are projected from somewhere else.
+"""Prometheus' text format and OpenMetrics, for series that are derived at scrape time.
 
     # HELP calibrator_capacity Measured capacity ...
     # TYPE calibrator_capacity gauge
     calibrator_capacity{backend="chat",bound="low"} 38.0
 
-A format string for each metric, filled in: about a microsecond a sample. Building the client library's objects and
-having it encode them takes 4, and an installation of 200 backends has some 50,000 samples: a scrape must not hold up
-the polls of gateways for a quarter of a second. The tests read the page back with the library's parsers.
+One format string per metric takes about a microsecond per sample; building and encoding the client library's objects
+takes four. An installation of 200 backends has some 50,000 samples, and a scrape must not delay polls of gateways by a
+quarter of a second. The tests parse the page with the library's parsers.
 
-What the formats ask for: samples of a family stand together; a backslash, a quote and a line end in a label value are
-escaped; OpenMetrics names a counter's family without `_total` and ends with a mark.
+The formats require: samples of a family stand together; backslash, quote and newline are escaped in label values;
+OpenMetrics names a counter's family without `_total` and ends with `# EOF`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class Family:
     """`name` without the prefix. Counters carry their `_total`, as in the text format."""
 
     name: str
@@ -33,18 +33,18 @@ class Metric:
     help: str
 
 
-Point = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
+MetricPoint = tuple[str, tuple[str, ...], float | None]  # (metric, label values after `backend`, value or unknown)
 
 
 class Lines:
-    """Lines of samples by metric."""
+    """Sample lines by metric."""
 
-    def __init__(self, metrics: Sequence[Metric]) -> None:
+    def __init__(self, metrics: Sequence[Family]) -> None:
         self._lines: dict[str, list[str]] = {metric.name: [] for metric in metrics}
         self._forms = {metric.name: _form(metric) for metric in metrics}
 
-    def add(self, points: Iterable[Point], backend: str | None = None) -> None:
-        """What is not known has no line."""
+    def add(self, points: Iterable[MetricPoint], backend: str | None = None) -> None:
+        """Unknown values have no line."""
         first = () if backend is None else (backend.translate(_ESCAPED),)
         for name, labels, value in points:
             if value is not None:
@@ -57,12 +57,12 @@ class Lines:
         return "".join(self._lines[name])
 
 
-def _form(metric: Metric) -> str:
+def _form(metric: Family) -> str:
     labels = ",".join(f'{label}="%s"' for label in metric.labels)
     return f"{PREFIX}{metric.name}{f'{{{labels}}}' if labels else ''} %r\n"
 
 
-def written(metrics: Sequence[Metric], lines: Lines, *, openmetrics: bool) -> str:
+def written(metrics: Sequence[Family], lines: Lines, *, openmetrics: bool) -> str:
     """The whole page; a metric without samples is left out."""
     parts = []
     for metric in metrics:
@@ -74,7 +74,7 @@ def written(metrics: Sequence[Metric], lines: Lines, *, openmetrics: bool) -> st
 
 
 def is_openmetrics(accept: str) -> bool:
-    """Prometheus asks for it first, and takes the text format as well."""
+    """Prometheus prefers it, and accepts the text format as well."""
     return any(part.partition(";")[0].strip() == OPENMETRICS for part in accept.split(","))
 
 

@@ -1,16 +1,16 @@
-"""`/metrics`: the snapshot as series, projected at scrape time.
+"""`/metrics`: the snapshot as series, derived at scrape time.
 
-`METRICS` is the whole contract: names, types, labels, help. What is not in it cannot be exported, and the reference in
-the documentation is printed from it. Rules:
+`METRICS` is the whole contract: names, types, labels, help. Nothing else can be exported, and the reference in the
+documentation is generated from it. Rules:
 
-- what is not known has no sample, never 0;
-- of an enumeration every value is present, so that rates and sums miss no series;
+- unknown values have no sample, never 0;
+- all values of an enumeration are present, so that rates and sums miss no series;
 - label values come from the configuration and from enumerations; the curve's `concurrency` is the exception, bounded
   by one sweep and replaced by the next;
-- moments are exported rather than ages, and both parts of a ratio.
+- timestamps are exported rather than ages, and both parts of a ratio.
 
-Series are projected rather than kept in Counter and Gauge objects: those would be a second state beside the snapshot.
-`exposition` writes them as text.
+Series are not kept in Counter and Gauge objects, which would be a second state beside the snapshot. `exposition` writes
+them as text.
 """
 
 from __future__ import annotations
@@ -24,82 +24,145 @@ from starlette.responses import Response
 
 from calibrator.core.admission.admission import DeferralReason
 from calibrator.core.publish.snapshot import BackendView, Health, Snapshot, State, SweepSummary
-from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import Grade, LevelReport
-from calibrator.core.report.documents import LATENCIES, QUANTILES
+from calibrator.core.report.formats import LATENCIES, QUANTILES
 from calibrator.ports.clock import Clock
-from calibrator.web.prometheus.exposition import PREFIX, Lines, Metric, Point, content_type, is_openmetrics, written
+from calibrator.web.prometheus.exposition import (
+    PREFIX,
+    Family,
+    Lines,
+    MetricPoint,
+    content_type,
+    is_openmetrics,
+    written,
+)
 
 _B = ("backend",)
-METRICS: tuple[Metric, ...] = (
-    Metric("recommended_concurrency", "gauge", _B, "Published cap: in-flight requests of the whole backend."),
-    Metric("recommended_replica_concurrency", "gauge", _B, "Published cap of one replica."),
-    Metric("recommended_requests_per_second", "gauge", _B, "Request rate that the cap means at the measured mix."),
-    Metric("recommended_tokens_per_minute", "gauge", (*_B, "kind"), "Token rate that the cap means, prompt or output."),
-    Metric("recommendation_state", "gauge", (*_B, "state"), "1 for the state of the published cap, else 0."),
-    Metric("recommendation_grade", "gauge", (*_B, "grade"), "1 for the grade of the measurement; all 0: none yet."),
-    Metric("recommendation_timestamp_seconds", "gauge", _B, "When the cap was published."),
-    Metric("recommendation_valid_until_timestamp_seconds", "gauge", _B, "When the cap becomes stale."),
-    Metric("capacity", "gauge", (*_B, "bound"), "Measured capacity of one replica: estimate, low and high (95 %)."),
-    Metric("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, and our own probes."),
-    Metric("in_flight_peak_requests", "gauge", _B, "Most organic requests in flight in the last 60 seconds."),
-    Metric("headroom", "gauge", _B, "Cap minus organic requests in flight."),
-    Metric("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
-    Metric("headroom_min_ratio", "gauge", _B, "Least headroom ratio of the last 60 seconds."),
-    Metric("ready_replicas", "gauge", _B, "Replicas of the backend that are ready."),
-    Metric(
+METRICS: tuple[Family, ...] = (
+    Family("recommended_concurrency", "gauge", _B, "Recommended cap on in-flight requests of the whole backend."),
+    Family("recommended_replica_concurrency", "gauge", _B, "Recommended cap on in-flight requests of one replica."),
+    Family(
+        "recommended_requests_per_second", "gauge", _B, "Request rate that corresponds to the cap at the measured mix."
+    ),
+    Family(
+        "recommended_tokens_per_minute",
+        "gauge",
+        (*_B, "kind"),
+        "Token rate that corresponds to the cap, prompt or output.",
+    ),
+    Family(
+        "recommendation_state",
+        "gauge",
+        (*_B, "state"),
+        "1 for the current state of the recommendation, 0 for the others.",
+    ),
+    Family(
+        "recommendation_grade",
+        "gauge",
+        (*_B, "grade"),
+        "1 for the grade of the measurement; all 0 before the first one.",
+    ),
+    Family("recommendation_timestamp_seconds", "gauge", _B, "Time at which the cap was published."),
+    Family("recommendation_valid_until_timestamp_seconds", "gauge", _B, "Time at which the cap becomes stale."),
+    Family(
+        "capacity",
+        "gauge",
+        (*_B, "bound"),
+        "Measured capacity of one replica: estimate, and the bounds of its 95 % interval.",
+    ),
+    Family("in_flight_requests", "gauge", (*_B, "kind"), "Requests in flight: organic, or probes of the calibrator."),
+    Family("in_flight_peak_requests", "gauge", _B, "Maximum of organic requests in flight over the last 60 seconds."),
+    Family("headroom", "gauge", _B, "Cap minus organic requests in flight."),
+    Family("headroom_ratio", "gauge", _B, "Headroom divided by the cap."),
+    Family("headroom_min_ratio", "gauge", _B, "Minimum headroom ratio over the last 60 seconds."),
+    Family("ready_replicas", "gauge", _B, "Number of ready replicas of the backend."),
+    Family(
         "curve_latency_seconds",
         "gauge",
         (*_B, "metric", "percentile", "concurrency"),
-        "Latency by concurrency, from the last sweep's own schedule and not from this scrape.",
+        "Latency by concurrency as measured by the last sweep, independent of the scrape interval.",
     ),
-    Metric(
+    Family(
         "objective_limit_seconds",
         "gauge",
         (*_B, "metric", "percentile", "max_prompt_tokens"),
-        "Limit of an objective of the SLA; max_prompt_tokens is empty where every request counts.",
+        "Latency limit of an SLA objective; max_prompt_tokens is empty if it applies to all requests.",
     ),
-    Metric("sweeps_total", "counter", (*_B, "outcome"), "Sweeps ended since the start of this process."),
-    Metric("sweep_duration_seconds", "gauge", _B, "Duration of the last ended sweep."),
-    Metric("sweep_active", "gauge", _B, "1 while a sweep puts load on the backend: autoscalers may look away."),
-    Metric("last_sweep_timestamp_seconds", "gauge", (*_B, "outcome"), "End of the last sweep with this outcome."),
-    Metric("probe_requests_total", "counter", (*_B, "outcome"), "Probe requests ended."),
-    Metric("probe_tokens_total", "counter", (*_B, "kind"), "Tokens that probes cost, prompt or output."),
-    Metric("probe_overload_seconds_total", "counter", _B, "Seconds in which probes pushed the backend over its SLA."),
-    Metric(
+    Family("sweeps_total", "counter", (*_B, "outcome"), "Completed sweeps since this process started."),
+    Family("sweep_duration_seconds", "gauge", _B, "Duration of the last completed sweep."),
+    Family(
+        "sweep_active",
+        "gauge",
+        _B,
+        "1 while a sweep puts load on the backend, else 0; autoscalers may ignore that load.",
+    ),
+    Family(
+        "last_sweep_timestamp_seconds",
+        "gauge",
+        (*_B, "outcome"),
+        "Time at which the last sweep with this outcome ended.",
+    ),
+    Family("probe_requests_total", "counter", (*_B, "outcome"), "Completed probe requests."),
+    Family("probe_tokens_total", "counter", (*_B, "kind"), "Tokens used by probes, prompt or output."),
+    Family("probe_overload_seconds_total", "counter", _B, "Time for which probes pushed the backend over its SLA."),
+    Family(
         "guard_trips_total",
         "counter",
         (*_B, "reason"),
-        "Alarms of the watch over live users; all but breach_not_concurrency lowered the cap.",
+        "Guard trips; every reason but breach_not_concurrency lowers the cap.",
     ),
-    Metric("guard_breach", "gauge", _B, "1 while live users miss the SLA and a lower cap would not help, else 0."),
-    Metric("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps that ended at once to spare live users."),
-    Metric("live_exceedances_total", "counter", _B, "Live requests over an objective while a sweep ran."),
-    Metric("sweep_deferred", "gauge", (*_B, "reason"), "1 for what keeps a due sweep from starting; all 0: nothing."),
-    Metric("gateway_concurrency", "gauge", _B, "What gateways are told: the fallback in the shadow, less probes."),
-    Metric("backend_up", "gauge", _B, "1 if the engine answers, 0 if not; absent before it was asked."),
-    Metric("backend_health", "gauge", (*_B, "health"), "1 for the health of measuring this backend, else 0."),
-    Metric("gateway_clients", "gauge", _B, "Gateways among which the cap is divided."),
-    Metric("gateway_clients_over_cap", "gauge", _B, "Gateways beyond the cap: all have 1, together more than the cap."),
-    Metric("gateway_polls_total", "counter", _B, "Polls for the cap."),
-    Metric("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
-    Metric(
+    Family(
+        "guard_breach", "gauge", _B, "1 while live traffic violates the SLA and a lower cap would not help, else 0."
+    ),
+    Family("sweep_aborts_total", "counter", (*_B, "reason"), "Sweeps aborted to protect live traffic."),
+    Family(
+        "live_exceedances_total", "counter", _B, "Live requests that violated an objective while a sweep was running."
+    ),
+    Family(
+        "sweep_deferred",
+        "gauge",
+        (*_B, "reason"),
+        "1 for the reason that defers a due sweep; all 0 if none is deferred.",
+    ),
+    Family(
+        "gateway_concurrency",
+        "gauge",
+        _B,
+        "Cap advertised to gateways (the fallback in shadow mode), minus slots reserved for probes.",
+    ),
+    Family("backend_up", "gauge", _B, "1 if the engine responds, 0 if not; absent before the first check."),
+    Family(
+        "backend_health",
+        "gauge",
+        (*_B, "health"),
+        "1 for the current health of measuring this backend, 0 for the others.",
+    ),
+    Family("gateway_clients", "gauge", _B, "Number of gateways that share the cap."),
+    Family(
+        "gateway_clients_over_cap",
+        "gauge",
+        _B,
+        "Gateways in excess of the cap; every gateway gets at least 1, so their sum exceeds the cap.",
+    ),
+    Family("gateway_polls_total", "counter", _B, "Polls of the cap."),
+    Family("generator_lag_seconds", "gauge", (), "Event-loop lag of the load generator."),
+    Family(
         "inconclusive_levels",
         "gauge",
         (*_B, "cause"),
-        "Levels of the last sweep that could not be judged; cause generator: it was too slow; unmeasured: an objective "
-        "that the answers do not show.",
+        "Levels of the last sweep without a verdict, by cause; generator: the load generator was too slow; unmeasured: "
+        "the responses do not show an objective.",
     ),
-    Metric(
+    Family(
         "generator_events_per_second",
         "gauge",
         (),
-        "Token events this machine can measure (self-test of the start).",
+        "Token events per second that this machine can measure, by the self-test at startup.",
     ),
-    Metric("lease_held", "gauge", _B, "1 if this instance measures the backend and publishes its cap, else 0."),
-    Metric("store_up", "gauge", (), "1 while the database works; 0: what is served may be out of date."),
-    Metric("asyncio_tasks", "gauge", (), "Tasks of this process, one for each open request and each watch."),
-    Metric("build_info", "gauge", ("version",), "1, labelled with the version of this software."),
+    Family("lease_held", "gauge", _B, "1 if this instance measures the backend and publishes its cap, else 0."),
+    Family("store_up", "gauge", (), "1 if the database is available; 0 if not, and what is served may be out of date."),
+    Family("asyncio_tasks", "gauge", (), "asyncio tasks of this process, including one for each open request."),
+    Family("build_info", "gauge", ("version",), "Always 1; labelled with the version."),
 )
 
 
@@ -114,9 +177,9 @@ def reference_markdown() -> str:
 
 
 class MetricsPage:
-    """One scrape = one snapshot.
+    """One scrape renders one snapshot.
 
-    The curves are most of a page and change with each sweep, not with each scrape: their lines are kept.
+    The curves are most of a page and change only with a sweep, so their lines are cached.
     """
 
     def __init__(self, snapshot: Callable[[], Snapshot], clock: Clock, software_version: str) -> None:
@@ -145,13 +208,13 @@ class MetricsPage:
         return known[1]
 
     def response(self, request: Request) -> Response:
-        """Text or OpenMetrics, as the scraper asks."""
+        """Text or OpenMetrics, by the Accept header."""
         openmetrics = is_openmetrics(request.headers.get("accept", ""))
         headers = {"Content-Type": content_type(openmetrics=openmetrics), "Cache-Control": "no-store"}
         return Response(self.text(openmetrics=openmetrics), headers=headers)
 
 
-def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
+def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[MetricPoint]:
     yield "generator_lag_seconds", (), snapshot.generator_lag_s
     yield "generator_events_per_second", (), snapshot.generator_events_per_s
     yield "store_up", (), not snapshot.store_problem
@@ -162,11 +225,11 @@ def _of_process(snapshot: Snapshot, software_version: str) -> Iterator[Point]:
 def _tasks() -> int | None:
     try:
         return len(asyncio.all_tasks())
-    except RuntimeError:  # asked outside the service's event loop
+    except RuntimeError:  # outside of an event loop
         return None
 
 
-def _published(view: BackendView, now: float) -> Iterator[Point]:
+def _published(view: BackendView, now: float) -> Iterator[MetricPoint]:
     published = view.recommendation
     yield "recommended_concurrency", (), published.cap
     yield "recommended_replica_concurrency", (), published.replica_cap
@@ -184,14 +247,13 @@ def _published(view: BackendView, now: float) -> Iterator[Point]:
         yield "capacity", ("high",), published.capacity.high
 
 
-def _live(view: BackendView) -> Iterator[Point]:
+def _live(view: BackendView) -> Iterator[MetricPoint]:
     yield "in_flight_requests", ("organic",), view.organic_in_flight
     yield "in_flight_requests", ("probe",), view.probe_in_flight
     yield "in_flight_peak_requests", (), view.in_flight_peak
     yield "headroom_min_ratio", (), view.headroom_min_ratio
-    if view.headroom is not None:
-        yield "headroom", (), view.headroom
-        yield "headroom_ratio", (), view.headroom / view.recommendation.cap
+    yield "headroom", (), view.headroom
+    yield "headroom_ratio", (), view.headroom_ratio
     yield "ready_replicas", (), view.ready_replicas
     yield "backend_up", (), view.up
     yield from _one_hot("backend_health", Health, view.health)
@@ -201,7 +263,7 @@ def _live(view: BackendView) -> Iterator[Point]:
     yield "lease_held", (), view.lease_held
 
 
-def _measured(view: BackendView) -> Iterator[Point]:
+def _measured(view: BackendView) -> Iterator[MetricPoint]:
     yield from _limits(view)
     if view.last_sweep is not None:
         levels = view.last_sweep.levels
@@ -212,9 +274,9 @@ def _measured(view: BackendView) -> Iterator[Point]:
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at
 
 
-def _limits(view: BackendView) -> Iterator[Point]:
-    strictest: dict[tuple[str, str, str], float] = {}  # an SLA may name a quantile twice, a scrape may not
-    for objective in map(parse_objective, view.objectives):
+def _limits(view: BackendView) -> Iterator[MetricPoint]:
+    strictest: dict[tuple[str, str, str], float] = {}  # an SLA may name a quantile twice, a scrape must not
+    for objective in view.objectives:
         scope = "" if objective.max_prompt_tokens is None else str(objective.max_prompt_tokens)
         labels = (objective.metric.value, _percentile(objective.quantile), scope)
         strictest[labels] = min(objective.limit_s, strictest.get(labels, objective.limit_s))
@@ -230,7 +292,7 @@ def _percentile(quantile: float) -> str:
 _PERCENTILES = tuple((name, _percentile(quantile)) for name, quantile in QUANTILES)
 
 
-def _curve(level: LevelReport) -> Iterator[Point]:
+def _curve(level: LevelReport) -> Iterator[MetricPoint]:
     concurrency = str(level.concurrency)
     for metric in LATENCIES:
         summary = getattr(level, metric)
@@ -240,7 +302,7 @@ def _curve(level: LevelReport) -> Iterator[Point]:
                 yield "curve_latency_seconds", (metric, percentile, concurrency), estimate.value_s
 
 
-def _counted(view: BackendView) -> Iterator[Point]:
+def _counted(view: BackendView) -> Iterator[MetricPoint]:
     counters = view.counters
     for outcome, count in counters.sweeps.items():
         yield "sweeps_total", (outcome,), count
@@ -261,6 +323,6 @@ def _counted(view: BackendView) -> Iterator[Point]:
     yield "gateway_polls_total", (), counters.gateway_polls
 
 
-def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[Point]:
+def _one_hot(name: str, values: type[StrEnum], current: StrEnum | None) -> Iterator[MetricPoint]:
     for value in values:
         yield name, (value.value,), value is current

@@ -2,6 +2,6 @@
 
 Does:      HTML and Markdown reports, their charts, the comparison of two sweeps.
 Comes in:  sweep documents.
-Goes out:  text without scripts or foreign resources.
+Goes out:  text without scripts or external resources.
 Imports:   `web.http`, `web.wire`.
 """

@@ -1,10 +1,9 @@
-"""A curve as an SVG: latency or throughput against concurrency. Static, so that it needs no script and prints.
+"""A curve as SVG: latency or throughput by concurrency. Static, so that it prints and needs no JavaScript.
 
-x is log2(concurrency), because levels are spaced by ratios; y is linear from 0. A line's confidence band is drawn where
-both bounds are known at two neighbouring levels; a level alone has a bar. Every mark has a CSS class and no colour of
-its own: the report brings them, light, dark and on paper; a picture that stands alone carries the report's style. The
-numbers stand in a table beside the chart, which is what screen readers are given; the picture itself says what it
-shows in its title.
+x is log2(concurrency), because levels are spaced by ratios; y is linear from 0. The confidence band of a line is drawn
+where both bounds are known at two adjacent levels; a single level has a bar. Marks have CSS classes and no colours:
+style sheets define them for light and dark schemes and for print, and a standalone chart includes the style of the
+report. Screen readers get the table beside the chart; the chart itself has its title as a label.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from html import escape
 WIDTH, HEIGHT = 720.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 40.0, 42.0
 Y_TICKS = 5  # at most
-NAMES_APART = 80.0  # nearer than that, two names above the frame would run into each other
+NAMES_APART = 80.0  # closer names above the frame would overlap
 NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
-HEADROOM = 1.08  # of the highest mark
-CUT = 3.0  # points above this many limits are drawn at the upper edge: the interesting part is near the limit
+HEADROOM = 1.08  # above the highest mark
+CUT = 3.0  # points above this multiple of the limit are drawn at the upper edge: the interesting part is near the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +51,14 @@ class Chart:
 
 
 def standalone(chart: Chart, style: str) -> str:
-    """A file of its own, for a picture in a document. `style`: the report's."""
+    """A complete SVG file. `style`: that of the report."""
     picture = svg(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head, separator, body = picture.partition(">")
     return f'{head}{separator}<style>{style}</style><rect class="ground" width="100%" height="100%"/>{body}\n'
 
 
 def svg(chart: Chart) -> str:
-    """Empty when there is nothing to draw."""
+    """Empty if there is nothing to draw."""
     points = [point for line in chart.lines for point in line.points if math.isfinite(point.y)]
     if not points:
         return ""
@@ -80,7 +79,7 @@ def svg(chart: Chart) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """From data to the picture."""
+    """Maps data to coordinates."""
 
     x_min: float
     x_max: float
@@ -122,7 +121,7 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
 
 
 def _y_ticks(highest: float) -> list[float]:
-    """From 0, in steps that people count in."""
+    """From 0, in round steps."""
     power = 10.0 ** math.floor(math.log10(highest / Y_TICKS))
     step = next(factor * power for factor in NICE if highest / (factor * power) <= Y_TICKS)
     return [step * count for count in range(int(highest / step) + 1)]
@@ -157,7 +156,7 @@ def _limit(chart: Chart, frame: _Frame) -> Iterable[str]:
 
 
 def _legend(chart: Chart) -> Iterable[str]:
-    """Names of the lines, from the left above the frame."""
+    """Names of the lines, above the frame from the left."""
     for place, line in enumerate(line for line in chart.lines if line.points):
         x = LEFT + place * 110.0
         yield f'<path class="line {line.css}" d="M{x:.1f} 12h18"/>'
@@ -165,7 +164,7 @@ def _legend(chart: Chart) -> Iterable[str]:
 
 
 def _area(line: Line, frame: _Frame) -> Iterable[str]:
-    """The confidence band, over each run of neighbouring levels whose interval is bounded."""
+    """The confidence band, over each run of adjacent levels with bounded intervals."""
     run: list[Point] = []
     for point in (*sorted(line.points, key=lambda point: point.x), None):
         if point is not None and point.low is not None and point.high is not None:

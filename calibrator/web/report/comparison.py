@@ -1,8 +1,8 @@
-"""Two sweeps side by side: what differs in their conditions, and whether results differ more than chance explains.
+"""Comparison of two sweeps: differences in their conditions, and whether results differ significantly.
 
-Every figure has a 95 % interval. Two intervals that do not meet differ by chance less than once in a hundred times, for
-each pair that is looked at; where they meet, nothing is shown, which is not the same as "equal". Figures without a
-bounded interval are not compared at all.
+Every figure has a 95 % interval. If nothing has changed, two such intervals are disjoint less than once in a hundred
+times, for each pair compared. Overlapping intervals show no difference, which does not mean "equal". Figures without a
+bounded interval are not compared.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from calibrator.core.records.objective import Objective, parse_objective
+from calibrator.core.records.objective import Objective
 from calibrator.web.wire.sweeps import LatencyDocument, LevelDocument, SweepDocument
 
 
 class Change(StrEnum):
-    """Of ours against theirs."""
+    """Of this sweep relative to the other."""
 
     HIGHER = "higher"
     LOWER = "lower"
-    WITHIN = "within the intervals"
-    UNKNOWN = "cannot be told"
+    WITHIN = "no significant difference"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One condition that two sweeps do not have in common."""
+    """One condition that differs between two sweeps."""
 
     name: str
     ours: str
@@ -48,28 +48,29 @@ class Comparison:
     other: SweepDocument
     differences: tuple[Difference, ...]
     pairs: tuple[Pair, ...]
-    words: tuple[str, ...]
+    capacity: Change
+    messages: tuple[str, ...]
 
 
 def compare(ours: SweepDocument, theirs: SweepDocument) -> Comparison:
-    objectives = tuple(parse_objective(text) for text in ours.provenance.objectives)
+    objectives = ours.provenance.objectives
     mine = {level.concurrency: level for level in ours.levels}
     other = {level.concurrency: level for level in theirs.levels}
     pairs = tuple(
         Pair(level, mine.get(level), other.get(level), _changes(mine.get(level), other.get(level), objectives))
         for level in sorted({*mine, *other})
     )
-    words = (_of_capacities(ours, theirs), *_of_tails(objectives, pairs))
-    return Comparison(theirs, tuple(differences(ours, theirs)), pairs, words)
+    messages = (_of_capacities(ours, theirs), *_of_tails(objectives, pairs))
+    return Comparison(theirs, tuple(differences(ours, theirs)), pairs, _capacity_change(ours, theirs), messages)
 
 
 def differences(ours: SweepDocument, theirs: SweepDocument) -> list[Difference]:
-    """Conditions under which two sweeps cannot be compared without a thought."""
+    """Conditions that differ, so that a difference in results may not be due to the backend."""
     names: Mapping[str, Callable[[SweepDocument], str]] = {
         "URL": lambda one: one.provenance.url,
         "model": lambda one: one.provenance.model,
         "engine": lambda one: one.provenance.engine or "unknown",
-        "objectives": lambda one: ", ".join(one.provenance.objectives),
+        "objectives": lambda one: ", ".join(map(str, one.provenance.objectives)),
         "workload": lambda one: one.provenance.workload,
         "calibrator": lambda one: one.provenance.software,
     }
@@ -94,7 +95,7 @@ def _changes(
 
 
 def change(ours: Sequence[float | None] | None, theirs: Sequence[float | None] | None) -> Change:
-    """Of two intervals (low, high); a bound that is not known may be anywhere."""
+    """Of two intervals (low, high); a bound that is None may be anywhere."""
     if ours is None or theirs is None:
         return Change.UNKNOWN
     (low, high), (other_low, other_high) = ours, theirs
@@ -105,32 +106,39 @@ def change(ours: Sequence[float | None] | None, theirs: Sequence[float | None] |
     return Change.UNKNOWN if None in (low, high, other_low, other_high) else Change.WITHIN
 
 
+def _capacity_change(ours: SweepDocument, theirs: SweepDocument) -> Change:
+    mine, other = ours.capacity, theirs.capacity
+    if mine is None or other is None:
+        return Change.UNKNOWN
+    return change((mine.low, mine.high), (other.low, other.high))
+
+
 def _of_capacities(ours: SweepDocument, theirs: SweepDocument) -> str:
     mine, other = ours.capacity, theirs.capacity
     if mine is None or other is None:
-        missing = "neither sweep has one" if mine is other else f"the sweep {'there' if mine else 'here'} has none"
+        missing = "neither sweep has one" if mine is other else f"{'the other' if mine else 'this'} sweep has none"
         return f"Capacities cannot be compared: {missing}."
-    figures = f"{mine.estimate} ({mine.low} to {mine.high}) here, {other.estimate} ({other.low} to {other.high}) there"
-    if mine.low > other.high:
-        return f"The capacity is higher, beyond chance: {figures}; the intervals do not meet."
-    if mine.high < other.low:
-        return f"The capacity is lower, beyond chance: {figures}; the intervals do not meet."
-    return f"No change of the capacity is shown: {figures}; the intervals meet."
+    figures = f"{mine.estimate} ({mine.low} to {mine.high}) vs. {other.estimate} ({other.low} to {other.high})"
+    found = _capacity_change(ours, theirs)
+    if found is Change.WITHIN:
+        return f"No significant change of the capacity: {figures}; the intervals overlap."
+    return f"The capacity is significantly {found}: {figures}; the intervals do not overlap."
+
+
+_SENTENCES = {
+    Change.HIGHER: "is significantly higher",
+    Change.LOWER: "is significantly lower",
+    Change.WITHIN: "does not differ significantly",
+}
 
 
 def _of_tails(objectives: Sequence[Objective], pairs: Sequence[Pair]) -> Iterator[str]:
-    """One sentence per objective, over the levels that both measured."""
+    """One sentence per objective, over the levels that both sweeps measured."""
     for index, objective in enumerate(objectives):
         levels = {kind: [str(pair.concurrency) for pair in pairs if pair.changes[index] is kind] for kind in Change}
-        told = [
-            f"{kind.value} at {_listed(levels[kind])} in flight"
-            for kind in (Change.HIGHER, Change.LOWER, Change.WITHIN)
-            if levels[kind]
-        ]
+        found = [f"{text} at {_listed(levels[kind])} in flight" for kind, text in _SENTENCES.items() if levels[kind]]
         name = f"The P99 of {objective.metric.value}"
-        yield (
-            f"{name} is {'; '.join(told)}." if told else f"{name} cannot be compared at any level: no common intervals."
-        )
+        yield f"{name} {'; '.join(found)}." if found else f"{name} cannot be compared at any level."
 
 
 def _listed(items: Sequence[str]) -> str:

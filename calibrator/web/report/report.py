@@ -1,7 +1,7 @@
 """The report of a sweep: one self-contained file that states the conditions, so that others can verify the number.
 
-A projection of the sweep's document, the one that `GET .../sweeps/{id}` serves and `calibrator sweep --output json`
-prints. HTML needs no network and no script; Markdown is for a ticket; two sweeps can stand side by side.
+It is rendered from the document of the sweep, which `GET .../sweeps/{id}` serves and `calibrator sweep --output json`
+prints. HTML needs neither network nor JavaScript; Markdown is for tickets. A report can compare two sweeps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from calibrator.core.records.objective import Metric, Objective, parse_objective
+from calibrator.core.records.objective import Metric, Objective
 from calibrator.web.http.headers import self_contained_policy
 from calibrator.web.report.chart import Chart, Line, Point, svg
 from calibrator.web.report.comparison import Change, compare, latency
@@ -25,13 +25,13 @@ STYLE = (files("calibrator.web.report") / "static" / "report.css").read_text("ut
 _POLICY = self_contained_policy(STYLE)
 REPORT_HEADERS = {"Content-Security-Policy": f"{_POLICY}; frame-ancestors 'none'"}
 UNKNOWN = "\u2013"
-COMMAND_LINE = "command-line"  # the backend of `calibrator sweep`, which knows no names
+COMMAND_LINE = "command-line"  # the backend name in `calibrator sweep`
 MS = 1e3
 SHOWN_METRICS = (Metric.TTFT, Metric.ITL, Metric.E2E)
 
 
 def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) -> str:
-    """`kind`: one of `FORMATS`. `other`: an earlier sweep to stand beside it; json has no place for one."""
+    """`kind`: one of `FORMATS`. `other`: an earlier sweep to compare with; ignored for json."""
     if kind == "json":
         return sweep.model_dump_json(indent=2) + "\n"
     template = _environment(escape=kind == "html").get_template(f"report.{kind}.jinja")
@@ -43,14 +43,14 @@ def report(sweep: SweepDocument, kind: str, other: SweepDocument | None = None) 
         charts=[(chart.title, Markup(svg(chart))) for chart in charts(sweep)],  # noqa: S704 - `svg` escapes its texts
         style=Markup(STYLE),  # noqa: S704 - our file
         policy=_POLICY,
-        objectives=[parse_objective(text) for text in sweep.provenance.objectives],
+        objectives=sweep.provenance.objectives,
         shown_metrics=_shown_metrics(sweep),
         failures=[level for level in _by_level(sweep) if level.errors],
     )
 
 
 def charts(sweep: SweepDocument) -> list[Chart]:
-    """One for each metric that the SLA names, and throughput against goodput."""
+    """One per objective, and one with throughput and goodput."""
     levels = _by_level(sweep)
     capacity = sweep.capacity if sweep.capacity is not None and sweep.capacity.low >= 1 else None
     band = None if capacity is None else (float(capacity.low), float(capacity.high))
@@ -58,7 +58,7 @@ def charts(sweep: SweepDocument) -> list[Chart]:
     knee = None if sweep.insight is None else sweep.insight.knee_concurrency
     found = [
         Chart(
-            f"{objective.metric.value.upper()} against requests in flight; the SLA is {objective}",
+            f"{objective.metric.value.upper()} by requests in flight; SLA: {objective}",
             "milliseconds",
             [Line(name.upper(), name, _points(levels, objective, name)) for name in ("p50", "p90", "p99")],
             objective.limit_s * MS,
@@ -66,13 +66,13 @@ def charts(sweep: SweepDocument) -> list[Chart]:
             mark,
             knee,
         )
-        for objective in (parse_objective(text) for text in sweep.provenance.objectives)
+        for objective in sweep.provenance.objectives
     ]
     rates = [
         Line("throughput", "throughput", _rates(levels, lambda level: level.requests_per_second)),
         Line("goodput", "goodput", _rates(levels, lambda level: level.goodput_per_second)),
     ]
-    title = "Requests per second against requests in flight: completed, and completed within the SLA"
+    title = "Requests per second by requests in flight: completed, and completed within the SLA"
     return [*found, Chart(title, "requests per second", rates, None, band, mark, knee)]
 
 
@@ -93,21 +93,21 @@ def _rates(levels: list[LevelDocument], of: Callable[[LevelDocument], float | No
 
 
 def verification(sweep: SweepDocument) -> str:
-    """The command that measures the same levels again, for a shell; the workload's own options come on top."""
+    """The shell command that measures the same levels again, without the options of the workload."""
     measured = sweep.provenance
-    words = ["calibrator", "sweep", "--url", measured.url, "--model", measured.model]
+    arguments = ["calibrator", "sweep", "--url", measured.url, "--model", measured.model]
     for objective in measured.objectives:
-        words += ["--objective", objective]
+        arguments += ["--objective", str(objective)]
     levels = [level for level in _by_level(sweep) if level.n]
     if levels:
-        words += ["--levels", ",".join(str(level.concurrency) for level in levels)]
-        words += ["--requests", str(max(level.n for level in levels))]
-    return shlex.join([*words, "--seed", str(measured.seed)])
+        arguments += ["--levels", ",".join(str(level.concurrency) for level in levels)]
+        arguments += ["--requests", str(max(level.n for level in levels))]
+    return shlex.join([*arguments, "--seed", str(measured.seed)])
 
 
 def _shown_metrics(sweep: SweepDocument) -> list[Metric]:
-    """The SLA's own come first."""
-    judged = [parse_objective(text).metric for text in sweep.provenance.objectives]
+    """Those of the SLA first."""
+    judged = [objective.metric for objective in sweep.provenance.objectives]
     return list(dict.fromkeys([*judged, *SHOWN_METRICS]))
 
 
@@ -150,6 +150,6 @@ def _percent(value: float | None) -> str:
 
 
 def _cell(text: object) -> str:
-    """Text for a cell of a Markdown table: one line, no bars, no markup of its own."""
+    """Text for a cell of a Markdown table: one line, with bars and markup escaped."""
     flat = " ".join(str(text).split())
     return "".join(f"\\{letter}" if letter in "\\|`*_<>[]" else letter for letter in flat)

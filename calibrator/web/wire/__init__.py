@@ -1,6 +1,6 @@
 """The JSON documents, as schemas and as projections of core values.
 
-Does:      pydantic models of every document, and the functions that fill them.
+Does:      one pydantic model for each document, read from core values by attribute names.
 Comes in:  views, records, pollers.
 Goes out:  validated documents.
 Imports:   `core`, `ports`; nothing else of `web`.

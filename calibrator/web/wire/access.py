@@ -1,4 +1,4 @@
-"""What goes over the wire about access: sessions of people, and the audit trail."""
+"""Sessions and the audit log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from calibrator.web.wire.backends import Time, Wire
+from calibrator.web.wire.base import Time, Wire
 
 
 class SignIn(BaseModel):
@@ -16,33 +16,33 @@ class SignIn(BaseModel):
 
 
 class SessionDocument(Wire):
-    """What the caller may do now."""
+    """What the caller may do."""
 
     access: Literal["none", "read", "operate"]
-    by: Literal["nothing", "token", "session"] = Field(description="nothing: what everybody may do")
-    writes_exist: bool = Field(description="false: no operator token is configured")
-    ends_at: Time | None = Field(default=None, description="of the session, as it begins")
+    by: Literal["nothing", "token", "session"] = Field(description="what grants it; nothing: it is open to everybody")
+    writes_exist: bool = Field(description="false: read-only, as no operator token is configured")
+    ends_at: Time | None = Field(default=None, description="when a session that has just begun ends")
 
 
 class AuditQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    limit: int = Field(default=100, ge=1, le=500, description="how many, newest first")
+    limit: int = Field(default=100, ge=1, le=500, description="maximum number of entries, newest first")
 
 
 class AuditEntryDocument(Wire):
     """One attempt to change something."""
 
     at: Time
-    operation: str = Field(description="operationId, as in this document")
+    operation: str = Field(description="operationId in the OpenAPI document")
     backend: str
-    who: str = Field(description="fingerprint of the token; `calibrator check` prints each token's")
-    with_session: bool = Field(description="from the page, else with the token itself")
-    address: str = Field(description="where the connection came from")
+    who: str = Field(description="fingerprint of the token, as `calibrator check` prints it")
+    with_session: bool = Field(description="true: by a session of the pages; false: by the token itself")
+    address: str = Field(description="address of the peer")
     outcome: Literal["done", "refused", "failed"]
     status: int
-    detail: str = Field(description="why it was not done")
-    said: dict[str, Any] = Field(description="what was asked for")
+    detail: str = Field(description="why it was refused or failed")
+    request_summary: dict[str, Any] = Field(description="what the request asked for; empty if it was not valid")
 
 
 class AuditList(Wire):

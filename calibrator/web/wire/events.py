@@ -1,4 +1,4 @@
-"""What the event stream and the histories send: the data of one event, what was published, who polls."""
+"""Events, and what stands under one backend: its recommendations, overrides and clients."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calibrator.core.publish.snapshot import State
 from calibrator.core.records.sweep import Grade
-from calibrator.web.wire.backends import CapacityDocument, Time, Wire
+from calibrator.web.wire.backends import CapacityDocument
+from calibrator.web.wire.base import Number, Time, Wire
 
 
 class EventsQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    backend: str | None = Field(default=None, max_length=256, description="only this one")
+    backend: str | None = Field(default=None, max_length=256, description="only this backend")
 
 
 class EventDocument(BaseModel):
-    """Data of one event."""
+    """The data of one event."""
 
     model_config = ConfigDict(frozen=True)
 
-    backend: str | None = Field(default=None, description="absent in `beat`")
-    at: Time = Field(description="the server's clock")
+    backend: str | None = Field(default=None, description="absent in `heartbeat`")
+    at: Time = Field(description="server time")
     changed: dict[str, Any] | None = Field(
-        default=None, description="in `backend`: the keys of a BackendDocument whose values are new; at first all"
+        default=None,
+        description="in `backend`: the keys of a BackendDocument that have changed; all of them in the first event",
     )
 
 
 class HistoryQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    limit: int = Field(default=50, ge=1, le=500, description="how many, newest first")
+    limit: int = Field(default=50, ge=1, le=500, description="maximum number of entries, newest first")
 
 
 class RecommendationDocument(Wire):
-    """What was published at one time."""
+    """A recommendation as it was published."""
 
     version: int
     published_at: Time
     cap: int = Field(ge=1)
     replica_cap: int = Field(ge=1)
-    replicas: int = Field(ge=1, description="replicas that the cap counts on")
-    balance_factor: float
+    replicas: int = Field(ge=1, description="replicas that the cap is computed for")
+    balance_factor: Number
     state: State
     grade: Grade | None
     capacity: CapacityDocument | None
@@ -57,29 +59,31 @@ class RecommendationList(Wire):
     recommendations: list[RecommendationDocument]
 
 
-class PinDocument(Wire):
-    """A cap that a person pinned, now or before."""
+class OverrideEntry(Wire):
+    """An override, in force or ended."""
 
-    cap: int = Field(ge=1, description="as asked for")
+    cap: int = Field(ge=1, description="as requested")
     reason: str
     author: str
     set_at: Time
-    ends_at: Time = Field(description="by itself, or when somebody ended it")
+    ends_at: Time = Field(description="when it expires, or was ended")
 
 
-class PinList(Wire):
-    overrides: list[PinDocument]
+class OverrideList(Wire):
+    overrides: list[OverrideEntry]
 
 
 class ClientDocument(Wire):
-    """One poller of a cap, and its part of it."""
+    """A client that polls a cap, and its share."""
 
     client: str
-    per_replica: bool = Field(description="divides the replica's cap instead of the backend's")
-    share: int | None = Field(description="what it was last told; null: it waits for the others to hear of it")
-    target: int = Field(description="what it gets with its next poll, as far as the others have heard of theirs")
+    per_replica: bool = Field(description="shares the cap of one replica instead of the backend's")
+    share: int | None = Field(
+        description="share in its last response; null: it waits until the smaller shares of others have been delivered"
+    )
+    target: int = Field(description="share that it converges to")
     seen_age_s: float = Field(ge=0, description="seconds since its last poll")
-    gap_s: float = Field(ge=0, description="the longest time between two of its polls")
+    gap_s: float = Field(ge=0, description="longest interval between two of its polls")
 
 
 class ClientList(Wire):

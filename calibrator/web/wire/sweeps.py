@@ -1,4 +1,4 @@
-"""Documents of sweeps: the curve and everything behind a number, as `core.report.documents` projects a record."""
+"""A sweep: its curve and everything behind the number. The service serves it and the command line prints it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from calibrator.core.records.harm import AbortReason
 from calibrator.core.records.objective import Metric
 from calibrator.core.records.sweep import Grade, SweepOutcome, VerdictKind
 from calibrator.core.report.curve import Limit, Slope
-from calibrator.web.wire.backends import CapacityDocument, Interval, Time, Wire
+from calibrator.web.wire.backends import CapacityDocument
+from calibrator.web.wire.base import Interval, Number, NumberOrNull, ObjectiveText, Time, Wire
 
 
 class AbortDocument(Wire):
     reason: AbortReason
-    words: str
+    message: str
 
 
 class HarmDocument(Wire):
-    """What live users met with during the sweep."""
+    """What live users experienced during the sweep."""
 
     live_requests: int
     live_exceedances: int
-    live_overload_s: float | None
+    live_overload_s: NumberOrNull
     live_refusals: int
     preemptions: int
     most_organic: int
-    prefix_hit_ratio_before: float | None
-    prefix_hit_ratio: float | None
+    prefix_hit_ratio_before: NumberOrNull
+    prefix_hit_ratio: NumberOrNull
 
 
 class SweepSummaryDocument(Wire):
     sweep_id: str
     backend: str
     mode: Literal["search", "levels"]
-    trigger: str = Field(description="why it ran, in words; empty: not kept")
+    trigger: str = Field(description="why it ran; empty: not recorded")
     outcome: SweepOutcome | None = Field(description="null while it runs")
     grade: Grade | None
     capacity: CapacityDocument | None
     requests: int
-    duration_s: float
-    overload_s: float
+    duration_s: Number
+    overload_s: Number
     reason: str
     remedy: str
     warnings: list[str]
@@ -50,11 +51,11 @@ class SweepSummaryDocument(Wire):
 
 
 class LatencyDocument(Wire):
-    """Seconds; null where n cannot support the quantile."""
+    """Seconds; null where n does not support the quantile."""
 
-    p50: float | None
-    p90: float | None
-    p99: float | None
+    p50: NumberOrNull
+    p90: NumberOrNull
+    p99: NumberOrNull
     p50_interval: Interval | None
     p90_interval: Interval | None
     p99_interval: Interval | None
@@ -64,34 +65,34 @@ class ObjectiveVerdictDocument(Wire):
     objective: str
     verdict: VerdictKind
     n: int
-    effective_n: float | None
+    effective_n: NumberOrNull
     exceedances: int
     exceedance_ratio_interval: Interval
     reason: str
-    unmeasured: dict[str, int] = Field(description="requests that say nothing about the objective, by what they lack")
+    unmeasured: dict[str, int] = Field(description="requests that cannot be judged by the objective, by what they lack")
 
 
 class AuditDocument(Wire):
-    """The generator's own error; reasons not empty = the level was not judged."""
+    """Measurement error of the load generator. With any `reasons` the level was not judged."""
 
-    loop_lag_p99_s: float | None
-    send_delay_p99_s: float | None
-    cpu_ratio: float | None
+    loop_lag_p99_s: NumberOrNull
+    send_delay_p99_s: NumberOrNull
+    cpu_ratio: NumberOrNull
     reasons: list[str]
 
 
 class ServerPeakDocument(Wire):
-    """Worst of the engine's own figures during the level."""
+    """Maxima of the engine's own metrics during the level."""
 
-    running_requests: float | None
-    waiting_requests: float | None
-    kv_usage_ratio: float | None
-    preemptions: float | None
+    running_requests: NumberOrNull
+    waiting_requests: NumberOrNull
+    kv_usage_ratio: NumberOrNull
+    preemptions: NumberOrNull
 
 
 class LevelDocument(Wire):
     concurrency: int
-    achieved_concurrency: float | None
+    achieved_concurrency: NumberOrNull
     n: int
     exceedances: int
     verdict: VerdictKind
@@ -101,10 +102,10 @@ class LevelDocument(Wire):
     itl_s: LatencyDocument
     tpot_s: LatencyDocument
     e2e_s: LatencyDocument
-    requests_per_second: float | None
-    prompt_tokens_per_second: float | None
-    output_tokens_per_second: float | None
-    goodput_per_second: float | None
+    requests_per_second: NumberOrNull
+    prompt_tokens_per_second: NumberOrNull
+    output_tokens_per_second: NumberOrNull
+    goodput_per_second: NumberOrNull
     errors: dict[str, int] = Field(description="failed requests by kind")
     requests: int
     objectives: list[ObjectiveVerdictDocument]
@@ -113,18 +114,18 @@ class LevelDocument(Wire):
 
 
 class ClassAchievedDocument(Wire):
-    """Mean lengths of one class as they were sent and answered; null where the server does not count them."""
+    """Mean lengths of one workload class, requested and measured; null where the server does not count tokens."""
 
     name: str
     requests: int
-    prompt_tokens_wanted: float | None
-    prompt_tokens: float | None
-    output_tokens_wanted: float | None
-    output_tokens: float | None
+    prompt_tokens_wanted: NumberOrNull
+    prompt_tokens: NumberOrNull
+    output_tokens_wanted: NumberOrNull
+    output_tokens: NumberOrNull
 
 
 class BoundsDocument(Wire):
-    """What the sweep was allowed."""
+    """The limits of the sweep."""
 
     min_level: int
     max_level: int
@@ -139,34 +140,36 @@ class ProvenanceDocument(Wire):
     url: str
     model: str
     engine: str | None
-    objectives: list[str]
+    objectives: list[ObjectiveText]
     workload: str
-    prompt_tokens_achieved: float | None
-    output_tokens_achieved: float | None
+    prompt_tokens_achieved: NumberOrNull
+    output_tokens_achieved: NumberOrNull
     seed: int
     software: str
-    cached_ratio_achieved: float | None = Field(description="of the prompt tokens, by the server's usage")
+    cached_ratio_achieved: NumberOrNull = Field(
+        description="share of the prompt tokens served from the prefix cache, by the server's usage"
+    )
     classes_achieved: list[ClassAchievedDocument]
-    bounds: BoundsDocument | None = Field(description="null: not kept by the release that measured")
+    bounds: BoundsDocument | None = Field(description="null: not recorded by the release that measured")
     adjustments: list[str] = Field(
-        default_factory=list, description="parameters that the server refused, with what probes sent instead"
+        default_factory=list, description="request parameters that the server rejected, with what probes sent instead"
     )
 
 
 class InsightDocument(Wire):
-    """What the curve says; null where the measured levels cannot tell."""
+    """What the curve shows; null where the measured levels do not show it."""
 
-    knee_concurrency: float | None = Field(description="onset of batch interference")
-    early_slope: float | None = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
+    knee_concurrency: NumberOrNull = Field(description="onset of batch interference")
+    early_slope: NumberOrNull = Field(description="d ln(tail) / d ln(concurrency) at low concurrency")
     slope: Slope | None
     goodput_max_concurrency: int
-    goodput_max_per_second: float | None
+    goodput_max_per_second: NumberOrNull
     limit: Limit
-    words: list[str]
+    messages: list[str]
 
 
 class BurstDocument(Wire):
-    """Simultaneous arrivals after idle, beside the steady state at the same level."""
+    """Simultaneous arrivals after idle, compared with the steady state at the same level."""
 
     concurrency: int
     bursts: int
@@ -174,20 +177,24 @@ class BurstDocument(Wire):
     exceedances: int
     metric: Metric
     burst_s: LatencyDocument
-    steady_s: LatencyDocument | None = Field(description="null: that level was not measured in steady state")
+    steady_s: LatencyDocument | None = Field(description="null: the level was not measured in steady state")
 
 
 class SweepDocument(SweepSummaryDocument):
-    cap: int | None = Field(ge=1, description="the published cap, if it comes from this sweep")
-    aborted: AbortDocument | None = Field(description="ended at once to spare live users: never raises a cap")
+    cap: int | None = Field(ge=1, description="the published cap, if it is based on this sweep")
+    aborted: AbortDocument | None = Field(
+        description="stopped early to protect live users; such a sweep never raises a cap"
+    )
     harm: HarmDocument
     prompt_tokens: int
     output_tokens: int
     provenance: ProvenanceDocument
     insight: InsightDocument | None
-    burst: BurstDocument | None = Field(description="null: not asked for")
+    burst: BurstDocument | None = Field(description="null: not requested")
     levels: list[LevelDocument]
-    history: dict[str, Any] = Field(description="stages and their bits, unrounded; `calibrator simulate` replays it")
+    history: dict[str, Any] = Field(
+        description="the stages with their raw evidence, unrounded; `calibrator simulate --replay` reads it"
+    )
 
 
 class SweepList(Wire):

@@ -72,7 +72,7 @@ def test_a_budget_of_a_day_is_free_again_when_enough_of_it_is_a_day_old() -> Non
     moment = replace(MOMENT, spent=(spent(20, 800), spent(10, 800), spent(2, 800), spent(25, 9000)))
     answer = ask(limits, moment)
     assert isinstance(answer, Deferral)
-    assert "2,400 of 2,500 requests" in answer.words, "what is older than a day is forgotten"
+    assert "2,400 of 2,500 requests" in answer.message, "what is older than a day is forgotten"
     assert answer.until == NOW - 10 * HOUR_S + DAY_S, "without the first two there is room for 1,000"
     assert isinstance(ask(limits, replace(moment, now=answer.until)), Admitted)
     assert isinstance(ask(limits, replace(moment, now=answer.until - 1.0)), Deferral)
@@ -114,4 +114,4 @@ def test_the_share_limits_the_levels() -> None:
 def test_observe_tells_what_a_sweep_would_cost() -> None:
     answer = ask(SafetyLimits(observe=True))
     assert isinstance(answer, Deferral)
-    assert "1,000 requests and 100,000 tokens" in answer.words
+    assert "1,000 requests and 100,000 tokens" in answer.message

@@ -13,7 +13,8 @@ from support import records
 from calibrator.core.publish.balance import Balance, FleetSize
 from calibrator.core.publish.recommendation import PublishPolicy, decide, fallback, replica_cap, under_policy
 from calibrator.core.publish.snapshot import Recommendation, State
-from calibrator.core.records.history import Capacity
+from calibrator.core.records.history import Capacity, History
+from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import Grade, LevelReport, SweepOutcome, SweepRecord
 from calibrator.core.stats.quantile import QuantileEstimate
 
@@ -154,7 +155,7 @@ def test_rates_and_queue_wait_come_from_the_level_at_the_cap() -> None:
 def test_only_latencies_that_a_queue_adds_to_bound_its_wait() -> None:
     """A limit on the time between tokens says nothing about how long a request may wait before it starts."""
     record = replace(sweep(Grade.CERTIFIED, 40, 40), levels=(level(48, 16.0, 0.4),))
-    record = replace(record, provenance=replace(record.provenance, objectives=("tpot p99 <= 50ms",)))
+    record = replace(record, history=History((parse_objective("tpot p99 <= 50ms"),)))
     decided = decide(record, FIRST, POLICY, NOW)
     assert decided is not None
     assert decided.max_queue_wait_s is None
@@ -264,7 +265,7 @@ def test_an_unknown_tail_leaves_the_queue_wait_unknown() -> None:
     measured = level(10, 1.0, p99_s=0.4)
     for objectives in (("ttft p99.9 <= 500ms",), ("ttft p99 <= 500ms", "e2e p99 <= 9s")):
         record = sweep(Grade.CERTIFIED, 10, 10)
-        record = replace(record, levels=(measured,), provenance=replace(record.provenance, objectives=objectives))
+        record = replace(record, levels=(measured,), history=History(tuple(map(parse_objective, objectives))))
         decided = decide(record, published(8), POLICY, NOW)
         assert decided is not None
         assert decided.max_queue_wait_s is None

@@ -108,7 +108,7 @@ def test_observe_sends_nothing_and_tells_each_sweep_that_would_have_run(lines: l
             assert running.view.health is Health.OBSERVE
             assert running.view.deferred is not None
             assert running.view.deferred.reason is DeferralReason.OBSERVE
-            assert "requests and" in running.view.deferred.words
+            assert "requests and" in running.view.deferred.message
             with pytest.raises(ConfigurationError, match="observe"):
                 await running.supervisor.request_sweep("chat", "test")
 

@@ -13,6 +13,7 @@ from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
 from calibrator.core.records.history import Bounds
+from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import FailureKind, ProbeRequest
 from calibrator.core.records.sample_log import unpack
 from calibrator.core.records.sweep import Grade, SweepOutcome, VerdictKind
@@ -54,7 +55,7 @@ def test_every_ended_request_can_be_exported_with_its_level() -> None:
 
 def test_the_record_states_the_conditions() -> None:
     record, _, _ = sweep(knee(8))
-    assert record.provenance.objectives == ("ttft p99 <= 200ms",)
+    assert record.history.objectives == (parse_objective("ttft p99 <= 200ms"),)
     assert record.provenance.engine == "scripted"
     assert record.provenance.prompt_tokens_achieved == 256
     assert record.warnings == ("a warning",)

@@ -14,6 +14,7 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, client_of, snapshot
 
 from calibrator.core.publish.snapshot import Override
+from calibrator.errors import StoreError
 from calibrator.web.http.audit import KEPT
 
 OPERATOR, READER = "operator-token", "reader-token"
@@ -22,7 +23,7 @@ SWEEPS, PIN = "/v1/backends/chat/sweeps", "/v1/backends/chat/override"
 BODY = {"cap": 20, "reason": "incident 7", "author": "ada", "expires_in_s": 3600}
 
 
-def deeds(method: str, path: str, token: str | None, operator: FakeOperator, **sent: Any) -> list[dict[str, Any]]:
+def audited(method: str, path: str, token: str | None, operator: FakeOperator, **sent: Any) -> list[dict[str, Any]]:
     """What the audit says of one request, read back over the API."""
 
     async def scenario() -> list[dict[str, Any]]:
@@ -51,26 +52,26 @@ def pinned() -> FakeOperator:
 
 
 @pytest.mark.parametrize("operation", WRITES)
-def test_a_deed_is_told_in_full(operation: str) -> None:
+def test_an_entry_is_complete(operation: str) -> None:
     method, path, body, status = WRITES[operation]
-    [entry] = deeds(method, path, OPERATOR, pinned(), json=body)
+    [entry] = audited(method, path, OPERATOR, pinned(), json=body)
     assert entry == {
         "at": "2027-01-15T08:00:00.000Z", "operation": operation, "backend": "chat", "who": FINGERPRINTS[OPERATOR],
         "with_session": False, "address": "127.0.0.1", "outcome": "done", "status": status, "detail": "",
-        "said": body or {"author": "bob"},
+        "request_summary": body or {"author": "bob"},
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("operation", WRITES)
 @pytest.mark.parametrize(
     ("token", "who", "status"),
-    [(None, "nobody", 401), ("guess", "unknown token", 401), (READER, FINGERPRINTS[READER], 403)],
+    [(None, "anonymous", 401), ("guess", "unknown token", 401), (READER, FINGERPRINTS[READER], 403)],
 )
 def test_a_refused_attempt_is_told_too(operation: str, token: str | None, who: str, status: int) -> None:
     method, path, body, _ = WRITES[operation]
     operator = pinned()
-    [entry] = deeds(method, path, token, operator, json=body)
-    assert (entry["who"], entry["outcome"], entry["status"], entry["said"]) == (who, "refused", status, {})
+    [entry] = audited(method, path, token, operator, json=body)
+    assert (entry["who"], entry["outcome"], entry["status"], entry["request_summary"]) == (who, "refused", status, {})
     assert entry["detail"]
     assert operator.asked == []
 
@@ -86,33 +87,43 @@ def test_a_refused_attempt_is_told_too(operation: str, token: str | None, who: s
     ],
 )
 def test_what_made_no_sense_is_told_too(method: str, path: str, sent: dict[str, Any], status: int) -> None:
-    [entry] = deeds(method, path, OPERATOR, FakeOperator(snapshot()), **sent)
+    [entry] = audited(method, path, OPERATOR, FakeOperator(snapshot()), **sent)
     assert (entry["outcome"], entry["status"], entry["who"]) == ("refused", status, FINGERPRINTS[OPERATOR])
 
 
 def test_a_conflict_is_refused_and_a_crash_has_failed() -> None:
-    [conflict] = deeds("POST", SWEEPS, OPERATOR, FakeOperator(snapshot(), busy=True))
+    [conflict] = audited("POST", SWEEPS, OPERATOR, FakeOperator(snapshot(), busy=True))
     assert (conflict["outcome"], conflict["status"]) == ("refused", 409)
     operator = pinned()
     operator.current = snapshot(ready=False)
-    [early] = deeds("PUT", PIN, OPERATOR, operator, json=BODY)
+    [early] = audited("PUT", PIN, OPERATOR, operator, json=BODY)
     assert (early["outcome"], early["status"]) == ("failed", 503)
+
+
+class BrokenOperator(FakeOperator):
+    async def override(self, backend: str, override: Override) -> bool:
+        raise StoreError("The database is gone.", "Start it.")
+
+
+def test_what_was_asked_for_is_in_the_entry_of_a_change_that_failed() -> None:
+    [entry] = audited("PUT", PIN, OPERATOR, BrokenOperator(snapshot()), json=BODY)
+    assert (entry["outcome"], entry["status"], entry["request_summary"]) == ("failed", 503, BODY)
 
 
 def test_signing_in_and_out_is_told_and_the_token_never() -> None:
     operator = FakeOperator(snapshot())
-    [good] = deeds("POST", "/v1/session", None, operator, json={"token": READER})
+    [good] = audited("POST", "/v1/session", None, operator, json={"token": READER})
     assert (good["operation"], good["who"], good["outcome"]) == ("beginSession", FINGERPRINTS[READER], "done")
-    [bad] = deeds("POST", "/v1/session", None, operator, json={"token": "a-guess-at-it"})
+    [bad] = audited("POST", "/v1/session", None, operator, json={"token": "a-guess-at-it"})
     assert (bad["who"], bad["outcome"], bad["status"]) == ("unknown token", "refused", 401)
     assert READER not in str(good)
     assert "a-guess" not in str(bad)
-    [out] = deeds("DELETE", "/v1/session", None, operator)
+    [out] = audited("DELETE", "/v1/session", None, operator)
     assert out["operation"] == "endSession"
 
 
 def test_reading_leaves_no_entry() -> None:
-    assert deeds("GET", "/v1/backends", READER, FakeOperator(snapshot())) == []
+    assert audited("GET", "/v1/backends", READER, FakeOperator(snapshot())) == []
 
 
 def test_only_operators_read_the_trail() -> None:
@@ -130,13 +141,17 @@ def test_the_line_in_the_log_does_not_depend_on_the_level() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     try:
         with capture_logs() as lines:
-            deeds("POST", SWEEPS, OPERATOR, FakeOperator(snapshot()), json={"reason": "new driver"})
+            audited("POST", SWEEPS, OPERATOR, FakeOperator(snapshot()), json={"reason": "new driver"})
     finally:
         structlog.reset_defaults()
     [line] = lines
     assert line["event"] == "startSweep"
     assert line["logger"] == "calibrator.audit"
-    assert (line["who"], line["outcome"], line["said"]) == (FINGERPRINTS[OPERATOR], "done", {"reason": "new driver"})
+    assert (line["who"], line["outcome"], line["request_summary"]) == (
+        FINGERPRINTS[OPERATOR],
+        "done",
+        {"reason": "new driver"},
+    )
     assert OPERATOR not in str(line)
 
 
@@ -155,6 +170,6 @@ def test_the_trail_keeps_the_last_ones_newest_first_and_strangers_push_nothing_o
 
     with capture_logs():
         entries = run_virtual(scenario()).json()["entries"]
-    assert {entry["who"] for entry in entries[:KEPT]} == {"nobody"}
-    told = [entry["said"]["reason"] for entry in entries[KEPT:]]
+    assert {entry["who"] for entry in entries[:KEPT]} == {"anonymous"}
+    told = [entry["request_summary"]["reason"] for entry in entries[KEPT:]]
     assert (len(told), told[0], told[-1]) == (KEPT, f"number {KEPT + 9}", "number 10")

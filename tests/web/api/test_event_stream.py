@@ -114,7 +114,7 @@ def test_in_silence_the_stream_beats_with_the_servers_clock() -> None:
         reader = Reader(app_of(FakeOperator(snapshot(fallback()))))
         reader.start()
         await asyncio.sleep(35.0)
-        beats = [data["at"] for kind, data in reader.events() if kind == "beat"]
+        beats = [data["at"] for kind, data in reader.events() if kind == "heartbeat"]
         assert len(beats) == 3
         assert beats == sorted(set(beats))
         await reader.end()
@@ -163,7 +163,7 @@ def test_streams_end_as_the_service_stops() -> None:
         await asyncio.sleep(5.0)
         assert not any(reader.is_whole for reader in readers)
         stopping.set()
-        await asyncio.sleep(events.LOOK_S + 0.1)
+        await asyncio.sleep(events.REFRESH_S + 0.1)
         assert all(reader.is_whole for reader in readers)
         assert all(reader.task is not None and reader.task.done() for reader in readers)
 
@@ -179,10 +179,10 @@ def test_a_reader_that_sleeps_is_dropped() -> None:
         reader.is_asleep = True
         operator.put(calibrated(organic_in_flight=1.0))
         with capture_logs() as logs:
-            await asyncio.sleep(events.SLOW_S + 3.0)
+            await asyncio.sleep(events.STALLED_S + 3.0)
         assert reader.task is not None
         assert reader.task.done()
-        assert [line["event"] for line in logs] == ["event stream dropped: its client reads nothing"]
+        assert [line["after_s"] for line in logs] == [events.STALLED_S]
 
     run_virtual(scenario())
 
@@ -190,7 +190,7 @@ def test_a_reader_that_sleeps_is_dropped() -> None:
 def test_more_streams_than_allowed_are_refused_and_a_place_becomes_free_again() -> None:
     async def scenario() -> None:
         app = app_of(FakeOperator(snapshot(fallback())))
-        readers = [Reader(app) for _ in range(events.MOST_STREAMS)]
+        readers = [Reader(app) for _ in range(events.MAX_STREAMS)]
         for reader in readers:
             reader.start()
         await asyncio.sleep(0.1)

@@ -23,7 +23,7 @@ def guarded() -> BackendView:
         before_cut=CapBeforeCut(37, 37, State.CALIBRATED, EPOCH_S - 60.0),
     )
     trips = {reason.value: 0 for reason in GuardReason} | {"latency": 2}
-    guard = GuardView(True, {view.objectives[0]: 0.5}, trips, "latency", EPOCH_S - 30.0)
+    guard = GuardView(True, {str(view.objectives[0]): 0.5}, trips, "latency", EPOCH_S - 30.0)
     return replace(view, recommendation=published, guard=guard)
 
 

@@ -223,6 +223,6 @@ def test_a_stream_ends_with_the_token_that_opened_it() -> None:
         assert stream.done()
         answer = await stream
         assert answer.status_code == 200
-        assert "event: beat" in answer.text
+        assert "event: heartbeat" in answer.text
 
     site.play(scenario)

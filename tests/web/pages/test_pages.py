@@ -44,7 +44,7 @@ from calibrator.core.records.sweep import Grade, Verdict, VerdictKind
 from calibrator.errors import StoreError
 from calibrator.ports.sharing import Poller
 from calibrator.web.pages.assets import ASSETS
-from calibrator.web.pages.history import Change, history_svg
+from calibrator.web.pages.history import HistoryRow, history_svg
 
 VOID = {"meta", "link", "br", "input"}
 BROWSER = {"Accept": "text/html"}
@@ -55,6 +55,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        self.source = text
         self.open: list[str] = []
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
@@ -79,6 +80,11 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+    def marked(self, attribute: str) -> dict[str, str]:
+        """Text of the elements that have this attribute, by its value, in order."""
+        found = re.findall(rf'<(\w+)[^>]* {attribute}="([^"]*)"[^>]*>(.*?)</\1>', self.source, re.DOTALL)
+        return {value: " " + " ".join(re.sub(r"<[^>]*>", " ", inner).split()) + " " for _, value, inner in found}
 
     @property
     def text(self) -> str:
@@ -133,12 +139,12 @@ def test_the_page_of_a_backend_shows_the_evidence_in_tables() -> None:
     for words in (
         "32 120 1 100 ms 200 ms",  # a level of the curve: in flight, requests, over, P50, P90
         "exceeded enough passes",
-        "41 at once 123 9 100 ms 200 ms",  # the burst
+        "burst of 41 123 9 100 ms 200 ms",
         "envoy-1 20 20 1.5 s ago 5 s",
-        "envoy-2 waits 17 200 ms ago",
+        "envoy-2 waiting 17 200 ms ago",
         "http://a/v1 ready 12 vllm 0.9",
         "30 → 37",
-        "That is 30 requests/s, 90,000 output tokens/min",
+        "30 requests/s, 90,000 output tokens/min",
     ):
         assert words in read.text, words
     assert ("href", "/v1/backends/chat/sweeps/sweep-6/report") in read.attributes
@@ -155,34 +161,30 @@ def test_every_chart_has_a_table_and_words_for_who_cannot_see_it() -> None:
 
 
 def test_what_is_unknown_says_so() -> None:
-    text = of_backend(fallback()).text
-    for words in (
-        "the headroom", "Nothing was measured yet.", "not measured", "Measured never", "None was found yet.",
-        "Nobody polls this cap",
-    ):  # fmt: skip
-        assert words in text, words
+    page = of_backend(fallback())
+    assert list(page.marked("data-empty")) == ["headroom", "curve", "gateways", "replicas"]
+    assert "Measured never" in page.text
 
 
 def test_a_running_sweep_is_shown_level_by_level() -> None:
     view = calibrated(progress=replace(running(), sweep_id="sweep-7"), next_sweep_at=None)
     under_way = record("sweep-7", outcome=None, ended_at=None, grade=None, capacity=None, reason="")
-    text = of_backend(view, FakeOperator(snapshot(view), records=(under_way,))).text
-    assert "64 in flight, screen ; 2 of 50 over the SLA" in text
-    assert "Under way." in text
-    assert "32 120 1" in text
-    assert "a sweep is running; its end may change the cap" in text
+    page = of_backend(view, FakeOperator(snapshot(view), records=(under_way,)))
+    values = page.marked("data-value")
+    assert [values[name].strip() for name in ("level", "phase", "over", "n")] == ["64", "screen", "2", "50"]
+    assert "data-running" in [name for name, _ in page.attributes]
+    assert "32 120 1" in page.text
+    assert list(page.marked("data-next")) == ["sweep_ends"]
 
 
 def test_a_sweep_that_waits_for_its_turn_comes_next() -> None:
-    assert (
-        "a sweep starts as soon as its engines are free (after the upgrade)"
-        in overview(calibrated(queued="after the upgrade")).text
-    )
+    upcoming = overview(calibrated(queued="after the upgrade")).marked("data-next")
+    assert list(upcoming) == ["queued"]
+    assert "after the upgrade" in upcoming["queued"]
 
 
 def test_no_backends_is_a_page_too() -> None:
-    text = Reader(get("/", replace(snapshot(), backends={})).text).text
-    assert "No backend is configured." in text
+    assert list(Reader(get("/", replace(snapshot(), backends={})).text).marked("data-empty")) == ["backends"]
 
 
 def test_two_hundred_backends_are_one_page_and_a_filter_finds_among_them() -> None:
@@ -190,70 +192,64 @@ def test_two_hundred_backends_are_one_page_and_a_filter_finds_among_them() -> No
     views.append(calibrated("odd", health=Health.ERROR, health_reason="the model is gone"))
     assert overview(*views).tags.count("article") == 200
     assert overview(*views, query="?q=chat-19").tags.count("article") == 10
-    found = overview(*views, query="?show=look")
+    found = overview(*views, query="?show=attention")
     assert found.tags.count("article") == 1
-    assert "200 backends, 1 needs a look" in found.text
-    assert "No backend fits." in overview(*views, query="?q=nope").text
+    assert "200 backends, 1 needs attention" in found.text
+    assert list(overview(*views, query="?q=nope").marked("data-empty")) == ["matches"]
 
 
 # --------------------------------------------------------------------------------------------------------------- flags
 PIN = Override(5, "incident 7", "Ann", EPOCH_S - 60.0, EPOCH_S + 600.0)
 BASE = calibrated()
 PUBLISHED = BASE.recommendation
-FLAGGED = {
-    "an error": (calibrated(health=Health.ERROR, health_reason="the model is gone"), "Error : the model is gone"),
-    "silence": (calibrated(up=False), "Not answering : the engine does not answer"),
-    "observing": (calibrated(health=Health.OBSERVE), "Observing : no probes are sent"),
-    "no replica": (calibrated(ready_replicas=0), "No replica ready : the last cap stays in force"),
-    "discovery": (calibrated(discovery_problem="no such name"), "Replicas : may be out of date: no such name"),
-    "metrics": (calibrated(metrics_problem="refused; open it"), "Engine metrics : refused; open it"),
-    "staleness": (calibrated(recommendation=replace(PUBLISHED, valid_until=EPOCH_S - 7200.0)), "Stale 2 h ago"),
-    "a pin": (
-        calibrated(
-            override=PIN, underlying=PUBLISHED, recommendation=replace(PUBLISHED, cap=5, state=State.OVERRIDDEN)
-        ),
-        "Pinned 60 s ago : to 5 by Ann: incident 7; without the pin it would be 37 (ends in 10 min )",
+OVERRIDDEN = replace(PUBLISHED, cap=5, state=State.OVERRIDDEN)
+CUT = CapBeforeCut(37, 37, State.CALIBRATED, EPOCH_S - 300.0)
+OUT_OF_REACH = replace(fallback().recommendation, grade=Grade.INFEASIBLE)
+DEFERRED = Deferral(DeferralReason.WINDOW, "no window is open", EPOCH_S + 7200.0)
+FLAGGED: dict[str, tuple[BackendView, tuple[str, ...]]] = {  # by code: (view, values that the flag shows)
+    "error": (calibrated(health=Health.ERROR, health_reason="the model is gone"), ("the model is gone",)),
+    "down": (calibrated(up=False), ()),
+    "observe": (calibrated(health=Health.OBSERVE), ()),
+    "no_replica": (calibrated(ready_replicas=0), ()),
+    "discovery": (calibrated(discovery_problem="no such name"), ("no such name",)),
+    "metrics": (calibrated(metrics_problem="refused; open it"), ("refused; open it",)),
+    "stale": (calibrated(recommendation=replace(PUBLISHED, valid_until=EPOCH_S - 7200.0)), ("2 h ago",)),
+    "overridden": (
+        calibrated(override=PIN, underlying=PUBLISHED, recommendation=OVERRIDDEN),
+        ("60 s ago", " 5 ", "Ann", "incident 7", " 37", "in 10 min"),
     ),
-    "the guard": (
-        calibrated(
-            recommendation=replace(
-                PUBLISHED, cap=30, state=State.GUARDED, before_cut=CapBeforeCut(37, 37, State.CALIBRATED, EPOCH_S -
-                300.0)
-            )
-        ),
-        "Guarded 5 min ago : live users broke the SLA, so the cap was lowered from 37",
+    "guarded": (
+        calibrated(recommendation=replace(PUBLISHED, cap=30, state=State.GUARDED, before_cut=CUT)),
+        ("5 min ago", " 37"),
     ),
-    "a breach": (
-        calibrated(guard=GuardView(True, {}, {}, "latency", EPOCH_S - 300.0)),
-        "SLA broken 5 min ago : live users see it broken (latency)",
-    ),
-    "infeasible": (
-        fallback(recommendation=replace(fallback().recommendation, grade=Grade.INFEASIBLE)),
-        "SLA out of reach : even the lowest level breaks it",
-    ),
-    "the shadow": (calibrated(shadow=fallback().recommendation), "Shadow : gateways are told 8"),
-    "room for probes": (calibrated(progress=running(), reserved_for_probes=7), "Sweeping : gateways are told 30"),
-    "too many": (calibrated(gateway_clients_over_cap=3), "Too many gateways : 3 more pollers"),
-    "held back": (
-        calibrated(deferred=Deferral(DeferralReason.WINDOW, "no window is open", EPOCH_S + 7200.0)),
-        "Sweep held back : no window is open (ends in 2 h )",
-    ),
-    "doubt": (BASE, "Doubt : no server metrics"),
-    "traffic": (calibrated(traffic_note="prompts are longer"), "Traffic : prompts are longer"),
-    "sharing": (calibrated(measured_by="other"), "Shared engines : measured together with 'other'"),
-}  # fmt: skip
+    "breach": (calibrated(guard=GuardView(True, {}, {}, "latency", EPOCH_S - 300.0)), ("5 min ago", "latency")),
+    "infeasible": (fallback(recommendation=OUT_OF_REACH), ()),
+    "fallback": (fallback(), ()),
+    "shadow": (calibrated(shadow=fallback().recommendation), (" 8",)),
+    "sweeping": (calibrated(progress=running(), reserved_for_probes=7), (" 30",)),
+    "gateways_over_cap": (calibrated(gateway_clients_over_cap=3), (" 3 ",)),
+    "deferred": (calibrated(deferred=DEFERRED), ("no window is open", "in 2 h")),
+    "warning": (BASE, ("no server metrics",)),
+    "traffic": (calibrated(traffic_note="prompts are longer"), ("prompts are longer",)),
+    "shared_engines": (calibrated(measured_by="other"), ("other",)),
+}
 
 
-@pytest.mark.parametrize("flag", FLAGGED)
-def test_whatever_is_not_as_usual_is_told_in_words(flag: str) -> None:
-    view, words = FLAGGED[flag]
-    assert words in of_backend(view).text
+@pytest.mark.parametrize("code", FLAGGED)
+def test_each_unusual_condition_has_a_flag_with_its_values(code: str) -> None:
+    view, values = FLAGGED[code]
+    flags = of_backend(view).marked("data-flag")
+    assert code in flags
+    assert [value for value in values if value not in flags[code]] == []
 
 
-def test_the_worst_comes_first() -> None:
+def test_a_usual_backend_has_no_flag_but_its_warnings() -> None:
+    assert list(of_backend(calibrated()).marked("data-flag")) == ["warning"]
+
+
+def test_the_most_severe_flag_comes_first() -> None:
     view = calibrated(health=Health.ERROR, health_reason="gone", metrics_problem="refused", traffic_note="longer")
-    text = overview(view).text
-    assert text.index("Error") < text.index("Engine metrics") < text.index("Doubt")
+    assert list(overview(view).marked("data-flag")) == ["error", "metrics", "warning"]
 
 
 # ------------------------------------------------------------------------------------------------------------- history
@@ -274,25 +270,26 @@ def test_the_history_tells_guard_replicas_and_sweeps_that_changed_nothing() -> N
     )
     pins = (Override(5, "incident 7", "Ann", EPOCH_S - 60.0, EPOCH_S - 30.0),)
     operator = FakeOperator(snapshot(), records=(record(), other), published=published, past_pins=pins)
-    text = of_backend(calibrated(), operator).text
-    unchanged = "calibrated, the cap stayed: nothing new (swept because of drift: longer prompts) report"
-    pinned, ended = "5 pin pinned by Ann: incident 7", "pin the pin of Ann ended"
-    for words in ("30 → 60 replicas 1 to 2 replicas counted", "30 → 24 guard ttft", unchanged, pinned, ended):
-        assert words in text, words
+    page = of_backend(calibrated(), operator)
+    kinds = [value for name, value in page.attributes if name == "data-kind"]
+    assert kinds == ["override", "override", "replicas", "drift", "guard", "guard", "sweep"]
+    for values in ("30 → 60", "1 to 2", "30 → 24", "nothing new", "longer prompts", "Ann: incident 7"):
+        assert values in page.text, values
 
 
 def test_the_trend_is_drawn_from_what_was_published() -> None:
     trend = (CapPoint(EPOCH_S - 100.0, 8, State.FALLBACK), CapPoint(EPOCH_S - 50.0, 37, State.CALIBRATED))
     text = get("/", snapshot(calibrated(trend=trend))).text
-    assert 'aria-label="cap of late: 8 to 37, lowest 8, highest 37"' in text
+    [label] = re.findall(r'<svg class="spark"[^>]* aria-label="([^"]*)"', text)
+    assert re.findall(r"\d+", label) == ["8", "37", "8", "37"]
     assert "V3.0" in text  # up to the upper edge
 
 
 def test_a_store_that_fails_costs_the_history_and_nothing_else() -> None:
     operator = FakeOperator(snapshot(), failure=StoreError("The disk is full.", "Free some space."))
-    text = of_backend(calibrated(), operator).text
-    assert "The history cannot be read now. The disk is full. Free some space." in text
-    assert "12 in flight, 25 free" in text
+    page = of_backend(calibrated(), operator)
+    assert "The disk is full. Free some space." in page.marked("data-problem")["history"]
+    assert "12 in flight, 25 free" in page.text
     assert "12 in flight, 25 free" in overview(calibrated()).text
 
 
@@ -384,9 +381,9 @@ def test_the_style_sheet_colours_every_state_and_verdict() -> None:
 
 def test_a_mark_of_what_changed_nothing_stands_at_the_cap_in_force() -> None:
     rows = [
-        Change("2027-01-15T03:00:00Z", "sweep", "raised", 40, 20, number=3),
-        Change("2027-01-15T02:00:00Z", "sweep", "the cap stayed", number=2),
-        Change("2027-01-15T01:00:00Z", "sweep", "first", 20, number=1),
+        HistoryRow("2027-01-15T03:00:00Z", "sweep", "raised", 40, 20, number=3),
+        HistoryRow("2027-01-15T02:00:00Z", "sweep", "the cap stayed", number=2),
+        HistoryRow("2027-01-15T01:00:00Z", "sweep", "first", 20, number=1),
     ]
     newest, unchanged, first = re.findall(r'<circle [^>]*cy="([\d.]+)"', history_svg(rows, EPOCH_S))
     assert unchanged == first != newest

@@ -14,7 +14,7 @@ from support.web_fakes import EPOCH_S, FakeOperator, app_of, calibrated, client_
 
 from calibrator.core.publish.snapshot import Override, Rates, State
 from calibrator.ports.sharing import Poll
-from calibrator.web.poll.cap import LOOK_S, matches
+from calibrator.web.poll.cap import CHECK_S, matches
 
 CAP = "/v1/backends/chat/cap"
 
@@ -308,7 +308,7 @@ def test_going_stale_ends_a_long_poll() -> None:
             await asyncio.sleep(90.0)
             response = await client.get(f"{CAP}?wait=60", headers={"If-None-Match": '"37-37-12-calibrated.0"'})
             assert response.json()["state"] == State.STALE
-            assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=LOOK_S)
+            assert asyncio.get_running_loop().time() == pytest.approx(100.0, abs=CHECK_S)
 
     run_virtual(scenario())
 
@@ -386,7 +386,7 @@ def test_a_client_that_leaves_a_long_poll_is_not_asked_for_any_longer() -> None:
             {"type": "http", "method": "GET", "path": CAP, "raw_path": CAP.encode(), "root_path": "", **query},
             receive, send,
         )  # fmt: skip
-        assert asyncio.get_running_loop().time() <= 7.0 + LOOK_S
+        assert asyncio.get_running_loop().time() <= 7.0 + CHECK_S
         assert len(operator.asked_polls) <= 1 + 3
 
     run_virtual(scenario())

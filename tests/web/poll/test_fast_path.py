@@ -14,7 +14,8 @@ from support.virtual_time import run_virtual
 from support.web_fakes import FakeOperator, app_of, client_of, snapshot
 
 from calibrator.client.follower import Follower
-from calibrator.ports.sharing import Poll
+from calibrator.errors import StoreError
+from calibrator.ports.sharing import Poll, Share
 from calibrator.web.http.requests import parsed_query
 from calibrator.web.poll.fast_path import plain_poll, plain_request
 from calibrator.web.wire.backends import CapQuery
@@ -117,6 +118,40 @@ def test_both_ways_answer_alike(path: str, given_: dict[str, str | None], header
 
     short, ordinary = run_virtual(answers())
     assert short == ordinary
+
+
+class BrokenOperator(FakeOperator):
+    """Raises whatever a test gives it."""
+
+    error: Exception = RuntimeError("a defect")
+
+    def poll(self, backend: str, poll: Poll) -> Share:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("a defect"), 500), (StoreError("The database is gone.", "Start it."), 503)]
+)
+def test_both_ways_fail_alike(error: Exception, status: int) -> None:
+    async def scenario() -> list[tuple[int, bytes, list[tuple[bytes, bytes]]]]:
+        operator = BrokenOperator(snapshot())
+        operator.error = error
+        async with client_of(app_of(operator), raises=False) as client:
+            found = [await client.get(f"{PATH}?{query}") for query in (SHORT, ORDINARY)]
+        return [(answer.status_code, answer.content, answer.headers.raw) for answer in found]
+
+    short, ordinary = run_virtual(scenario())
+    assert short == ordinary
+    assert short[0] == status
+
+
+def test_a_defect_reaches_the_server_and_its_log() -> None:
+    async def scenario() -> None:
+        async with client_of(app_of(BrokenOperator(snapshot())), raises=True) as client:
+            await client.get(f"{PATH}?{SHORT}")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_virtual(scenario())
 
 
 def test_ten_polls_a_second_of_one_client_are_ten_answers_and_one_sharer() -> None:

