@@ -3,7 +3,7 @@
 Fed with every scrape of the swept replica and with our own requests' events; what is live is what the engine counts and
 we did not cause:
 
-    organic(t)   = in flight by the gauge - the most probes of the last `GAUGE_LAG_S`     (gauges lag)
+    organic(t)   = in flight by the gauge - the most probes of the last `LAG_S`           (`core.live.organic_load`)
     live(t)      = engine's counter since the sweep began - ours, taken as its running maximum
 
 Ours is counted on the high side (a probe in flight for longer than the bound counts as beyond it before the engine can
@@ -19,7 +19,7 @@ user, whichever side notices first.
 | probe_failures | likewise; refusals are not among them where the engine's counter shows those of users |
 | kv_usage | the gauge passes its bound while live requests are in flight |
 | prefix_hits | live hit ratio over `PREFIX_WINDOW_S` falls by that share below the engine's own before the sweep |
-| restart | the engine's start time changes or, where it tells none, a counter falls |
+| restart | the engine restarts (`core.records.server_load.has_restarted`) |
 | blind | no scrape for that long although live requests were in flight |
 
 S is Page's CUSUM with the upper end p1 of the indifference zone (`core.search.verdict.zone`) as its reference: traffic
@@ -40,13 +40,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from calibrator.core.live.organic_load import LAG_S, OwnLoad, live_beside
 from calibrator.core.records.harm import Abort, AbortLimits, AbortReason, Harm
 from calibrator.core.records.objective import Metric, Objective
 from calibrator.core.records.sample import Sample
-from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.records.server_load import Histogram, ServerLoad, has_restarted
 from calibrator.core.search.verdict import zone
 
-GAUGE_LAG_S = 3.0
 LIVE_HOLDS_S = 5.0  # after the last scrape that showed a live request
 PREFIX_WINDOW_S = 30.0
 PREFIX_TOKENS_LEAST = 5_000.0  # live prompt tokens, before the sweep and in the window, to speak of a ratio
@@ -133,7 +133,7 @@ class AbortWatch:
         self._first: ServerLoad | None = None
         self._last: ServerLoad | None = None
         self._last_s = 0.0
-        self._probes: deque[tuple[float, int]] = deque()
+        self._ours = OwnLoad()
         self._live_until_s = -1.0
         self._most_organic = 0
         self._own_failures = 0
@@ -149,6 +149,10 @@ class AbortWatch:
         self.overload: list[tuple[float, float]] = []  # spells in which live requests exceeded a limit too often
 
     # ------------------------------------------------------------------------------------------- our requests
+    def ours(self, at_s: float, in_flight: int) -> None:
+        """Between two scrapes, so that a peak of probes which the gauge still shows is not taken for users."""
+        self._ours = self._ours.after(at_s, in_flight)
+
     def started(self, request_id: int, started_s: float) -> None:
         for line in self._lines:
             line.open[request_id] = started_s
@@ -166,15 +170,17 @@ class AbortWatch:
         self._prefix.ended(sample)
 
     # ------------------------------------------------------------------------------------------------ scrapes
-    def look(self, now_s: float, load: ServerLoad | None, probes: int) -> Abort | None:
-        """One scrape; `probes`: ours in flight. None: the sweep may go on."""
+    def look(self, now_s: float, load: ServerLoad | None, probes: int, asked_s: float | None = None) -> Abort | None:
+        """One scrape, begun at `asked_s`; `probes`: ours in flight. None: the sweep may go on."""
         if load is None:
             return self._blind(now_s)
         before, since_s = self._last, self._last_s
         self._first, self._last, self._last_s = self._first or load, load, now_s
-        if before is not None and _restarted(load, before):
+        if before is not None and has_restarted(before, load):
             return Abort(AbortReason.RESTART, "the engine restarted, or another one answers at its address")
-        is_live = self._sees_live(now_s, load, probes) and any(count for _, count in self._probes)
+        self._ours = self._ours.after(now_s, probes)
+        most = self._ours.between((now_s if asked_s is None else asked_s) - LAG_S, now_s)[1]
+        is_live = self._sees_live(now_s, load, most) and most > 0
         counted = self._answered
         hurts = [self._look_at(line, now_s, load, is_live=is_live) for line in self._lines]
         if any(hurts) and before is not None:
@@ -183,12 +189,9 @@ class AbortWatch:
         self._prefix.look(now_s, load, probes)
         return self._judge(load) if is_live else None
 
-    def _sees_live(self, now_s: float, load: ServerLoad, probes: int) -> bool:
-        self._probes.append((now_s, probes))
-        while self._probes[0][0] < now_s - GAUGE_LAG_S:
-            self._probes.popleft()
+    def _sees_live(self, now_s: float, load: ServerLoad, most: int) -> bool:
         in_flight = load.in_flight_requests
-        organic = 0.0 if in_flight is None else in_flight - max(count for _, count in self._probes)
+        organic = 0.0 if in_flight is None else live_beside(in_flight, most)
         if organic >= 1.0:
             self._live_until_s = now_s + LIVE_HOLDS_S
             self._most_organic = max(self._most_organic, int(organic))
@@ -322,14 +325,3 @@ class _PrefixWatch:
 
 def _reaches(count: float, limit: int | None) -> bool:
     return limit is not None and count >= limit
-
-
-def _restarted(now: ServerLoad, before: ServerLoad) -> bool:
-    if now.process_start is not None and before.process_start is not None:
-        return now.process_start != before.process_start
-    pairs = (
-        (now.finished_total, before.finished_total),
-        (now.output_tokens_total, before.output_tokens_total),
-        (now.preemptions_total, before.preemptions_total),
-    )
-    return any(new is not None and old is not None and new < old for new, old in pairs)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.records.sweep import LevelReport
 
 RESIDENCE_MEMORY_S = 600.0
@@ -56,7 +56,9 @@ class Silence:
     def after(self, load: ServerLoad | None, at_s: float) -> Silence:
         if load is None or not load.running_requests or not _work(load):
             return Silence(page=load)
-        if self.since_s is None or self.page is None or _work(load) != _work(self.page):
+        if self.since_s is None or self.page is None or has_restarted(self.page, load):
+            return Silence(at_s, load)
+        if _work(load) != _work(self.page):
             return Silence(at_s, load)
         return Silence(self.since_s, load, self.changes + (load != self.page))
 

@@ -48,8 +48,50 @@ PROBE_FLOOR = 1
 MEMORY_S = 20.0
 ROUNDING = 1e-9
 POLL_S = 0.1  # our own events come so late
-BLIND_LOOKS = 5  # scrapes in a row that show fewer requests than ours alone
+KEPT_S = 2.0 * LAG_S  # of our own count: a lag, and a scrape that takes as long
+BLIND_SCRAPES = 5  # in a row that do not count our requests
 FEWER_RATIO = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLoad:
+    """Our own requests in flight over the last `KEPT_S`: (since when, how many), oldest first."""
+
+    counts: tuple[tuple[float, int], ...] = ()
+
+    def after(self, at_s: float, in_flight: int) -> OwnLoad:
+        counts = (*self.counts, (at_s, in_flight))
+        first = 0
+        while first + 1 < len(counts) and counts[first + 1][0] <= at_s - KEPT_S:
+            first += 1
+        return OwnLoad(counts[first:])
+
+    def between(self, since_s: float, until_s: float) -> tuple[int, int]:
+        """Fewest and most; the count in force at the beginning is one of them, and before the first it was 0."""
+        found = [0]
+        for at_s, count in self.counts:
+            if at_s <= since_s:
+                found = [count]
+            elif at_s <= until_s + POLL_S:
+                found.append(count)
+        return min(found), max(found)
+
+
+def live_beside(gauge: float, ours: int) -> float:
+    """Live requests among those on the gauge, if it counts `ours` of ours.
+
+    With the most that it may count (`OwnLoad.between` over `LAG_S`) this is what users hold for certain; with the
+    fewest, what they may hold at most.
+    """
+    return max(0.0, gauge - ours)
+
+
+def lacks_ours(gauge: float, fewest: int) -> bool:
+    """Whether a gauge shows too few requests to count even the fewest that ours can have been (`OwnLoad.between`).
+
+    `BLIND_SCRAPES` of these in a row mean that the page is not that of the engine under load.
+    """
+    return gauge < FEWER_RATIO * fewest - 1.0
 
 
 @dataclass(slots=True)
@@ -74,28 +116,26 @@ class OrganicWatch:
     doubt_s: float = math.inf  # at the last scrape: samples that started since then belong to no known level
     doubt: float = 0.0  # by how much the organic load changed then
     is_blind: bool = False  # the gauges do not count our requests
-    _ours: deque[tuple[float, int]] = field(default_factory=deque)
+    _ours: OwnLoad = field(default_factory=OwnLoad)
     _seen: deque[tuple[float, float]] = field(default_factory=deque)
     _seen_s: float = -math.inf
     _fewer: int = 0
     _series: list[_Series] = field(default_factory=lambda: [_Series(lag_s) for lag_s in LAGS_S])
 
     def ours(self, at_s: float, in_flight: int) -> None:
-        self._ours.append((at_s, in_flight))
-        while len(self._ours) > 1 and self._ours[1][0] <= at_s - 2.0 * LAG_S:
-            self._ours.popleft()
+        self._ours = self._ours.after(at_s, in_flight)
 
     def saw(self, asked_s: float, answered_s: float, in_flight: float) -> None:
         """A scrape that lasted from `asked_s` to `answered_s`."""
-        self._check(in_flight, self._range(asked_s - LAG_S, answered_s)[0])
+        self._check(in_flight, self._ours.between(asked_s - LAG_S, answered_s)[0])
         lags_s = self._possible_lags(asked_s, in_flight)
-        ranges = [self._range(asked_s - lag_s, answered_s - lag_s) for lag_s in lags_s]
+        ranges = [self._ours.between(asked_s - lag_s, answered_s - lag_s) for lag_s in lags_s]
         fewest, most = min(fewest for fewest, _ in ranges), max(most for _, most in ranges)
         self.looks += 1
         if self.is_blind:
             self.estimate, self.doubt = None, 0.0
             return
-        low, high = max(0.0, in_flight - most), max(0.0, in_flight - fewest)
+        low, high = live_beside(in_flight, most), live_beside(in_flight, fewest)
         before = self.estimate
         self.estimate = high if before is None else min(max(before, low), high)
         self.doubt = 0.0 if before is None else abs(self.estimate - before)
@@ -116,23 +156,13 @@ class OrganicWatch:
         """Ascending; at least one."""
         for series in self._series:
             then_s = asked_s - series.lag_s
-            series.add(in_flight - self._range(then_s, then_s)[1])
+            series.add(in_flight - self._ours.between(then_s, then_s)[1])
         least = min(series.moved for series in self._series)
         return [series.lag_s for series in self._series if series.moved <= least + TIE]
 
-    def _range(self, since_s: float, until_s: float) -> tuple[int, int]:
-        """Fewest and most of ours; what was in force at the beginning counts."""
-        counts = [0]
-        for at_s, count in self._ours:
-            if at_s <= since_s:
-                counts = [count]
-            elif at_s <= until_s + POLL_S:
-                counts.append(count)
-        return min(counts), max(counts)
-
     def _check(self, in_flight: float, fewest: int) -> None:
-        self._fewer = self._fewer + 1 if in_flight < FEWER_RATIO * fewest - 1.0 else 0
-        self.is_blind = self.is_blind or self._fewer >= BLIND_LOOKS
+        self._fewer = self._fewer + 1 if lacks_ours(in_flight, fewest) else 0
+        self.is_blind = self.is_blind or self._fewer >= BLIND_SCRAPES
 
 
 def band(level: int) -> float:

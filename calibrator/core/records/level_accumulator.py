@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calibrator.core.records.history import Audit, Evidence, RampCount
-from calibrator.core.records.objective import Objective
+from calibrator.core.records.objective import Objective, decide_final
 from calibrator.core.records.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.server_load import ServerLoadPeak
 from calibrator.core.records.sweep import LevelReport, Verdict
@@ -320,15 +320,9 @@ def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcom
         return RequestOutcome.INVALID
     if sample.failure is not None:
         return RequestOutcome.FAILED
-    if sample.cancelled:
-        return RequestOutcome.CANCELLED
-    for objective in objectives:
-        if not objective.applies_to(sample.wanted_prompt_tokens):
-            continue
-        value = sample.latency_s(objective.metric, objective.quantile)
-        if value is not None and value > objective.limit_s:
-            return RequestOutcome.VIOLATION
-    return RequestOutcome.OK
+    if any(decide_final(objective, sample) for objective in objectives):
+        return RequestOutcome.VIOLATION
+    return RequestOutcome.CANCELLED if sample.cancelled else RequestOutcome.OK
 
 
 def upper_quantile(values: Sequence[float], limit_s: float) -> float | None:

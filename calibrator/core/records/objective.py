@@ -13,8 +13,11 @@ When a bit is decided (DESIGN section 2: dropping what has not finished would fa
 | e2e | limit passed and not ended; failed | at the end, if in time |
 | itl, tpot | at the end, if above the limit; failed | at the end |
 
-A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was a
-violation already; elsewhere it says nothing (`None` for ever).
+A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was decided
+already; elsewhere it says nothing (`None` for ever).
+
+`decide_live` and `decide_final` are the only places that tell a violation from a pass: bits, request outcomes and
+bursts all follow them.
 """
 
 from __future__ import annotations
@@ -133,21 +136,26 @@ def _against(limit_s: float, started_s: float, event_s: float | None, now_s: flo
 
 
 def decide_final(objective: Objective, sample: Sample) -> bool | None:
-    """Violation bit of an ended request. None: it says nothing (cancelled in time, or a mistake of ours)."""
-    if sample.is_invalid:
+    """Violation bit of an ended request. None: it says nothing (out of scope, cancelled in time, a mistake of ours)."""
+    if sample.is_invalid or not objective.applies_to(sample.wanted_prompt_tokens):
         return None
-    latency_s = sample.latency_s(objective.metric, objective.quantile)
-    if latency_s is not None and latency_s > objective.limit_s:
-        return True
     if sample.failure is not None:
         return True
     if sample.cancelled:
-        waited_out = objective.metric in (Metric.TTFT, Metric.TTFC, Metric.E2E) and latency_s is None
-        if waited_out and sample.duration_s > objective.limit_s:
-            return True
-        return False if latency_s is not None else None
+        return _cancelled(objective, sample)
+    latency_s = sample.latency_s(objective.metric, objective.quantile)
     # A completed request without the metric (one token has no gaps; tool calls have no content) met the promise.
-    return False
+    return latency_s is not None and latency_s > objective.limit_s
+
+
+def _cancelled(objective: Objective, sample: Sample) -> bool | None:
+    """As it stood at that moment: `itl` and `tpot` are decided at the end only."""
+    if objective.metric in (Metric.ITL, Metric.TPOT):
+        return None
+    latency_s = sample.latency_s(objective.metric)
+    if latency_s is not None:
+        return latency_s > objective.limit_s
+    return True if sample.duration_s > objective.limit_s else None
 
 
 def decided_at_s(objective: Objective, sample: Sample) -> float:

@@ -63,6 +63,39 @@ class ServerLoad:
         return self.running_requests + (self.waiting_requests or 0.0)
 
 
+COUNTERS = (
+    "preemptions_total",
+    "finished_total",
+    "refused_total",
+    "prompt_tokens_total",
+    "output_tokens_total",
+    "prefix_queried_tokens_total",
+    "prefix_hit_tokens_total",
+)
+HISTOGRAMS = ("ttft_s", "e2e_s", "tpot_s", "prompt_tokens", "output_tokens")
+
+
+def has_restarted(before: ServerLoad, now: ServerLoad) -> bool:
+    """Whether another engine process answered the later of two scrapes of one replica.
+
+    A counter that fell is one sign, a start time that changed or vanished the other. A start time that appears, or a
+    counter that one of the scrapes lacks, is none.
+    """
+    if before.process_start is not None and now.process_start != before.process_start:
+        return True
+    return any(
+        earlier is not None and later is not None and later < earlier
+        for earlier, later in zip(_totals(before), _totals(now), strict=True)
+    )
+
+
+def _totals(load: ServerLoad) -> tuple[float | None, ...]:
+    """Everything on the page that only grows while the process lives."""
+    counters: list[float | None] = [getattr(load, name) for name in COUNTERS]
+    histograms: list[Histogram | None] = [getattr(load, name) for name in HISTOGRAMS]
+    return (*counters, *(None if one is None else one.total for one in histograms))
+
+
 @dataclass(frozen=True, slots=True)
 class ServerLoadPeak:
     """Worst of the scrapes seen during a stage; what was never seen is None."""

@@ -46,10 +46,7 @@ class BurstBits:
 
 
 def burst_bits(objectives: Sequence[Objective], samples: Sequence[Sample]) -> BurstBits:
-    bits = [
-        [decide_final(one, sample) for sample in samples if one.applies_to(sample.wanted_prompt_tokens)]
-        for one in objectives
-    ]
+    bits = [[decide_final(objective, sample) for sample in samples] for objective in objectives]
     return BurstBits(
         decided=tuple(sum(bit is not None for bit in column) for column in bits),
         violations=tuple(sum(bit is True for bit in column) for column in bits),

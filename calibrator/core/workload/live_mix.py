@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calibrator.core.records.server_load import Histogram, ServerLoad, grown
+from calibrator.core.records.server_load import Histogram, ServerLoad, grown, has_restarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class LiveMix:
 
 
 def mix_between(before: ServerLoad, now: ServerLoad, seconds: float) -> LiveMix | None:
-    """Of one replica. None: it restarted meanwhile, so nobody knows what it did."""
-    if before.process_start != now.process_start or before.engine != now.engine or _fell(before, now):
+    """Of one replica. None: it restarted in between, or another engine took its place: the differences mean nothing."""
+    if before.engine != now.engine or has_restarted(before, now):
         return None
     in_flight = ((before.in_flight_requests or 0.0) + (now.in_flight_requests or 0.0)) / 2.0
     return LiveMix(
@@ -76,27 +76,6 @@ def summed(mixes: Iterable[LiveMix]) -> LiveMix:
         queried_tokens=math.fsum(part.queried_tokens for part in parts),
         hit_tokens=math.fsum(part.hit_tokens for part in parts),
     )
-
-
-def counter_fell(before: ServerLoad, now: ServerLoad) -> bool:
-    """The sign of a restart where an engine tells no start; one that tells it is believed."""
-    return before.process_start is None and now.process_start is None and _fell(before, now)
-
-
-def _fell(before: ServerLoad, now: ServerLoad) -> bool:
-    pairs = (
-        (before.finished_total, now.finished_total),
-        (before.prompt_tokens_total, now.prompt_tokens_total),
-        (before.output_tokens_total, now.output_tokens_total),
-        (before.preemptions_total, now.preemptions_total),
-        (_total(before.e2e_s), _total(now.e2e_s)),
-        (_total(before.prompt_tokens), _total(now.prompt_tokens)),
-    )
-    return any(earlier is not None and later is not None and later < earlier for earlier, later in pairs)
-
-
-def _total(histogram: Histogram | None) -> float | None:
-    return None if histogram is None else histogram.total
 
 
 def _since(now: Histogram | None, before: Histogram | None) -> Histogram | None:

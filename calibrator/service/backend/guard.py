@@ -42,7 +42,7 @@ from calibrator.core.publish.checkpoint import GuardMemory
 from calibrator.core.publish.fleet import FleetLook, ReplicaLook
 from calibrator.core.publish.snapshot import GuardView
 from calibrator.core.records.objective import Objective, format_duration
-from calibrator.core.records.server_load import ServerLoad, grown
+from calibrator.core.records.server_load import ServerLoad, grown, has_restarted
 
 GAP_S = 30.0  # looks are a second apart; over a longer gap anything may have happened in between
 AFTER_PROBES_S = 10.0  # at least, and one residence
@@ -157,7 +157,7 @@ class GuardWatch:
             (one, one.load, earlier)
             for one in look.ready
             if one.load is not None and (earlier := before.get(one.url, _Replica()).load) is not None
-            and one.load.process_start == earlier.process_start
+            and not has_restarted(earlier, one.load)
         ]  # fmt: skip
         in_flight = sum(load.in_flight_requests or 0.0 for _, load, _ in pairs)
         finished = sum(grown(finished_total(load), finished_total(earlier)) or 0.0 for _, load, earlier in pairs)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from calibrator.core.publish.checkpoint import TrafficMemory, packed, unpacked
 from calibrator.core.publish.fleet import FleetLook
-from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.live_mix import LiveMix, mix_between, summed
 
 SLICE_S = 900.0
@@ -75,7 +75,7 @@ class TrafficLog:
         if known is None or now_s - known.last_s > GAP_S:
             self._replicas[url] = _Replica(load, now_s, load, now_s)
             return
-        if known.last.process_start != load.process_start:
+        if has_restarted(known.last, load):
             self._close(known)
             self._replicas[url] = _Replica(load, now_s, load, now_s)
             return

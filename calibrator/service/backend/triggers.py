@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.admission.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
 from calibrator.core.publish.checkpoint import TriggerMemory, last_seen, recalled, remembered
 from calibrator.core.publish.fleet import FleetLook, Kind, ReplicaLook, is_same_kind, kind_of
-from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.drift import drift, is_enough, unlike_probes
-from calibrator.core.workload.live_mix import LiveMix, counter_fell
+from calibrator.core.workload.live_mix import LiveMix
 from calibrator.service.backend.traffic import TrafficLog
 
 DRIFT_EVERY_S = 60.0
@@ -115,7 +115,7 @@ class TriggerWatch:
 
     def _see(self, replica: ReplicaLook, load: ServerLoad, look: FleetLook) -> None:
         known = self._known.get(replica.url)
-        if known is not None and _has_restarted(known[0], load):
+        if known is not None and has_restarted(known[0], load):
             self._fresh(TriggerKind.RESTART, f"{replica.url} started anew", look.at_s)
         elif known is None and not replica.is_ready:
             return  # until it counts in the cap
@@ -151,12 +151,6 @@ class TriggerWatch:
             self.triggers = self.triggers.with_cause(Cause(TriggerKind.DRIFT, found.words, now_s))
         else:
             self.triggers = self.triggers.without(TriggerKind.DRIFT)
-
-
-def _has_restarted(before: ServerLoad, now: ServerLoad) -> bool:
-    if before.process_start is not None and now.process_start is not None:
-        return before.process_start != now.process_start
-    return counter_fell(before, now)
 
 
 def _filled(kind: Kind, before: Kind) -> Kind:

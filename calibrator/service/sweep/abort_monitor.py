@@ -50,12 +50,12 @@ class AbortMonitor:
             self._tokens += (sample.prompt_tokens or 0) + (sample.completion_tokens or 0)
             self._completed += sample.completed
         self._in_flight = batch.in_flight
+        self._watch.ours(self._clock.monotonic(), batch.in_flight)
 
-    async def saw(self, load: ServerLoad | None) -> None:
-        """One scrape, or None where none came."""
-        probes = self._in_flight
+    async def saw(self, asked_s: float, load: ServerLoad | None) -> None:
+        """One scrape, begun at `asked_s`, or None where none came."""
         await self._clock.sleep(SETTLE_S)
-        found = self._watch.look(self._clock.monotonic(), load, max(probes, self._in_flight))
+        found = self._watch.look(self._clock.monotonic(), load, self._in_flight, asked_s)
         self.abort = self.abort or found
 
     def must_stop(self, history: History) -> bool:

@@ -240,7 +240,7 @@ class _Sweep:
                 self._server.add(load)
                 if self._holder is not None and self._holder.phase is Phase.COUNTED:
                     self._cross.scraped(load)
-            await self._abort_monitor.saw(load)
+            await self._abort_monitor.saw(asked_s, load)
             self._live.saw(asked_s, answered_s, load)
             await self._parts.clock.sleep(SCRAPE_S - SETTLE_S)
 

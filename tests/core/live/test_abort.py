@@ -66,7 +66,7 @@ def reason(abort: Abort | None) -> AbortReason | None:
         (load(kv_usage_ratio=1.0, running=0.0), None),
         (load(process_start="2"), AbortReason.RESTART),
         (load(process_start="2", running=0.0), AbortReason.RESTART),  # also with nobody live
-        (load(process_start=None), None),  # what is not told is no change
+        (load(process_start=None), AbortReason.RESTART),  # it was there before
         (load(running_requests=None, preemptions_total=99.0), None),  # organic unknown
     ],
 )

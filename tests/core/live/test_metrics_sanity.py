@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from calibrator.core.live.metrics_sanity import BLIND, BLIND_LOOKS, FROZEN, FROZEN_S, PageTrust
+from calibrator.core.live.metrics_sanity import BLIND, FROZEN, FROZEN_S, PageTrust
+from calibrator.core.live.organic_load import BLIND_SCRAPES, LAG_S
 from calibrator.core.records.server_load import ServerLoad
 
 LOAD = ServerLoad("vllm", 8.0, 0.0, output_tokens_total=10.0)
@@ -35,14 +36,17 @@ def test_an_idle_engine_is_not_frozen() -> None:
 
 
 def test_another_engines_page_shows_fewer_requests_than_ours() -> None:
-    looks = [(replace(LOAD, output_tokens_total=float(second)), 16) for second in range(BLIND_LOOKS + 2)]
-    assert after([*looks[:BLIND_LOOKS]]).problem == ""
+    looks = [(replace(LOAD, output_tokens_total=float(second)), 16) for second in range(int(LAG_S) + BLIND_SCRAPES)]
+    assert after([*looks[:-1]]).problem == ""
     assert after([*looks]).problem == BLIND
 
 
 def test_gauges_that_lag_while_we_rise_are_believed() -> None:
-    """The page shows what we had a look ago."""
-    looks = [(replace(LOAD, running_requests=float(n), output_tokens_total=float(n)), n + 8) for n in range(8, 80, 8)]
+    """The page shows what we had as long ago as a gauge may lag."""
+    rise = int(LAG_S) * 8
+    looks = [
+        (replace(LOAD, running_requests=float(n), output_tokens_total=float(n)), n + rise) for n in range(8, 160, 8)
+    ]
     assert after([*looks]).problem == ""
 
 

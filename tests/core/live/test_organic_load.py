@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from calibrator.core.live.abort import AbortWatch
+from calibrator.core.live.metrics_sanity import BLIND, PageTrust
 from calibrator.core.live.organic_load import (
+    BLIND_SCRAPES,
+    LAG_S,
     MEMORY_S,
     OrganicWatch,
     band,
@@ -13,6 +17,9 @@ from calibrator.core.live.organic_load import (
     probes_for,
     steered,
 )
+from calibrator.core.records.harm import AbortLimits
+from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.server_load import ServerLoad
 
 Timeline = list[int]  # one value a second
 
@@ -86,6 +93,35 @@ def test_gauges_that_do_not_count_our_requests_show_nothing() -> None:
     assert watch.estimate is None
     assert watch.floor == 0
     assert watch.looks == 12, "the probes are steered anew: they are the whole level now"
+
+
+@pytest.mark.parametrize("lag_s", [0, 1, 2])
+@pytest.mark.parametrize("organic", [0, 8])
+def test_what_is_live_and_whether_the_page_is_ours_is_one_answer(lag_s: int, organic: int) -> None:
+    """The steering, the abort limits and the check of the page read the same gauge against the same counts of ours."""
+    steering, page = OrganicWatch(), PageTrust()
+    abort = AbortWatch((parse_objective("ttft p99 <= 1s"),), AbortLimits(), 120.0)
+    for second in range(len(RAMP)):
+        ours, gauge = RAMP[second], float(RAMP[max(0, second - lag_s)] + organic)
+        load = ServerLoad("vllm", gauge, 0.0, finished_total=float(second))
+        steering.ours(float(second), ours)
+        steering.saw(float(second), float(second), gauge)
+        abort.look(float(second), load, ours)
+        page = page.after(load, ours, float(second))
+    assert (steering.estimate, abort.harm.most_organic, page.problem) == (organic, organic, "")
+
+
+@pytest.mark.parametrize(("ours", "gauge", "is_blind"), [(16, 10.0, True), (16, 10.5, False), (1, 0.0, False)])
+def test_a_page_that_lacks_ours_is_found_out_at_the_same_scrape(ours: int, gauge: float, *, is_blind: bool) -> None:
+    steering, page = OrganicWatch(), PageTrust()
+    found = []
+    for second in range(30):
+        steering.ours(float(second), ours)
+        steering.saw(float(second), float(second), gauge)
+        page = page.after(ServerLoad("vllm", gauge, 0.0, finished_total=float(second)), ours, float(second))
+        found.append((steering.is_blind, page.problem == BLIND))
+    first = int(LAG_S) + BLIND_SCRAPES - 1
+    assert found == [(is_blind and second >= first,) * 2 for second in range(30)]
 
 
 def test_frozen_gauges_never_make_more_probes_than_the_level() -> None:

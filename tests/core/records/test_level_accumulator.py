@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from calibrator.core.records.history import Audit
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
-from calibrator.core.records.objective import parse_objective
+from calibrator.core.records.objective import decide_final, parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.server_load import ServerLoadPeak
 from calibrator.core.records.sweep import LevelReport, Verdict, VerdictKind
+from calibrator.core.search.burst import burst_bits
 from calibrator.core.search.verdict import has_failed_warm_up
 
 OBJECTIVES = (parse_objective("ttft p99 <= 100ms"), parse_objective("e2e p99 <= 1s"))
@@ -196,11 +197,21 @@ def test_a_quantile_that_n_cannot_support_is_none() -> None:
         ({"duration_s": 1.5}, RequestOutcome.VIOLATION),
         ({"failure": Failure(FailureKind.RESET, "")}, RequestOutcome.FAILED),
         ({"failure": Failure(FailureKind.STATUS, "", 401)}, RequestOutcome.INVALID),
-        ({"cancelled": True}, RequestOutcome.CANCELLED),
+        ({"cancelled": True}, RequestOutcome.CANCELLED),  # before its limits: no violation
+        ({"cancelled": True, "ttft_s": None, "duration_s": 0.05}, RequestOutcome.CANCELLED),
+        ({"cancelled": True, "ttft_s": None, "duration_s": 0.15}, RequestOutcome.VIOLATION),  # the limit had passed
+        ({"cancelled": True, "ttft_s": 0.2}, RequestOutcome.VIOLATION),
+        ({"cancelled": True, "duration_s": 1.5}, RequestOutcome.VIOLATION),
     ],
 )
-def test_each_ended_request_has_one_word(facts: dict[str, object], outcome: RequestOutcome) -> None:
-    assert outcome_of(sample(0, **facts), OBJECTIVES) is outcome  # type: ignore[arg-type] # table of keyword arguments
+def test_each_ended_request_has_one_outcome(facts: dict[str, object], outcome: RequestOutcome) -> None:
+    """The outcome, the bits of a level and those of a burst agree on what violates."""
+    ended = sample(0, **facts)  # type: ignore[arg-type] # table of keyword arguments
+    bits = burst_bits(OBJECTIVES, [ended])
+    assert outcome_of(ended, OBJECTIVES) is outcome
+    is_violated = any(decide_final(objective, ended) for objective in OBJECTIVES)
+    assert is_violated is (outcome in (RequestOutcome.VIOLATION, RequestOutcome.FAILED))
+    assert any(bits.violations) is is_violated
 
 
 def test_the_tail_aims_the_next_step() -> None:
