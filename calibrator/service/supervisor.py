@@ -22,7 +22,7 @@ from functools import partial
 import structlog
 
 from calibrator.core.live.liveness import certified_queue
-from calibrator.core.publish.fleet import FleetLook, Probes
+from calibrator.core.publish.fleet import FleetScrape, Probes
 from calibrator.core.publish.guard_cap import after_event
 from calibrator.core.publish.lease import SOLE, LeasePolicy
 from calibrator.core.publish.recommendation import for_fleet
@@ -245,7 +245,7 @@ class Supervisor:
         known = (probes.organic for probes in found if probes.organic is not None)
         return Probes(sum(probes.in_flight for probes in found), next(known, None)) if found else None
 
-    def _saw(self, name: str, look: FleetLook) -> None:
+    def _saw(self, name: str, look: FleetScrape) -> None:
         """Once a second for each backend: whoever watches the fleet is told here, each within its own `_guard`.
 
         What follows from it is the leading instance's matter; the others watch, so that they know when they lead.
@@ -267,7 +267,7 @@ class Supervisor:
             self._publisher.publish(fitted)
         state.sized = (size.replicas, size.balance)
 
-    def _watch_users(self, look: FleetLook, state: BackendState) -> None:
+    def _watch_users(self, look: FleetScrape, state: BackendState) -> None:
         name = state.plan.name
         served = self._publisher.served[name]
         event = state.guard.saw(
@@ -287,7 +287,7 @@ class Supervisor:
             measures.wanted = Wanted(self._new_id(), f"guard: {event.words}")
         self._log.warning("guard", backend=name, action=event.action.value, why=event.words)
 
-    def _watch_triggers(self, look: FleetLook, state: BackendState) -> None:
+    def _watch_triggers(self, look: FleetScrape, state: BackendState) -> None:
         is_sweeping = self._is_sweeping(state.plan.engine_group)
         state.traffic.saw(look, is_sweeping=is_sweeping)
         due = state.triggers.saw(look, is_sweeping=is_sweeping)

@@ -29,14 +29,14 @@ from dataclasses import dataclass, field
 
 from scipy.special import bdtrc
 
-from calibrator.core.publish.fleet import Balancing, FleetLook
+from calibrator.core.publish.fleet import Balancing, FleetScrape
 
 MISS_RATIO = 0.01  # of the time the busiest replica may be above its cap
-LOOKS_KEPT = 3600
-LOOKS_NEEDED = 900  # P99 of a correlated series: some ten exceedances apart
-LOOKS_BETWEEN = 600  # the measured ratio changes a cap at most every ten minutes
+RATIOS_KEPT = 3600
+RATIOS_NEEDED = 900  # P99 of a correlated series: some ten exceedances apart
+RATIOS_BETWEEN = 600  # the measured ratio changes a cap at most every ten minutes
 STEP = 0.05  # and by no less than this
-BUSY_RATIO = 0.5  # of the cap in use, for a look to count
+BUSY_RATIO = 0.5  # of the cap in use, for a scrape to count
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +113,22 @@ class BalanceWatch:
 
     busiest_to_mean: float | None = None  # P99; None: too few looks yet
     _urls: tuple[str, ...] = ()
-    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS_KEPT))
+    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=RATIOS_KEPT))
     _since_update: int = 0
 
-    def add(self, look: FleetLook) -> None:
+    def add(self, scrape: FleetScrape) -> None:
         """Only looks count in which each ready replica tells, no probes run and much of the cap is in use."""
-        urls = tuple(replica.url for replica in look.ready)
+        urls = tuple(replica.url for replica in scrape.ready)
         if urls != self._urls:
             self._urls, self.busiest_to_mean, self._since_update = urls, None, 0
             self._ratios.clear()
-        total = look.organic_in_flight
-        if len(urls) < 2 or total is None or look.probes_in_flight or total < BUSY_RATIO * look.cap or total <= 0.0:
+        total = scrape.organic_in_flight
+        if len(urls) < 2 or total is None or scrape.probes_in_flight or total < BUSY_RATIO * scrape.cap or total <= 0.0:
             return
-        busiest = max(replica.organic_in_flight or 0.0 for replica in look.ready)
+        busiest = max(replica.organic_in_flight or 0.0 for replica in scrape.ready)
         self._ratios.append(busiest * len(urls) / total)
         self._since_update += 1
-        if len(self._ratios) >= LOOKS_NEEDED and self._since_update >= LOOKS_BETWEEN:
+        if len(self._ratios) >= RATIOS_NEEDED and self._since_update >= RATIOS_BETWEEN:
             self._since_update = 0
             ascending = sorted(self._ratios)
             ratio = ascending[math.ceil((1.0 - MISS_RATIO) * len(ascending)) - 1]

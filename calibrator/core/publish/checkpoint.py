@@ -32,7 +32,7 @@ SLICES_KEPT = 400  # four days of quarters of an hour; some 500 bytes each
 
 # ----------------------------------------------------------------------------------------------------------- triggers
 @dataclass(frozen=True, slots=True)
-class RememberedCause:
+class CauseCheckpoint:
     """`wait_s`: until it may be measured."""
 
     kind: TriggerKind
@@ -41,38 +41,38 @@ class RememberedCause:
 
 
 @dataclass(frozen=True, slots=True)
-class RememberedReplica:
+class ReplicaCheckpoint:
     url: str
     load: ServerLoad  # only what tells a restart, and which engine it is
 
 
 @dataclass(frozen=True, slots=True)
-class TriggerMemory:
+class TriggerCheckpoint:
     """`..._ago_s`: before the moment of saving."""
 
-    waiting: tuple[RememberedCause, ...] = ()
+    waiting: tuple[CauseCheckpoint, ...] = ()
     spent_ago_s: Mapping[TriggerKind, float] = field(default_factory=dict)
     sweep_ended_ago_s: float | None = None
     owed: tuple[TriggerKind, ...] = ()
     kind: Kind | None = None
-    replicas: tuple[RememberedReplica, ...] = ()
+    replicas: tuple[ReplicaCheckpoint, ...] = ()
     reference: LiveMix | None = None
     reference_ago_s: float | None = None  # without a reference: since when one is looked for
 
 
-def remembered(triggers: Triggers, now_s: float) -> TriggerMemory:
+def remembered(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
     """But for what `core.admission.triggers` does not know."""
     causes = triggers.waiting.values()
     ended_s = triggers.sweep_ended_s
-    return TriggerMemory(
-        waiting=tuple(RememberedCause(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
+    return TriggerCheckpoint(
+        waiting=tuple(CauseCheckpoint(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
         spent_ago_s={kind: now_s - spent_s for kind, spent_s in triggers.spent_s.items()},
         sweep_ended_ago_s=None if ended_s is None else now_s - ended_s,
         owed=tuple(sorted(triggers.owed)),
     )
 
 
-def recalled(memory: TriggerMemory, known: Triggers, now_s: float) -> Triggers:
+def recalled(memory: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
     """`known`: what has happened since the start; it is newer than the memory."""
     policy = known.policy
     ended_s = None if memory.sweep_ended_ago_s is None else now_s - max(0.0, memory.sweep_ended_ago_s)
@@ -91,10 +91,10 @@ def recalled(memory: TriggerMemory, known: Triggers, now_s: float) -> Triggers:
     )
 
 
-def last_seen(url: str, load: ServerLoad) -> RememberedReplica:
+def last_seen(url: str, load: ServerLoad) -> ReplicaCheckpoint:
     """Counters only grow, so any later value that is lower is a restart."""
     tells_start = load.process_start is not None
-    return RememberedReplica(
+    return ReplicaCheckpoint(
         url,
         ServerLoad(
             load.engine,
@@ -110,7 +110,7 @@ def last_seen(url: str, load: ServerLoad) -> RememberedReplica:
 
 # -------------------------------------------------------------------------------------------------------------- guard
 @dataclass(frozen=True, slots=True)
-class GuardMemory:
+class GuardCheckpoint:
     resweep_wait_s: float = 0.0  # until it may ask for another sweep
 
 
@@ -134,14 +134,14 @@ class PackedSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficMemory:
+class TrafficCheckpoint:
     """Oldest first."""
 
     bounds: tuple[tuple[float, ...], ...] = ()
     slices: tuple[PackedSlice, ...] = ()
 
 
-def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficMemory:
+def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficCheckpoint:
     """`slices`: seconds since the start of each, oldest first."""
     known: dict[tuple[float, ...], int] = {}
 
@@ -155,10 +155,10 @@ def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficMemory:
         PackedSlice(ago_s, replace(mix, prompts=None, outputs=None), pack(mix.prompts), pack(mix.outputs))
         for ago_s, mix in slices[-SLICES_KEPT:]
     )
-    return TrafficMemory(tuple(known), kept)
+    return TrafficCheckpoint(tuple(known), kept)
 
 
-def unpacked(memory: TrafficMemory) -> list[tuple[float, LiveMix]]:
+def unpacked(memory: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
     """Raises IndexError, ValueError if the memory does not fit together."""
 
     def unpack(one: PackedHistogram | None) -> Histogram | None:

@@ -1,6 +1,6 @@
 """The replicas of a backend: which of them count, and one look at all of them.
 
-The service makes one `FleetLook` a second for each backend and hands it to whoever watches. Pure values.
+The service makes one `FleetScrape` a second for each backend and hands it to whoever watches. Pure values.
 
 | status | when | counts in the cap |
 |---|---|---|
@@ -109,7 +109,7 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaLook:
+class ReplicaScrape:
     """One replica in one look."""
 
     url: str
@@ -128,17 +128,17 @@ class ReplicaLook:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetLook:
+class FleetScrape:
     """All replicas in rotation of one backend at one moment."""
 
     at_s: float  # monotonic
     at: float  # Unix seconds
-    replicas: tuple[ReplicaLook, ...]
+    replicas: tuple[ReplicaScrape, ...]
     cap: int  # being served, for all replicas together
     replica_cap: int
 
     @property
-    def ready(self) -> tuple[ReplicaLook, ...]:
+    def ready(self) -> tuple[ReplicaScrape, ...]:
         return tuple(replica for replica in self.replicas if replica.is_ready)
 
     @property

@@ -1,23 +1,23 @@
-"""Objectives: what the SLA promises, and one violation bit per request and objective.
+"""Objectives: what the SLA promises, and one violation bit for each request and objective.
 
 An objective is `metric quantile <= limit`, e.g. `ttft p99 <= 500ms`, optionally only for prompts up to a length:
-`ttft p99 <= 400ms for prompts <= 1024 tokens`. "P99 <= limit" is the statement "at most 1 % of requests exceed the
-limit", so all a request contributes is one bit. For `itl` the bit is: the request's own q-quantile of gaps exceeds the
-limit.
+`ttft p99 <= 400ms for prompts <= 1024 tokens`. "P99 <= limit" means "at most 1 % of requests exceed the
+limit", so each request contributes one bit. For `itl` the bit says whether the request's own q-quantile of token gaps
+exceeds the limit.
 
-When a bit is decided (DESIGN section 2: dropping what has not finished would favour the fast requests):
+When a bit is decided (DESIGN section 2: dropping unfinished requests would favour fast ones):
 
 | metric | violation | pass |
 |---|---|---|
-| ttft, ttfc | limit passed without that token; failed | at that token, if in time |
-| e2e | limit passed and not ended; failed | at the end, if in time |
-| itl, tpot | at the end, if above the limit; failed | at the end |
+| ttft, ttfc | the limit passes without that token; failure | at that token, if in time |
+| e2e | the limit passes before the end; failure | at the end, if in time |
+| itl, tpot | at the end, if above the limit; failure | at the end |
 
-A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was decided
-already; elsewhere it says nothing (`None` for ever).
+A failed request violates every objective (its latency is infinite). A cancelled one counts only where its bit was
+already decided; otherwise its bit stays undecided (`None`).
 
-`decide_live` and `decide_final` are the only places that tell a violation from a pass: bits, request outcomes and
-bursts all follow them.
+`decide_live` and `decide_final` are the only rules that tell a violation from a pass; bits, request outcomes and bursts
+follow them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Objective:
     metric: Metric
     quantile: float
     limit_s: float
-    max_prompt_tokens: int | None = None  # None: every request counts
+    max_prompt_tokens: int | None = None  # None: applies to every request
 
     @property
     def allowance(self) -> float:
@@ -107,7 +107,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Shortest exact spelling in one unit: 0.5 -> '500ms', 21600 -> '6h'. Inverse of `parse_duration_s`."""
+    """Shortest exact form in one unit: 0.5 -> '500ms', 21600 -> '6h'. Inverse of `parse_duration_s`."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= _UNIT_S[unit] and abs(seconds / _UNIT_S[unit] - round(seconds / _UNIT_S[unit])) < 1e-9:
             return f"{round(seconds / _UNIT_S[unit])}{unit}"
@@ -136,7 +136,7 @@ def _against(limit_s: float, started_s: float, event_s: float | None, now_s: flo
 
 
 def decide_final(objective: Objective, sample: Sample) -> bool | None:
-    """Violation bit of an ended request. None: it says nothing (out of scope, cancelled in time, a mistake of ours)."""
+    """Violation bit of an ended request. None: undecided (out of scope, cancelled within its limit, our mistake)."""
     if sample.is_invalid or not objective.applies_to(sample.wanted_prompt_tokens):
         return None
     if sample.failure is not None:
@@ -144,12 +144,12 @@ def decide_final(objective: Objective, sample: Sample) -> bool | None:
     if sample.cancelled:
         return _cancelled(objective, sample)
     latency_s = sample.latency_s(objective.metric, objective.quantile)
-    # A completed request without the metric (one token has no gaps; tool calls have no content) met the promise.
+    # A completed request without the metric (one token has no gaps, tool calls have no content) met the objective.
     return latency_s is not None and latency_s > objective.limit_s
 
 
 def _cancelled(objective: Objective, sample: Sample) -> bool | None:
-    """As it stood at that moment: `itl` and `tpot` are decided at the end only."""
+    """As it stood when it was cancelled: `itl` and `tpot` are only decided at the end."""
     if objective.metric in (Metric.ITL, Metric.TPOT):
         return None
     latency_s = sample.latency_s(objective.metric)
@@ -159,13 +159,13 @@ def _cancelled(objective: Objective, sample: Sample) -> bool | None:
 
 
 def decided_at_s(objective: Objective, sample: Sample) -> float:
-    """When the violation became visible, for clustering: first token or failure, never the end of a long answer."""
+    """When the violation became visible, for clustering: the first token or failure, never the end of a long answer."""
     if sample.ttft_s is not None and objective.metric in (Metric.TTFT, Metric.TTFC):
         return sample.started_s + sample.ttft_s
     return sample.started_s + (sample.ttft_s if sample.ttft_s is not None else sample.duration_s)
 
 
 def gap_quantiles(objectives: Iterable[Objective]) -> tuple[float, ...]:
-    """Quantiles of the token gaps that a client must keep for these objectives, besides the displayed ones."""
+    """Quantiles of token gaps that a client must keep: those of the objectives and the displayed ones."""
     wanted = {objective.quantile for objective in objectives if objective.metric is Metric.ITL}
     return tuple(sorted(wanted | {0.5, 0.9, 0.99}))

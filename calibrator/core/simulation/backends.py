@@ -19,7 +19,7 @@ in 1..512; 2 % of backends fail at level 1 and 3 % never fail.
 Gaussian copula of correlation 0-.7, and AR(1) of 0-.5 between neighbouring clusters. **Time.** A request stays
 s0 (1 + growth N / N*), s0 about 3 s. **Drift.** `moved` shifts the knee.
 
-`numpy` random numbers are drawn in a fixed order: a seed is a backend. Used by `core.simulation.play`.
+`numpy` random numbers are drawn in a fixed order: a seed is a backend. Used by `core.simulation.runs`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """What live users sent over some time: lengths of prompts and answers, prefix reuse, how busy the engine was.
 
-A `LiveMix` is the difference of two scrapes of one replica, or the sum of such differences over time and replicas; it
-adds up (`summed`), so a day is kept as a few dozen of them. Drift compares two mixes, the mirror workload is made of
-one.
+A `LiveMix` is the difference of two scrapes of one replica, or the sum of such differences over time and replicas.
+Mixes can be added (`summed`), so a day is kept as a few dozen of them. Drift compares two mixes; the mirror workload is
+built from one.
 
-A histogram's observation is a request that ended, so it says how users' requests are, not how they arrive. An engine
-that tells no histograms leaves them None; sums keep the histogram that most observations share the bounds of, because
-replicas of one kind have the same bounds, and adding others would be guessing.
+Each observation in a histogram is a request that ended, so histograms describe the requests, not their arrival. They
+are None for an engine without them. A sum keeps the histogram whose bounds most observations share: replicas of one
+kind have the same bounds, and counts under other bounds cannot be added.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from calibrator.core.records.server_load import Histogram, ServerLoad, grown, ha
 
 @dataclass(frozen=True, slots=True)
 class LiveMix:
-    """Over `seconds` of one replica each, added up."""
+    """Totals over `seconds` of replica time."""
 
     seconds: float = 0.0
     busy_s: float = 0.0  # requests in flight, integrated over time
     prompts: Histogram | None = None  # prompt tokens of requests that ended
     outputs: Histogram | None = None
-    prompt_tokens: float = 0.0  # of all requests; 0: not told
+    prompt_tokens: float = 0.0  # of all requests; 0: not reported
     output_tokens: float = 0.0
     queried_tokens: float = 0.0  # prompt tokens looked up in the prefix cache, and found there
     hit_tokens: float = 0.0
 
     @property
     def requests(self) -> float:
-        """That ended, as far as the histogram tells."""
+        """Requests that ended, by the histogram of prompt lengths."""
         return 0.0 if self.prompts is None else self.prompts.total
 
     @property
     def hit_ratio(self) -> float | None:
-        """None: nothing was looked up."""
+        """Of prefix cache lookups; None: there were none."""
         return min(1.0, self.hit_tokens / self.queried_tokens) if self.queried_tokens > 0.0 else None
 
     @property
     def in_flight(self) -> float:
-        """On average."""
+        """Mean requests in flight."""
         return self.busy_s / self.seconds if self.seconds > 0.0 else 0.0
 
 

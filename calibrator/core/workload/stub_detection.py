@@ -38,7 +38,7 @@ MIN_DECODING_S = 0.001  # shorter spans are the transport's
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CheckAnswer:
     """One answered request of the look; all answers have the same length."""
 
     prompt_tokens: int  # by the server's usage, else as wanted
@@ -48,12 +48,12 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class StubCheck:
     """`repeats`: prompts of `short` sent once more, letter by letter."""
 
-    short: Sequence[Look] = ()
-    long: Sequence[Look] = ()
-    repeats: Sequence[Look] = ()
+    short: Sequence[CheckAnswer] = ()
+    long: Sequence[CheckAnswer] = ()
+    repeats: Sequence[CheckAnswer] = ()
 
 
 class Reading(StrEnum):
@@ -64,7 +64,7 @@ class Reading(StrEnum):
     UNKNOWN = "unknown"
 
 
-def read_price(looks: Looks) -> Reading:
+def read_price(looks: StubCheck) -> Reading:
     """Does a long prompt cost more than a short one?"""
     if min(len(looks.short), len(looks.long)) < LEAST:
         return Reading.UNKNOWN
@@ -80,7 +80,7 @@ def read_price(looks: Looks) -> Reading:
     return Reading.FLAT if is_flat else Reading.UNKNOWN
 
 
-def suspicions(looks: Looks, template_tokens: float) -> tuple[str, ...]:
+def suspicions(looks: StubCheck, template_tokens: float) -> tuple[str, ...]:
     """Warnings, each starting with its name. `template_tokens`: what the server adds to each prompt, cached rightly."""
     warnings = []
     if read_price(looks) is Reading.FLAT:
@@ -123,12 +123,12 @@ def _rank_sums(n: int, m: int, statistic: int) -> int:
     return _rank_sums(n - 1, m, statistic - m) + _rank_sums(n, m - 1, statistic)
 
 
-def _excess_ratio(look: Look, template_tokens: float) -> float:
+def _excess_ratio(look: CheckAnswer, template_tokens: float) -> float:
     rightly = template_tokens + CACHE_BLOCK_TOKENS
     return ((look.cached_tokens or 0) - rightly) / look.prompt_tokens
 
 
-def _answers_are_stored(looks: Looks) -> bool:
+def _answers_are_stored(looks: StubCheck) -> bool:
     fresh = [look.decoding_s for look in looks.short if look.decoding_s is not None]
     again = [look.decoding_s for look in looks.repeats if look.decoding_s is not None]
     if len(fresh) < LEAST or len(again) < 2 or min(fresh) < MIN_DECODING_S:

@@ -21,7 +21,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from calibrator.core.publish.checkpoint import GuardMemory, TrafficMemory, TriggerMemory
+from calibrator.core.publish.checkpoint import GuardCheckpoint, TrafficCheckpoint, TriggerCheckpoint
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.store import Store
@@ -35,9 +35,9 @@ PERIOD_S = 900.0
 RETRY_S = 5.0
 CLOSE_LIMIT_S = 1.0
 TRIGGERS, TRAFFIC, GUARD = "triggers", "traffic", "guard"
-_TRIGGERS = TypeAdapter(TriggerMemory)
-_TRAFFIC = TypeAdapter(TrafficMemory)
-_GUARD = TypeAdapter(GuardMemory)
+_TRIGGERS = TypeAdapter(TriggerCheckpoint)
+_TRAFFIC = TypeAdapter(TrafficCheckpoint)
+_GUARD = TypeAdapter(GuardCheckpoint)
 
 
 @dataclass(slots=True)

@@ -16,17 +16,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 
-from calibrator.core.live.metrics_sanity import PageTrust
+from calibrator.core.live.metrics_sanity import MetricsSanity
 from calibrator.core.publish.balance import Balance, BalanceWatch, FleetSize
 from calibrator.core.publish.fleet import (
     BALANCED,
-    FleetLook,
+    FleetScrape,
     Found,
     Kind,
     Member,
     Probes,
     ReplicaAddress,
-    ReplicaLook,
+    ReplicaScrape,
     fleet_kind,
     replica_view,
     statuses,
@@ -77,8 +77,8 @@ class Fleet:
     telemetry: Callable[[Target], Telemetry]
     clock: Clock
     scrape_context: Callable[[], ScrapeContext]
-    saw: Callable[[FleetLook], None]
-    look: FleetLook | None = None
+    saw: Callable[[FleetScrape], None]
+    look: FleetScrape | None = None
     problem: str = ""  # of discovery
     members: dict[str, Member] = field(default_factory=dict)
     status: dict[str, ReplicaStatus] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Fleet:
     kind: Kind | None = None  # what the replicas are, as far as they tell
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
-    _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL
+    _trust: dict[str, MetricsSanity] = field(default_factory=dict)  # by URL
     _shown: dict[str, int] = field(default_factory=dict)  # looks that told a process start, by URL
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
     _looking: asyncio.Task[None] | None = None
@@ -188,7 +188,7 @@ class Fleet:
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
             ours = 0 if probes is None else probes.in_flight
-            self._trust[url] = self._trust.get(url, PageTrust()).after(load, ours, now_s)
+            self._trust[url] = self._trust.get(url, MetricsSanity()).after(load, ours, now_s)
             if load is not None and load.process_start is not None:
                 self._shown[url] = self._shown.get(url, 0) + 1
 
@@ -200,7 +200,7 @@ class Fleet:
             self.capacities, self._measured_kind = {}, None  # what was measured was something else
         self.kind = kind or self.kind
         self.status = statuses(members, self._measured_kind, now_s)
-        self.look = FleetLook(
+        self.look = FleetScrape(
             at_s=now_s,
             at=self.clock.wall(),
             replicas=tuple(self._seen(member, around) for member in members if member.in_rotation),
@@ -215,10 +215,10 @@ class Fleet:
         self.balance.add(self.look)
         self.saw(self.look)
 
-    def _seen(self, member: Member, around: ScrapeContext) -> ReplicaLook:
+    def _seen(self, member: Member, around: ScrapeContext) -> ReplicaScrape:
         probes = around.probes_on(member.url) or Probes()
         is_ready = self.status[member.url] is ReplicaStatus.READY
-        return ReplicaLook(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
+        return ReplicaScrape(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
 
     # ---------------------------------------------------------------------------------------------------- answers
     @property
@@ -237,7 +237,7 @@ class Fleet:
     def metrics_problem(self) -> str:
         """Why a replica's metrics tell nothing, or nothing that can be believed; of several the first one's."""
         for url, member in self.members.items():
-            told = self._readers[url].problem if member.load is None else self._trust.get(url, PageTrust()).problem
+            told = self._readers[url].problem if member.load is None else self._trust.get(url, MetricsSanity()).problem
             if told:
                 return told
         return ""

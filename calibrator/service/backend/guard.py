@@ -38,8 +38,8 @@ from calibrator.core.live.change_test import (
     null_ratio,
 )
 from calibrator.core.live.liveness import Queue, Residence, Silence, finished_total
-from calibrator.core.publish.checkpoint import GuardMemory
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.checkpoint import GuardCheckpoint
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.publish.snapshot import GuardView
 from calibrator.core.records.objective import Objective, format_duration
 from calibrator.core.records.server_load import ServerLoad, grown, has_restarted
@@ -100,10 +100,10 @@ class GuardWatch:
         """Differs when there is something new to remember."""
         return self._resweep_from_s
 
-    def memory(self, now_s: float) -> GuardMemory:
-        return GuardMemory(max(0.0, self._resweep_from_s - now_s))
+    def memory(self, now_s: float) -> GuardCheckpoint:
+        return GuardCheckpoint(max(0.0, self._resweep_from_s - now_s))
 
-    def recall(self, memory: GuardMemory, now_s: float) -> None:
+    def recall(self, memory: GuardCheckpoint, now_s: float) -> None:
         """After a restart of the service; the tests begin anew."""
         wait_s = min(memory.resweep_wait_s, self._policy.resweep_s)
         self._resweep_from_s = max(self._resweep_from_s, now_s + wait_s)
@@ -116,7 +116,7 @@ class GuardWatch:
         self._begin_clean_period()
 
     def saw(
-        self, look: FleetLook, *, is_guarded: bool = False, is_sweeping: bool = False, queue_allowed: float = 0.0
+        self, look: FleetScrape, *, is_guarded: bool = False, is_sweeping: bool = False, queue_allowed: float = 0.0
     ) -> GuardEvent | None:
         """One look later. `queue_allowed`: queued requests on a replica that the last sweep found within the SLA."""
         if not self._policy.enabled:
@@ -136,7 +136,7 @@ class GuardWatch:
         return self._clean(elapsed_s if has_traffic else 0.0, is_guarded=is_guarded)
 
     # ---------------------------------------------------------------------------------------------- counting
-    def _follow(self, look: ReplicaLook, fleet: FleetLook, queue_allowed: float) -> _Replica:
+    def _follow(self, look: ReplicaScrape, fleet: FleetScrape, queue_allowed: float) -> _Replica:
         known = self._replicas.get(look.url, _Replica())
         return _Replica(
             look.load,
@@ -151,7 +151,7 @@ class GuardWatch:
         for replica in self._replicas.values():
             replica.silence, replica.queue = Silence(), Queue()
 
-    def _count(self, before: Mapping[str, _Replica], look: FleetLook, elapsed_s: float) -> bool:
+    def _count(self, before: Mapping[str, _Replica], look: FleetScrape, elapsed_s: float) -> bool:
         """Take in what grew since the last look; True if users were being served."""
         pairs = [
             (one, one.load, earlier)
@@ -169,8 +169,8 @@ class GuardWatch:
     def _count_objective(
         self,
         watched: _Watched,
-        pairs: Sequence[tuple[ReplicaLook, ServerLoad, ServerLoad]],
-        look: FleetLook,
+        pairs: Sequence[tuple[ReplicaScrape, ServerLoad, ServerLoad]],
+        look: FleetScrape,
         elapsed_s: float,
     ) -> bool:
         n = exceeding = 0.0
@@ -194,7 +194,7 @@ class GuardWatch:
         return n > 0.0
 
     # ---------------------------------------------------------------------------------------------- deciding
-    def _alarm(self, look: FleetLook) -> GuardReason | None:
+    def _alarm(self, look: FleetScrape) -> GuardReason | None:
         usable = [one for one in self._watched if one.bound_s is not None]
         threshold_s = alarm_at_s(self._policy, len(usable))
         if any(one.test.evidence_s >= threshold_s for one in usable):
@@ -205,7 +205,7 @@ class GuardWatch:
             return GuardReason.QUEUE
         return None
 
-    def _tripped(self, reason: GuardReason, look: FleetLook) -> GuardEvent | None:
+    def _tripped(self, reason: GuardReason, look: FleetScrape) -> GuardEvent | None:
         share, words = self._share(reason, look), self._words(reason)
         for one in self._watched:
             one.test, one.weight = ChangeTest(), 0.0
@@ -228,7 +228,7 @@ class GuardWatch:
             self._resweep_from_s = look.at_s + self._policy.resweep_s
         return GuardEvent(GuardAction.CUT, reason, f"{words} with {near}", wants_sweep=wants_sweep)
 
-    def _share(self, reason: GuardReason, look: FleetLook) -> float:
+    def _share(self, reason: GuardReason, look: FleetScrape) -> float:
         """In flight / cap where it went wrong."""
         if reason is GuardReason.LATENCY:
             worst = max(self._watched, key=lambda one: one.test.evidence_s)
@@ -275,7 +275,7 @@ class GuardWatch:
             one.clean_allowed = one.clean_exceeding = 0.0
 
 
-def _share_of_cap(one: ReplicaLook, look: FleetLook) -> float:
+def _share_of_cap(one: ReplicaScrape, look: FleetScrape) -> float:
     """The fuller of the replica against its own cap and the fleet against the whole one."""
     fleet = look.organic_in_flight
     return max((one.organic_in_flight or 0.0) / look.replica_cap, 0.0 if fleet is None else fleet / look.cap)

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from calibrator.core.publish.checkpoint import TrafficMemory, packed, unpacked
-from calibrator.core.publish.fleet import FleetLook
+from calibrator.core.publish.checkpoint import TrafficCheckpoint, packed, unpacked
+from calibrator.core.publish.fleet import FleetScrape
 from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.live_mix import LiveMix, mix_between, summed
 
@@ -42,7 +42,7 @@ class TrafficLog:
     _slices: deque[tuple[float, LiveMix]] = field(default_factory=deque)  # start (monotonic), mix
     _deaf_until_s: float = float("-inf")
 
-    def saw(self, look: FleetLook, *, is_sweeping: bool) -> None:
+    def saw(self, look: FleetScrape, *, is_sweeping: bool) -> None:
         now_s = look.at_s
         if is_sweeping or look.probes_in_flight:
             self._deaf_until_s = now_s + AFTER_PROBES_S
@@ -55,10 +55,10 @@ class TrafficLog:
         while self._slices and self._slices[0][0] < now_s - self.keep_s - SLICE_S:
             self._slices.popleft()
 
-    def memory(self, now_s: float) -> TrafficMemory:
+    def memory(self, now_s: float) -> TrafficCheckpoint:
         return packed([(now_s - start_s, mix) for start_s, mix in self._slices])
 
-    def recall(self, memory: TrafficMemory, now_s: float) -> None:
+    def recall(self, memory: TrafficCheckpoint, now_s: float) -> None:
         """Before the first look; what was seen already is kept instead."""
         if not self._slices:
             self._slices.extend((now_s - ago_s, mix) for ago_s, mix in unpacked(memory))

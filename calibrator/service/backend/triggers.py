@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from calibrator.core.admission.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
-from calibrator.core.publish.checkpoint import TriggerMemory, last_seen, recalled, remembered
-from calibrator.core.publish.fleet import FleetLook, Kind, ReplicaLook, is_same_kind, kind_of
+from calibrator.core.publish.checkpoint import TriggerCheckpoint, last_seen, recalled, remembered
+from calibrator.core.publish.fleet import FleetScrape, Kind, ReplicaScrape, is_same_kind, kind_of
 from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.drift import drift, is_enough, unlike_probes
 from calibrator.core.workload.live_mix import LiveMix
@@ -68,7 +68,7 @@ class TriggerWatch:
         self.sweep_ended(now_s)
 
     # ---------------------------------------------------------------------------------------------------- restarts
-    def memory(self, now_s: float) -> TriggerMemory:
+    def memory(self, now_s: float) -> TriggerCheckpoint:
         since_s = self._reference_from_s
         return replace(
             remembered(self.triggers, now_s),
@@ -86,7 +86,7 @@ class TriggerWatch:
         spent = tuple(known.spent_s.items())
         return tuple(known.waiting), spent, known.sweep_ended_s, known.owed, self._kind, starts, has_reference
 
-    def recall(self, memory: TriggerMemory, now_s: float) -> None:
+    def recall(self, memory: TriggerCheckpoint, now_s: float) -> None:
         """What was known before the service restarted; what engines did meanwhile shows at the next look."""
         self.triggers = recalled(memory, self.triggers, now_s)
         self._kind = self._kind or memory.kind
@@ -98,7 +98,7 @@ class TriggerWatch:
             self._reference_from_s = now_s - memory.reference_ago_s
 
     # ------------------------------------------------------------------------------------------------------- looks
-    def saw(self, look: FleetLook, *, is_sweeping: bool = False) -> TriggeredSweep | None:
+    def saw(self, look: FleetScrape, *, is_sweeping: bool = False) -> TriggeredSweep | None:
         """One look later: the sweep that is due."""
         for replica in look.replicas:
             if replica.load is not None:
@@ -113,7 +113,7 @@ class TriggerWatch:
             self._see_traffic(look.at_s)
         return self.triggers.due(look.at_s)
 
-    def _see(self, replica: ReplicaLook, load: ServerLoad, look: FleetLook) -> None:
+    def _see(self, replica: ReplicaScrape, load: ServerLoad, look: FleetScrape) -> None:
         known = self._known.get(replica.url)
         if known is not None and has_restarted(known[0], load):
             self._fresh(TriggerKind.RESTART, f"{replica.url} started anew", look.at_s)
@@ -123,7 +123,7 @@ class TriggerWatch:
             self._fresh(TriggerKind.REPLICAS, f"{replica.url} joined", look.at_s)
         self._known[replica.url] = (load, look.at_s)
 
-    def _see_kind(self, look: FleetLook) -> None:
+    def _see_kind(self, look: FleetScrape) -> None:
         kinds = [kind_of(replica.load) for replica in look.ready if replica.load is not None]
         if not kinds:
             return

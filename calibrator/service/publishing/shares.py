@@ -87,7 +87,7 @@ class ShareKeeper:
             book = self._books[key] = FairShareAllocator(cap)
         book.set_cap(cap, now_s)
         if poll.is_waiting:
-            share = book.look(poll.client, now_s)
+            share = book.wait_on(poll.client, now_s)
         else:
             share = book.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:

@@ -24,14 +24,14 @@ from calibrator.core.records.objective import Objective
 from calibrator.core.records.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.sweep import BurstReport, LevelReport, VerdictKind
 from calibrator.core.search.burst import (
-    FIRST_VISIT,
+    FIRST_BURST_STAGE,
     BurstBits,
     BurstMode,
     burst_bits,
     burst_verdict,
     limited,
+    next_lower_level,
     passes_by_point_estimate,
-    step_down,
     unlimited,
 )
 from calibrator.core.search.steps import Conclusion
@@ -58,7 +58,7 @@ class Burster:
     organic: Callable[[], float] = float  # live requests in flight: a burst fills the level up
     report: BurstReport | None = None  # of the last level; None: nothing of a burst was seen
     requests: int = 0  # of all levels
-    _label: Label = field(default_factory=lambda: Label(FIRST_VISIT, Phase.RAMP))
+    _label: Label = field(default_factory=lambda: Label(FIRST_BURST_STAGE, Phase.RAMP))
     _is_broken: bool = False
 
     async def follow(
@@ -80,7 +80,7 @@ class Burster:
             proven = verdict is VerdictKind.WITHIN
             if proven or (verdict is VerdictKind.INCONCLUSIVE and passes_by_point_estimate(self.objectives, bursts)):
                 return limited(found, capacity, level, proven=proven)
-            level = step_down(level, lowest)
+            level = next_lower_level(level, lowest)
         return unlimited(found) if level is not None else limited(found, capacity, None, proven=True)
 
     async def measure(self, level: int, steady: LevelReport | None, *, judged: bool = False) -> Sequence[BurstBits]:
@@ -96,7 +96,7 @@ class Burster:
                 break
             await self.clock.sleep(IDLE_S)
             users = probes_for(level, self.organic())
-            one = await self._one(users, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
+            one = await self._one(users, Label(FIRST_BURST_STAGE + index, Phase.COUNTED), ends_at_s)
             samples += one
             if self._is_broken:
                 break

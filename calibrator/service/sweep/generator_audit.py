@@ -27,8 +27,8 @@ from calibrator.core.records.history import Audit
 from calibrator.core.records.objective import Objective
 from calibrator.ports.load import Batch
 
-DOUBTFUL_RATIO = 0.25  # of the violations; the test's ends are a factor 4 apart, so the rest decides as well
-DOUBTFUL_LEAST = 2  # one violation never decides a level, so one doubt spoils none
+SUSPECT_RATIO = 0.25  # of the violations; the test's ends are a factor 4 apart, so the rest decides as well
+SUSPECT_LEAST = 2  # one violation never decides a level, so one doubt spoils none
 DELAY_ALLOWED_S = 0.005  # below this, a send delay is never material
 DELAY_ALLOWED_RATIO = 0.1  # of the tightest limit
 CPU_ALLOWED_RATIO = 0.9  # of one core
@@ -107,7 +107,7 @@ class GeneratorAudit:
             violations = [suspect for (_, of), suspect in self._suspect.items() if of == index]
             suspect = sum(violations)
             harmless = objective.allowance / 2.0 * self._decided[index]
-            least = max(DOUBTFUL_LEAST, DOUBTFUL_RATIO * len(violations), harmless)
+            least = max(SUSPECT_LEAST, SUSPECT_RATIO * len(violations), harmless)
             if suspect >= least:
                 reasons.append(
                     f"generator saturated: its own lateness may have made {suspect} of {len(violations)} violations "

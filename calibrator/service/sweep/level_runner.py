@@ -116,19 +116,21 @@ class LevelRunner:
     in_flight: int = 0
     residence_s: float = 0.0
     residence_p90_s: float = 0.0
-    _folds: dict[int, LevelAccumulator] = field(default_factory=dict)  # of all levels so far
+    _accumulators: dict[int, LevelAccumulator] = field(default_factory=dict)  # of all levels so far
     _residence_level: int = 0  # where `residence_s` was seen
     _dead_streak: int = 0
-    _looks: int = 0  # scrapes that the probes were steered by
+    _scrapes: int = 0  # scrapes that the probes were steered by
     _beside: _Beside = field(default_factory=_Beside)
 
-    async def hold(self, measure: Measure, fold: LevelAccumulator, should_leave: Callable[[Stage], bool]) -> Stage:
+    async def hold(
+        self, measure: Measure, accumulator: LevelAccumulator, should_leave: Callable[[Stage], bool]
+    ) -> Stage:
         """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
         started_at_s = self._now_s()
-        self._folds[measure.level] = fold
+        self._accumulators[measure.level] = accumulator
         if measure.level != self.level:
             self.stage += 1
-            fold.begin(self.stage)
+            accumulator.begin(self.stage)
             self.phase, self.level = Phase.RAMP, measure.level
             self._aim(probes_for(self.level, self.live.watch.estimate), self._stagger_s)
         self.server.reset()
@@ -140,31 +142,31 @@ class LevelRunner:
             await self.clock.sleep(POLL_S)
             batch = await self.load.poll()
             now_s = self._now_s()
-            self._absorb(fold, batch, now_s - last_s, watch)
+            self._absorb(accumulator, batch, now_s - last_s, watch)
             self._steer()
             last_s = now_s
             if self.phase is Phase.RAMP and batch.all_started:
                 if ramp_done_at_s is None:
                     ramp_done_at_s = now_s
-                    fold.ramp_complete(self.clock.monotonic())
+                    accumulator.ramp_complete(self.clock.monotonic())
                 if self._is_warm(batch, now_s - ramp_done_at_s):
                     self.phase = Phase.COUNTED
                     self._aim(self.probes, 0.0)
-            running = self._value(measure, fold, started_at_s, now_s)
+            running = self._value(measure, accumulator, started_at_s, now_s)
             if should_leave(running) or watch.broken:
                 break
         stage = replace(
             running,
-            tail_ratio=fold.tail_ratio(),
-            correlation=fold.correlation(),
+            tail_ratio=accumulator.tail_ratio(),
+            correlation=accumulator.correlation(),
             audit=watch.audit(self._beside.mean_wanted(self.probes), self.objectives, running.residence_s),
         )
         if watch.broken:  # requests that nobody will end stand in the start order: the next stage begins a new one
             self.level = 0
         if stage.residence_s > 0.0:
             self.residence_s, self._residence_level = stage.residence_s, stage.level
-        self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
-        fold.cut()
+        self.residence_p90_s = accumulator.residence_p90_s() or self.residence_p90_s
+        accumulator.cut()
         return stage
 
     @property
@@ -180,7 +182,7 @@ class LevelRunner:
         while self._now_s() < until_s:
             await self.clock.sleep(POLL_S)
             self._note(await self.load.poll())
-            self._looked()
+            self._has_scraped()
 
     def _note(self, batch: Batch) -> None:
         self.live.watch.ours(self.clock.monotonic(), batch.in_flight)
@@ -193,40 +195,40 @@ class LevelRunner:
 
     def _steer(self) -> None:
         """Once a scrape."""
-        if not self._looked():
+        if not self._has_scraped():
             return
         probes = steered(self.level, self.live.watch.estimate, self.probes)
         if probes != self.probes:
             self._aim(probes, 0.0)
 
-    def _looked(self) -> bool:
+    def _has_scraped(self) -> bool:
         """Was there a scrape since the last poll? What it puts in doubt is taken back, at whatever level it started."""
         watch = self.live.watch
-        if watch.looks == self._looks:
+        if watch.scrapes == self._scrapes:
             return False
-        self._looks = watch.looks
-        for fold in self._folds.values():
-            if is_suspect(fold.level, watch.doubt):
-                fold.take_back(watch.doubt_s)
+        self._scrapes = watch.scrapes
+        for accumulator in self._accumulators.values():
+            if is_suspect(accumulator.level, watch.change):
+                accumulator.take_back(watch.suspect_since_s)
         return True
 
     def _is_warm(self, batch: Batch, since_last_start_s: float) -> bool:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
         return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
 
-    def _absorb(self, fold: LevelAccumulator, batch: Batch, seconds: float, watch: GeneratorAudit) -> None:
+    def _absorb(self, accumulator: LevelAccumulator, batch: Batch, seconds: float, watch: GeneratorAudit) -> None:
         organic = self.live.watch.estimate
         on_level = is_on_level(self.level, organic, batch.users)
         for start in batch.started:
-            fold.started(start.request_id, start.label, start.started_s, on_level=on_level)
+            accumulator.started(start.request_id, start.label, start.started_s, on_level=on_level)
         for bit in batch.decided:
-            fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
+            accumulator.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
         for sample in batch.ended:
-            fold.ended(sample)
+            accumulator.ended(sample)
             self._check(sample)
         counted = self.phase is Phase.COUNTED
         if counted:
-            fold.held(seconds, batch.in_flight, batch.ended, organic or 0.0)
+            accumulator.held(seconds, batch.in_flight, batch.ended, organic or 0.0)
         watch.add(batch, counted=counted)
         self._beside.add(seconds, organic, self.probes, counted=counted)
         self._note(batch)
@@ -243,18 +245,18 @@ class LevelRunner:
                 "Check that it still runs; the last good cap stays published.",
             )
 
-    def _value(self, measure: Measure, fold: LevelAccumulator, started_at_s: float, now_s: float) -> Stage:
+    def _value(self, measure: Measure, accumulator: LevelAccumulator, started_at_s: float, now_s: float) -> Stage:
         limit = measure.max_samples if measure.test is Test.FIXED else None
-        fold.ended_in_order(limit)
+        accumulator.ended_in_order(limit)
         return Stage(
             level=self.level,
             started_at_s=started_at_s,
             ended_at_s=now_s,
-            residence_s=fold.residence_s(),
-            evidence=fold.evidence(self.origin_s, limit),
-            ramp=fold.ramp(),
-            ramp_failed=has_failed_warm_up(self.objectives, fold.ramp()),
-            requests=fold.stage_requests,
+            residence_s=accumulator.residence_s(),
+            evidence=accumulator.evidence(self.origin_s, limit),
+            ramp=accumulator.ramp(),
+            ramp_failed=has_failed_warm_up(self.objectives, accumulator.ramp()),
+            requests=accumulator.stage_requests,
             server=self.server.peak,
             organic=None if self.live.watch.estimate is None else self._beside.mean_organic,
             number=self.stage,

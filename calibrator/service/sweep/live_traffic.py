@@ -14,18 +14,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.live.organic_load import MEMORY_S, OrganicWatch, is_suspect
+from calibrator.core.live.organic_load import MEMORY_S, OrganicEstimate, is_suspect
 from calibrator.core.records.history import Stage
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.ports.clock import Clock
 
-FIRST_LOOK_S = 5.0  # that a sweep waits for the first scrape
+FIRST_SCRAPE_S = 5.0  # that a sweep waits for the first scrape
 SAME_S = 1e-6  # a stage that ended when the scrape was told has not seen it
 BASELINE_S = 5.0  # and, where there is live traffic, until it knows how much
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class LoadChange:
     """The organic load changed by `requests` at some moment between `since_s` and `seen_s`."""
 
     since_s: float
@@ -38,42 +38,42 @@ class LiveTraffic:
     """One for each sweep."""
 
     clock: Clock
-    watch: OrganicWatch = field(default_factory=OrganicWatch)
-    doubts: deque[Doubt] = field(default_factory=deque)
+    watch: OrganicEstimate = field(default_factory=OrganicEstimate)
+    changes: deque[LoadChange] = field(default_factory=deque)
     most: float = 0.0
-    _looked: asyncio.Event = field(default_factory=asyncio.Event)
+    _scraped: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def begin(self) -> None:
         """Until the organic load is known, or cannot be."""
         try:
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await self._looked.wait()
+            async with asyncio.timeout(FIRST_SCRAPE_S):
+                await self._scraped.wait()
         except TimeoutError:
             return
         if self.watch.estimate:
             await self.clock.sleep(BASELINE_S)
 
-    def saw(self, asked_s: float, answered_s: float, load: ServerLoad | None) -> None:
+    def scraped(self, asked_s: float, answered_s: float, load: ServerLoad | None) -> None:
         """One scrape, or None where none came."""
-        self._looked.set()
+        self._scraped.set()
         if load is None or load.in_flight_requests is None:
             return
         watch = self.watch
-        watch.saw(asked_s, answered_s, load.in_flight_requests)
+        watch.scraped(asked_s, answered_s, load.in_flight_requests)
         self.most = max(self.most, watch.estimate or 0.0)
-        if watch.doubt > 0.0:
-            self.doubts.append(Doubt(watch.doubt_s, self.clock.monotonic(), watch.doubt))
-        while self.doubts and self.doubts[0].seen_s < answered_s - MEMORY_S:
-            self.doubts.popleft()
+        if watch.change > 0.0:
+            self.changes.append(LoadChange(watch.suspect_since_s, self.clock.monotonic(), watch.change))
+        while self.changes and self.changes[0].seen_s < answered_s - MEMORY_S:
+            self.changes.popleft()
 
-    def voided(self, stages: Sequence[Stage], origin_s: float) -> tuple[Stage, ...]:
+    def invalidated(self, stages: Sequence[Stage], origin_s: float) -> tuple[Stage, ...]:
         """The same; void where the organic load had changed at their end before anybody could see it."""
-        return tuple(self._voided(stage, stage.ended_at_s + origin_s) for stage in stages)
+        return tuple(self._invalidated(stage, stage.ended_at_s + origin_s) for stage in stages)
 
-    def _voided(self, stage: Stage, ended_s: float) -> Stage:
-        for doubt in self.doubts:
-            if doubt.since_s < ended_s <= doubt.seen_s + SAME_S and is_suspect(stage.level, doubt.requests):
-                return replace(stage, level_lost=f"live traffic changed by {doubt.requests:.0f} requests at its end")
+    def _invalidated(self, stage: Stage, ended_s: float) -> Stage:
+        for change in self.changes:
+            if change.since_s < ended_s <= change.seen_s + SAME_S and is_suspect(stage.level, change.requests):
+                return replace(stage, level_lost=f"live traffic changed by {change.requests:.0f} requests at its end")
         return stage
 
     def left(self, stage: Stage) -> Stage:
@@ -89,6 +89,6 @@ class LiveTraffic:
     def warnings(self) -> tuple[str, ...]:
         if self.watch.is_blind:
             return ("live traffic could not be seen: the engine's metrics do not count our requests",)
-        if self.watch.looks == 0:
+        if self.watch.scrapes == 0:
             return ("live traffic could not be seen: the engine shows no running requests on a metrics page",)
         return ()

@@ -11,7 +11,7 @@ from calibrator.core.records.sample_log import MOST_SAMPLES, pack
 from calibrator.ports.clock import Clock
 
 
-class SampleKeeper:
+class SampleBuffer:
     def __init__(self, clock: Clock) -> None:
         self._clock_offset_s = clock.wall() - clock.monotonic()
         self._samples: list[Sample] = []

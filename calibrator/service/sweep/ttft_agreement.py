@@ -15,7 +15,7 @@ from calibrator.core.records.server_load import Histogram, ServerLoad
 
 
 @dataclass(slots=True)
-class CrossWatch:
+class TtftAgreement:
     """Of one sweep."""
 
     _start: Histogram | None = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrator.core.live.abort import AbortWatch
+from calibrator.core.live.abort import AbortRules
 from calibrator.core.records.harm import Abort, AbortLimits, AbortReason
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
@@ -27,8 +27,8 @@ def load(good: float = 0.0, late: float = 0.0, running: float = 8.0, **more: flo
     return replace(plain, **more)  # type: ignore[arg-type] # a table of fields
 
 
-def watch(limits: AbortLimits = LIMITS, budget_s: float = 120.0) -> AbortWatch:
-    return AbortWatch((OBJECTIVE,), limits, budget_s)
+def watch(limits: AbortLimits = LIMITS, budget_s: float = 120.0) -> AbortRules:
+    return AbortRules((OBJECTIVE,), limits, budget_s)
 
 
 def sample(request_id: int, ttft_s: float | None = 0.05, failure: Failure | None = None, cached: int = 0) -> Sample:
@@ -38,11 +38,11 @@ def sample(request_id: int, ttft_s: float | None = 0.05, failure: Failure | None
     )  # fmt: skip
 
 
-def look(watched: AbortWatch, now_s: float, live: ServerLoad | None, probes: int = 1) -> Abort | None:
+def look(watched: AbortRules, now_s: float, live: ServerLoad | None, probes: int = 1) -> Abort | None:
     """`live`: the page without the probes that are in flight beside."""
     if live is not None and live.running_requests is not None:
         live = replace(live, running_requests=live.running_requests + probes)
-    return watched.look(now_s, live, probes)
+    return watched.scraped(now_s, live, probes)
 
 
 def reason(abort: Abort | None) -> AbortReason | None:
@@ -89,34 +89,34 @@ def test_nothing_is_watched_without_limits() -> None:
 def test_late_probes_are_no_users_whoever_notices_first() -> None:
     """The engine counts twenty late probes before, while and after they end here."""
     watched = watch()
-    watched.look(1.0, load(running=28.0), 20)
+    watched.scraped(1.0, load(running=28.0), 20)
     for request_id in range(20):
         watched.started(request_id, 1.0)
-    assert watched.look(2.0, load(0, 20, running=28.0), 20) is None, "in flight for longer than the bound"
+    assert watched.scraped(2.0, load(0, 20, running=28.0), 20) is None, "in flight for longer than the bound"
     for request_id in range(20):
         watched.ended(sample(request_id, ttft_s=0.5))
-    assert watched.look(3.0, load(0, 20, running=28.0), 20) is None
+    assert watched.scraped(3.0, load(0, 20, running=28.0), 20) is None
     assert watched.harm.live_exceedances == 0
-    assert reason(watched.look(4.0, load(0, 25, running=28.0), 20)) is AbortReason.LIVE_LATENCY
+    assert reason(watched.scraped(4.0, load(0, 25, running=28.0), 20)) is AbortReason.LIVE_LATENCY
     assert watched.harm.live_exceedances == 5
 
 
 def test_a_probe_between_limit_and_bucket_bound_hides_no_user() -> None:
     """The limit is 200 ms, the engine counts above 250 ms: a probe of 220 ms is not in its count."""
     watched = watch()
-    watched.look(1.0, load(running=28.0), 20)
+    watched.scraped(1.0, load(running=28.0), 20)
     for request_id in range(20):
         watched.started(request_id, 1.0)
         watched.decided(request_id, 0, violated=True)
         watched.ended(sample(request_id, ttft_s=0.22))
-    assert reason(watched.look(2.0, load(20, 6, running=28.0), 20)) is AbortReason.LIVE_LATENCY
+    assert reason(watched.scraped(2.0, load(20, 6, running=28.0), 20)) is AbortReason.LIVE_LATENCY
 
 
 def test_a_gauge_that_lags_makes_no_users_out_of_probes() -> None:
     watched = watch()
     for second, probes in enumerate((50, 50, 20, 2)):
         gauge = 50.0  # still what it was before our probes left
-        assert watched.look(float(second), load(0, 99.0 * second, running=gauge), probes) is None
+        assert watched.scraped(float(second), load(0, 99.0 * second, running=gauge), probes) is None
     assert watched.harm.most_organic == 0
 
 
@@ -201,7 +201,7 @@ def test_live_prompts_that_lose_their_cached_prefixes(hits_per_s: float, wanted:
         own = 20 * second
         for request_id in range(20 if second else 0):
             watched.ended(sample(request_id))
-        found = found or watched.look(
+        found = found or watched.scraped(
             float(second),
             load(
                 prefix_queried_tokens_total=100_000.0 + 1000.0 * (second + own) + 20_000.0,  # twenty in flight
@@ -216,15 +216,15 @@ def test_live_prompts_that_lose_their_cached_prefixes(hits_per_s: float, wanted:
 
 def test_objectives_that_live_traffic_cannot_be_held_against_are_not_watched() -> None:
     """Whose prompts are longer than the objective's is not known of live requests."""
-    short = AbortWatch((parse_objective("ttft p99 <= 200ms for prompts <= 100 tokens"),), LIMITS, 120.0)
-    short.look(1.0, load(), 0)
-    assert short.look(2.0, load(0, 500), 0) is None
+    short = AbortRules((parse_objective("ttft p99 <= 200ms for prompts <= 100 tokens"),), LIMITS, 120.0)
+    short.scraped(1.0, load(), 0)
+    assert short.scraped(2.0, load(0, 500), 0) is None
 
 
 def test_answers_of_ours_are_told_from_live_ones_in_every_form() -> None:
     """In time and said so early; without streaming, where only the end is known; cancelled; of an unknown start."""
-    both = AbortWatch((OBJECTIVE, parse_objective("e2e p99 <= 1s")), LIMITS, 120.0)
-    both.look(1.0, load(running=12.0), 4)
+    both = AbortRules((OBJECTIVE, parse_objective("e2e p99 <= 1s")), LIMITS, 120.0)
+    both.scraped(1.0, load(running=12.0), 4)
     for request_id in range(4):
         both.started(request_id, 1.0)
     both.decided(0, 0, violated=False)
@@ -233,7 +233,7 @@ def test_answers_of_ours_are_told_from_live_ones_in_every_form() -> None:
     both.ended(replace(sample(1, ttft_s=None), stream=False, duration_s=0.9))
     both.ended(replace(sample(2, ttft_s=None), cancelled=True, prompt_tokens=None))
     both.ended(sample(9))
-    assert both.look(2.0, load(3.0, 3.0, running=12.0), 1) is None
+    assert both.scraped(2.0, load(3.0, 3.0, running=12.0), 1) is None
     harm = both.harm
     assert (harm.live_exceedances, harm.live_requests) == (1, 4), "one of ours was late, one may still be"
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from calibrator.core.live.metrics_sanity import BLIND, FROZEN, FROZEN_S, PageTrust
+from calibrator.core.live.metrics_sanity import BLIND, FROZEN, FROZEN_S, MetricsSanity
 from calibrator.core.live.organic_load import BLIND_SCRAPES, LAG_S
 from calibrator.core.records.server_load import ServerLoad
 
 LOAD = ServerLoad("vllm", 8.0, 0.0, output_tokens_total=10.0)
 
 
-def after(looks: list[tuple[ServerLoad | None, int]], trust: PageTrust | None = None) -> PageTrust:
+def after(looks: list[tuple[ServerLoad | None, int]], trust: MetricsSanity | None = None) -> MetricsSanity:
     """One look a second."""
-    trust = trust or PageTrust()
+    trust = trust or MetricsSanity()
     for second, (load, probes) in enumerate(looks):
         trust = trust.after(load, probes, float(second))
     return trust
@@ -52,6 +52,6 @@ def test_gauges_that_lag_while_we_rise_are_believed() -> None:
 
 @pytest.mark.parametrize("gap", [None, LOAD])
 def test_the_word_stays_until_a_page_with_our_requests_looks_right(gap: ServerLoad | None) -> None:
-    frozen = PageTrust(FROZEN)
+    frozen = MetricsSanity(FROZEN)
     assert after([(gap, 0)] * 5, frozen).problem == FROZEN
     assert after([(LOAD, 8), (replace(LOAD, output_tokens_total=11.0), 8)], frozen).problem == ""

@@ -13,8 +13,8 @@ from calibrator.core.admission.triggers import COOL_DOWN_S, Cause, TriggerKind, 
 from calibrator.core.publish.checkpoint import (
     SLICES_KEPT,
     PackedHistogram,
-    TrafficMemory,
-    TriggerMemory,
+    TrafficCheckpoint,
+    TriggerCheckpoint,
     packed,
     recalled,
     remembered,
@@ -35,7 +35,7 @@ def mix(number: int) -> LiveMix:
 def test_slices_come_back_as_they_were() -> None:
     slices = [(900.0 * number, mix(number)) for number in range(20, 0, -1)]
     text = to_json(packed(slices), inf_nan_mode="strings")
-    assert unpacked(TypeAdapter(TrafficMemory).validate_json(text)) == slices
+    assert unpacked(TypeAdapter(TrafficCheckpoint).validate_json(text)) == slices
 
 
 def test_months_of_traffic_stay_a_small_document() -> None:
@@ -48,10 +48,10 @@ def test_months_of_traffic_stay_a_small_document() -> None:
 def test_a_memory_that_does_not_fit_together_is_refused() -> None:
     (one,) = packed([(1.0, mix(1))]).slices
     with pytest.raises(LookupError):
-        unpacked(TrafficMemory((), (one,)))
+        unpacked(TrafficCheckpoint((), (one,)))
     short = replace(one, prompts=PackedHistogram(0, (1.0,)))
     with pytest.raises(ValueError, match="buckets"):
-        unpacked(TrafficMemory((BOUNDS,), (short,)))
+        unpacked(TrafficCheckpoint((BOUNDS,), (short,)))
 
 
 def test_cool_downs_go_on_where_they_were() -> None:
@@ -59,7 +59,7 @@ def test_cool_downs_go_on_where_they_were() -> None:
     known = Triggers(POLICY).with_cause(cause).sweep_started(1000.0).sweep_ended(1100.0, has_answered=False)
     known = known.with_cause(replace(cause, ready_s=1900.0))
     text = to_json(remembered(known, 1500.0))
-    again = recalled(TypeAdapter(TriggerMemory).validate_json(text), Triggers(POLICY), 50.0)
+    again = recalled(TypeAdapter(TriggerCheckpoint).validate_json(text), Triggers(POLICY), 50.0)
     assert again.spent_s == {TriggerKind.RESTART: -450.0}
     assert again.waiting[TriggerKind.RESTART].ready_s == 450.0
     assert (again.sweep_ended_s, again.owed) == (-350.0, {TriggerKind.RESTART})
@@ -69,7 +69,7 @@ def test_cool_downs_go_on_where_they_were() -> None:
 
 def test_nothing_in_a_memory_makes_a_cool_down_longer_than_it_is() -> None:
     """Values of a hand that edits, or of another policy."""
-    absurd = TriggerMemory(spent_ago_s={TriggerKind.DRIFT: -1e12}, sweep_ended_ago_s=-1e12)
+    absurd = TriggerCheckpoint(spent_ago_s={TriggerKind.DRIFT: -1e12}, sweep_ended_ago_s=-1e12)
     again = recalled(absurd, Triggers(POLICY), 0.0).with_cause(Cause(TriggerKind.DRIFT, "x", 0.0))
     assert again.due(COOL_DOWN_S[TriggerKind.DRIFT]) is not None
 

@@ -236,7 +236,7 @@ def test_what_started_at_another_total_is_in_no_order() -> None:
     assert fold.stage_requests == 6, "it was sent, and paid for"
 
 
-def test_samples_in_doubt_are_taken_back_whatever_became_of_them() -> None:
+def test_suspect_samples_are_taken_back_whatever_their_result() -> None:
     fold = fold_with(10)
     for request_id in range(10):
         fold.decided(request_id, 0, violated=request_id % 2 == 1, at_s=float(request_id))
@@ -262,7 +262,7 @@ def test_what_earlier_visits_were_given_stays_theirs() -> None:
     assert bits(fold) == "1"
 
 
-def test_latencies_in_doubt_make_no_slow_spell() -> None:
+def test_suspect_latencies_make_no_slow_spell() -> None:
     """Unseen load that came and went, in the middle of a stage that was closed before anybody knew."""
     fold, alone = fold_with(120), fold_with(90)
     for request_id in range(120):
@@ -281,7 +281,7 @@ def test_latencies_in_doubt_make_no_slow_spell() -> None:
     assert report(fold).ttft.n == 90
 
 
-def test_a_ramp_in_doubt_fails_nothing() -> None:
+def test_a_suspect_ramp_fails_nothing() -> None:
     fold = LevelAccumulator(4, OBJECTIVES)
     fold.begin(1)
     fold.ramp_complete(0.0)

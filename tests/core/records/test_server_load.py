@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from calibrator.core.live.abort import AbortWatch
+from calibrator.core.live.abort import AbortRules
 from calibrator.core.live.liveness import Silence
 from calibrator.core.records.harm import AbortLimits, AbortReason
 from calibrator.core.records.objective import parse_objective
@@ -43,9 +43,9 @@ CASES = [
 def test_a_restart_is_the_same_for_all(before: ServerLoad, now: ServerLoad, *, restarted: bool) -> None:
     assert has_restarted(before, now) is restarted
     assert (mix_between(before, now, 1.0) is None) is restarted
-    watch = AbortWatch((parse_objective("ttft p99 <= 1s"),), AbortLimits(), 120.0)
-    watch.look(1.0, before, 1)
-    abort = watch.look(2.0, now, 1)
+    watch = AbortRules((parse_objective("ttft p99 <= 1s"),), AbortLimits(), 120.0)
+    watch.scraped(1.0, before, 1)
+    abort = watch.scraped(2.0, now, 1)
     assert (abort is not None and abort.reason is AbortReason.RESTART) is restarted
 
 

@@ -167,7 +167,7 @@ def test_a_failed_warm_up_fails_the_level_until_it_is_visited_again() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- not to be judged
-def test_spoilt_visits_are_not_judged() -> None:
+def test_invalid_stages_are_not_judged() -> None:
     invalid_reasons = stage(16, evidence(300, 100), reasons=("generator saturated: late",))
     verdict = level_verdict(history(invalid_reasons), 16)
     assert verdict.kind is OPEN
@@ -220,7 +220,7 @@ def test_design_effect_is_shrunk_toward_two_and_bounded() -> None:
     assert design_effect(history(stage(64, stalls)), 0) == 32.0
 
 
-def test_gross_overload_and_spoilt_visits_teach_no_design_effect() -> None:
+def test_gross_overload_and_invalid_stages_show_no_design_effect() -> None:
     overloaded = stage(16, evidence(100, 40, to_s=10.0))
     invalid_reasons = stage(16, evidence(2000, 20), reasons=("late",))
     assert design_effect(history(overloaded, invalid_reasons), 0) == 2.0

@@ -397,11 +397,11 @@ def test_a_waiting_look_tells_nothing_of_what_runs() -> None:
     book = FairShareAllocator(12)
     book.poll("a", 0.0, 12, 0)
     book.poll("b", 1.0, 0, 0)
-    assert book.look("a", 2.0) == 6
-    assert book.look("a", 3.0) == 6
-    assert book.look("b", 3.5) is None
+    assert book.wait_on("a", 2.0) == 6
+    assert book.wait_on("a", 3.0) == 6
+    assert book.wait_on("b", 3.5) is None
     assert book.poll("a", 4.0, 6, 0) == 6
-    assert book.look("b", 4.5) == 6
+    assert book.wait_on("b", 4.5) == 6
 
 
 def test_a_restart_remembers_what_still_runs() -> None:
@@ -475,7 +475,7 @@ def test_what_really_runs_never_exceeds_the_cap_where_clients_say_what_they_have
             seen_s[name] = now_s
             gateway.start(count)  # while the answer is on its way
         elif gateway.is_waiting:
-            gateway.take(book.look(name, now_s), waits=True)
+            gateway.take(book.wait_on(name, now_s), waits=True)
             seen_s[name] = now_s
         running = sum(gateway.running for gateway in fleet.values())
         assert running <= max(cap, sum(gateway.running > 0 for gateway in fleet.values()))

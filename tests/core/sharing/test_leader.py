@@ -60,7 +60,7 @@ class Site:
             return
         division.sync(self.table)
         rows = {name: replace(stored, age_s=self.now_s - at_s) for name, (at_s, stored) in self.rows.items()}
-        division.hear(rows, self.now_s, self.now_s)
+        division.receive(rows, self.now_s, self.now_s)
         made = division.next(self.cap, self.now_s)
         if made is None:
             return

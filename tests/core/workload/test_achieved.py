@@ -8,7 +8,7 @@ import pytest
 
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
 from calibrator.core.records.sweep import ClassAchieved
-from calibrator.core.workload.achieved import LEAST, AchievedFold
+from calibrator.core.workload.achieved import LEAST, AchievedLengths
 from calibrator.core.workload.classes import Workload, WorkloadClass
 
 SAMPLE = Sample(
@@ -18,8 +18,8 @@ SAMPLE = Sample(
 TWO = Workload((WorkloadClass("a"), WorkloadClass("b"), WorkloadClass("never")))
 
 
-def fold(*samples: Sample, n: int = LEAST, workload: Workload = TWO) -> AchievedFold:
-    result = AchievedFold(workload)
+def fold(*samples: Sample, n: int = LEAST, workload: Workload = TWO) -> AchievedLengths:
+    result = AchievedLengths(workload)
     for sample in samples:
         for _ in range(n):
             result.add(sample)

@@ -11,9 +11,9 @@ from scipy.stats import mannwhitneyu
 
 from calibrator.core.workload.stub_detection import (
     FLOOR_S_PER_TOKEN,
-    Look,
-    Looks,
+    CheckAnswer,
     Reading,
+    StubCheck,
     read_price,
     shift_bounds,
     suspicions,
@@ -31,15 +31,15 @@ def looks(
     seed: int = 1,
     cached: int | None = 0,
     repeat_decoding_s: float = 0.04,
-) -> Looks:
+) -> StubCheck:
     """A server of `base_s` plus `price_s` a prompt token, with exponential jitter; answers decode in 40 ms."""
     rng = random.Random(seed)
 
-    def look(tokens: int, decoding_s: float = 0.04) -> Look:
+    def look(tokens: int, decoding_s: float = 0.04) -> CheckAnswer:
         jitter = rng.expovariate(1 / jitter_s) if jitter_s else 0.0
-        return Look(tokens, base_s + price_s * tokens + jitter, decoding_s, cached if tokens == LONG else 0)
+        return CheckAnswer(tokens, base_s + price_s * tokens + jitter, decoding_s, cached if tokens == LONG else 0)
 
-    return Looks(
+    return StubCheck(
         [look(SHORT) for _ in range(rounds)],
         [look(LONG) for _ in range(rounds)],
         [look(SHORT, repeat_decoding_s) for _ in range(2)],
@@ -75,8 +75,8 @@ def test_the_price_is_clear_after_three_rounds_of_a_real_model() -> None:
 
 
 def test_prompts_of_the_same_length_say_nothing() -> None:
-    same = [Look(SHORT, 0.05)] * 5
-    assert read_price(Looks(same, same)) is Reading.UNKNOWN
+    same = [CheckAnswer(SHORT, 0.05)] * 5
+    assert read_price(StubCheck(same, same)) is Reading.UNKNOWN
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(3, 3), (4, 4), (5, 5), (3, 5)])
@@ -116,19 +116,19 @@ def test_an_answer_that_is_replayed_is_suspect() -> None:
 def test_a_prefix_cache_makes_repeats_faster_and_is_not_suspect() -> None:
     """It saves the prompt's time, never the decoding (llama.cpp, vLLM: on by default)."""
     base = looks(10e-6)
-    faster = [Look(SHORT, 0.041, 0.036, SHORT - 1)] * 2
-    assert suspicions(Looks(base.short, base.long, faster), 0.0) == ()
+    faster = [CheckAnswer(SHORT, 0.041, 0.036, SHORT - 1)] * 2
+    assert suspicions(StubCheck(base.short, base.long, faster), 0.0) == ()
 
 
 def test_answers_in_one_piece_say_nothing_about_replaying() -> None:
-    whole = [Look(SHORT, 0.05, span) for span in (0.0, 0.0002, None)]
-    assert suspicions(Looks(whole, [Look(LONG, 0.2)] * 3, [Look(SHORT, 0.05, 0.0)] * 2), 0.0) == ()
+    whole = [CheckAnswer(SHORT, 0.05, span) for span in (0.0, 0.0002, None)]
+    assert suspicions(StubCheck(whole, [CheckAnswer(LONG, 0.2)] * 3, [CheckAnswer(SHORT, 0.05, 0.0)] * 2), 0.0) == ()
 
 
 def test_nothing_seen_nothing_said() -> None:
-    assert suspicions(Looks(), 0.0) == ()
+    assert suspicions(StubCheck(), 0.0) == ()
     for part in itertools.product((1, 2), repeat=2):
-        assert suspicions(Looks([Look(SHORT, 0.1)] * part[0], [Look(LONG, 0.1)] * part[1]), 0.0) == ()
+        assert suspicions(StubCheck([CheckAnswer(SHORT, 0.1)] * part[0], [CheckAnswer(LONG, 0.1)] * part[1]), 0.0) == ()
 
 
 def test_the_floor_is_two_million_tokens_a_second() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from calibrator.core.admission.triggers import TriggerKind, TriggerPolicy
 from calibrator.core.live.change_test import GuardPolicy
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.service.backend.guard import GuardWatch
@@ -23,8 +23,8 @@ PAGE = ServerLoad(
 )  # fmt: skip
 
 
-def look(at_s: float, load: ServerLoad) -> FleetLook:
-    return FleetLook(at_s, 1e9 + at_s, (ReplicaLook("http://r0/v1", load),), cap=32, replica_cap=32)
+def look(at_s: float, load: ServerLoad) -> FleetScrape:
+    return FleetScrape(at_s, 1e9 + at_s, (ReplicaScrape("http://r0/v1", load),), cap=32, replica_cap=32)
 
 
 @pytest.mark.parametrize(

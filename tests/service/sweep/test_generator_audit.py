@@ -1,4 +1,4 @@
-"""What the generator's own error spoils, and what it does not."""
+"""What the generator's own error invalidates, and what it does not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
         (bits(100, 0), False),
     ],
 )
-def test_violations_that_may_be_ours_spoil_the_level_when_they_matter(
+def test_violations_that_may_be_ours_invalidate_the_level_when_they_matter(
     *, decided: list[Decided], invalid_reasons: bool
 ) -> None:
     assert ("its own lateness" in reasons(decided=decided)) is invalid_reasons
@@ -65,7 +65,7 @@ def test_the_last_word_about_a_violation_counts() -> None:
 
 
 @pytest.mark.parametrize("violations", [0, 3])
-def test_a_saturated_core_and_late_sends_spoil_violations_only(violations: int) -> None:
+def test_a_saturated_core_and_late_sends_invalidate_violations_only(violations: int) -> None:
     decided = bits(100, violations)
     assert ("of a core" in reasons(decided=decided, cpu_ratio=0.97)) is (violations > 0)
     assert ("left 30 ms late" in reasons(decided=decided, ended=[sample(send_delay_s=0.03)])) is (violations > 0)

@@ -1,11 +1,11 @@
-"""Plays the search against synthetic backends on simulated time, and keeps the books.
+"""Plays the search against synthetic backends on simulated time, and keeps the ledger.
 
     draw(seed) ─▶ SimulatedSweep ─▶ next_step ─▶ Measure ─▶ SimulatedSweep.stage ─▶ Stage ─▶ history ─┐
                              ▲  └▶ Conclusion ─▶ Result (against the truth)       │
                              └─────────────────────────────────────────────────────┘
 
 **Requests** are counted when they are sent: the first request of each user that is added, one wave for the warm-up
-(every user turns over once), the samples. So the followers of a stage are in the books: those in flight when it ends
+(every user turns over once), the samples. So the followers of a stage are in the ledger: those in flight when it ends
 are the next warm-up's, those of users who leave are never measured, and those of the last level are thrown away.
 **Time**: a level N turns over N requests per residence. **Harm**: what happens at levels above the true capacity, and
 at levels whose true exceedance ratio is above 5 %.
@@ -28,7 +28,7 @@ from calibrator.core.records.level_accumulator import upper_quantile
 from calibrator.core.records.objective import Objective, parse_objective
 from calibrator.core.records.sweep import Grade
 from calibrator.core.search.policy import next_step
-from calibrator.core.search.recalibration import looked_above, warm_start
+from calibrator.core.search.recalibration import probed_above, warm_start
 from calibrator.core.search.state import must_leave
 from calibrator.core.search.steps import Conclusion, Measure
 from calibrator.core.search.verdict import has_failed_warm_up, is_settled
@@ -72,7 +72,7 @@ class SimulatedSweep:
     backend: SyntheticBackend
     falls: bool = False
     level: int = 0
-    books: CostLedger = field(default_factory=CostLedger)
+    ledger: CostLedger = field(default_factory=CostLedger)
     latencies: dict[int, list[float]] = field(default_factory=dict)  # by level, of samples
 
     @property
@@ -85,38 +85,38 @@ class SimulatedSweep:
             return False
         self._send(level, max(0, level - self.level))
         self.level = level
-        self.books.highest_level = max(self.books.highest_level, level)
+        self.ledger.highest_level = max(self.ledger.highest_level, level)
         return True
 
     def take(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Latencies of the next `n` requests, in limits, and when they ended."""
         each_s = self.truth.residence_s(self.level) / self.level
-        times_s = self.books.wall_s + each_s * np.arange(1, n + 1)
+        times_s = self.ledger.wall_s + each_s * np.arange(1, n + 1)
         values = self.backend.sample(self.level, n)
         self._send(self.level, n)
         self._pass(n * each_s)
-        if self.falls and self.books.requests >= FALLS_AFTER_REQUESTS:
+        if self.falls and self.ledger.requests >= FALLS_AFTER_REQUESTS:
             self.falls = False
             self.backend.truth = self.truth.moved(FALLS_TO)
         return values, times_s
 
     def _send(self, level: int, n: int) -> None:
-        self.books.requests += n
+        self.ledger.requests += n
         if level > self.truth.capacity:
-            self.books.requests_above += n
+            self.ledger.requests_above += n
 
     def _pass(self, seconds: float) -> None:
-        books = self.books
-        books.wall_s += seconds
+        ledger = self.ledger
+        ledger.wall_s += seconds
         if self.level > self.truth.capacity:
-            books.above_s += seconds
+            ledger.above_s += seconds
         if self.truth.exceedance_ratio(self.level) > HARD_RATIO:
-            books.hard_s += seconds
+            ledger.hard_s += seconds
 
     # ------------------------------------------------------------------------------------------------------- stage
     def stage(self, history: History, measure: Measure, bounds: Bounds) -> Stage:
         """As the real one: a watched warm-up after a change of level, then samples until the test is settled."""
-        sent, started_s = self.books.requests, self.books.wall_s
+        sent, started_s = self.ledger.requests, self.ledger.wall_s
         is_new = self.go_to(measure.level)
         running = Stage(
             measure.level,
@@ -135,7 +135,7 @@ class SimulatedSweep:
         while left and not may_end():
             n = min(_chunk(measure.level), left)
             left -= n
-            running = replace(self._watched(running, n), ended_at_s=self.books.wall_s)
+            running = replace(self._watched(running, n), ended_at_s=self.ledger.wall_s)
         latencies = self.latencies.setdefault(measure.level, [])
         while not may_end():
             values, times_s = self.take(_chunk(measure.level))
@@ -143,11 +143,11 @@ class SimulatedSweep:
             running = replace(
                 running,
                 evidence=tuple(_longer(part, values > 1.0, times_s) for part in running.evidence),
-                ended_at_s=self.books.wall_s,
+                ended_at_s=self.ledger.wall_s,
             )
         return replace(
             running,
-            requests=self.books.requests - sent,
+            requests=self.ledger.requests - sent,
             tail_ratio=(upper_quantile(latencies, 1.0),) * len(running.ramp),
             correlation=(correlation_time(latencies),) * len(running.ramp),
         )
@@ -213,7 +213,7 @@ class Result:
     exceedance_ratio: float  # true, at the capacity found; 0 if none was
     bound_requests: float  # no policy needs fewer on average, to be right within 15 % in 95 of 100 sweeps
     is_certified: bool
-    books: CostLedger
+    ledger: CostLedger
 
     @property
     def error_ratio(self) -> float:
@@ -232,7 +232,7 @@ def _result(policy: str, simulated: SimulatedSweep, capacity: int, *, is_certifi
     truth = simulated.truth
     exceedance = truth.exceedance_ratio(capacity) if capacity else 0.0
     bound = bound_requests(truth, Bounds())
-    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, simulated.books)
+    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, simulated.ledger)
 
 
 def bound_requests(truth: Truth, bounds: Bounds) -> float:
@@ -294,7 +294,7 @@ def simulate_recalibrations(
         published = 0 if conclusion.capacity is None else conclusion.capacity.estimate
         warm = warm_start(history, bounds, published, sweeps_since_upward_probe) if published else None
         conclusion, history = run(simulated, bounds, warm)
-        sweeps_since_upward_probe = 0 if looked_above(history) else sweeps_since_upward_probe + 1
+        sweeps_since_upward_probe = 0 if probed_above(history) else sweeps_since_upward_probe + 1
         results.append(_concluded(RECALIBRATED[0], simulated, conclusion))
         simulated = SimulatedSweep(SyntheticBackend(truth, np.random.default_rng([seed, index, 3])))
         capacity = run_baseline(simulated, bounds.max_level)
