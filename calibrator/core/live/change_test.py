@@ -25,9 +25,9 @@ alternative p1 = r p0, r in `RATIOS`:  c = max(1, ceil(n sqrt(p0 p1))),  q1 = P(
 
     R <- (R + block's seconds) * (q1 / q0 if bit else (1 - q1) / (1 - q0))
 
-Under the null, R minus the time watched is a supermartingale, so the mean time until R reaches A is at least A, whatever
-the traffic does: a threshold in seconds needs no tuning. The mean of R over `RATIOS` inherits this; several objectives
-share the false alarms, so A grows with their number. R overshoots A by a factor of 2 or more in simulation
+Under the null, R minus the time watched is a supermartingale, so the mean time until R reaches A is at least A,
+whatever the traffic does: a threshold in seconds needs no tuning. The mean of R over `RATIOS` inherits this; several
+objectives share the false alarms, so A grows with their number. R overshoots A by a factor of 2 or more in simulation
 (`tests/benchmarks/bench_guard.py`), for which the threshold is lowered by `OVERSHOOT`. Blocks without requests are
 skipped.
 

@@ -1,19 +1,19 @@
-"""What the watches of a backend know and a restart of the service must not lose, as values that can be stored.
+"""State of a backend's triggers, guard and traffic log that must survive a restart of the service, as storable values.
 
-**No clock is asked.** Everything is a duration: how long ago something was when it was stored, how long it still had to
-wait. Time that passed while the service was down counts for nothing, so a wall clock that was set meanwhile can neither
-release every cool-down at once nor hold one for longer than it is. The price: a cool-down ends later by the time that
-the service was down.
+**Durations only.** A checkpoint holds how long ago something happened, or how long it still has to wait, at the time of
+storing. Time for which the service was down does not count, so a wall clock that was set in the meantime can neither
+release every cool-down at once nor extend one. The price: a cool-down ends later by the time the service was down.
 
 | of | kept | lost |
 |---|---|---|
-| triggers | causes that wait, cool-downs, answers owed, the reference of drift, what each replica last said | - |
-| guard | the rest until it may ask for another sweep | its evidence: minutes of traffic bring it back |
+| triggers | waiting causes, cool-downs, owed answers, the reference of drift, each replica's last scrape | - |
+| guard | the time until it may ask for another sweep | its evidence, which a few minutes of traffic restore |
 | traffic | slices of live traffic, the newest `SLICES_KEPT` | the running minute |
 
-What each replica last said (its start, or else its counters) shows a restart of the engine that nobody saw.
+Each replica's last scrape (its start time, or else its counters) reveals a restart of the engine while the service was
+down.
 
-Pure; called by the watches, stored by `service.backend.checkpoints`.
+Called by `service.backend.triggers`, `guard` and `traffic`; stored by `service.backend.checkpoints`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from calibrator.core.publish.fleet import Kind
 from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.core.workload.live_mix import LiveMix
 
-SLICES_KEPT = 400  # four days of quarters of an hour; some 500 bytes each
+SLICES_KEPT = 400  # four days in quarters of an hour; about 500 bytes each
 
 
 # ----------------------------------------------------------------------------------------------------------- triggers
 @dataclass(frozen=True, slots=True)
 class CauseCheckpoint:
-    """`wait_s`: until it may be measured."""
+    """A waiting cause. `wait_s`: until it may be measured."""
 
     kind: TriggerKind
     words: str
@@ -43,12 +43,12 @@ class CauseCheckpoint:
 @dataclass(frozen=True, slots=True)
 class ReplicaCheckpoint:
     url: str
-    load: ServerLoad  # only what tells a restart, and which engine it is
+    load: ServerLoad  # only what reveals a restart, and which engine it is
 
 
 @dataclass(frozen=True, slots=True)
 class TriggerCheckpoint:
-    """`..._ago_s`: before the moment of saving."""
+    """`..._ago_s`: before the time of storing."""
 
     waiting: tuple[CauseCheckpoint, ...] = ()
     spent_ago_s: Mapping[TriggerKind, float] = field(default_factory=dict)
@@ -57,11 +57,11 @@ class TriggerCheckpoint:
     kind: Kind | None = None
     replicas: tuple[ReplicaCheckpoint, ...] = ()
     reference: LiveMix | None = None
-    reference_ago_s: float | None = None  # without a reference: since when one is looked for
+    reference_ago_s: float | None = None  # without a reference: since when one is being collected
 
 
-def remembered(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
-    """But for what `core.admission.triggers` does not know."""
+def checkpoint_of(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
+    """The part that `core.admission.triggers` holds."""
     causes = triggers.waiting.values()
     ended_s = triggers.sweep_ended_s
     return TriggerCheckpoint(
@@ -72,27 +72,27 @@ def remembered(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
     )
 
 
-def recalled(memory: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
-    """`known`: what has happened since the start; it is newer than the memory."""
+def restored(stored: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
+    """`known`: what has happened since the start of the service, which takes precedence."""
     policy = known.policy
-    ended_s = None if memory.sweep_ended_ago_s is None else now_s - max(0.0, memory.sweep_ended_ago_s)
+    ended_s = None if stored.sweep_ended_ago_s is None else now_s - max(0.0, stored.sweep_ended_ago_s)
     waiting = {
         one.kind: Cause(one.kind, one.words, now_s + min(max(0.0, one.wait_s), policy.min_uptime_s))
-        for one in memory.waiting
+        for one in stored.waiting
         if one.kind in policy.cool_down_s
     }
-    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in memory.spent_ago_s.items()}
+    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in stored.spent_ago_s.items()}
     return Triggers(
         policy,
         waiting={**waiting, **known.waiting},
         spent_s={**spent_s, **known.spent_s},
         sweep_ended_s=ended_s if known.sweep_ended_s is None else known.sweep_ended_s,
-        owed=known.owed | frozenset(memory.owed),
+        owed=known.owed | frozenset(stored.owed),
     )
 
 
 def last_seen(url: str, load: ServerLoad) -> ReplicaCheckpoint:
-    """Counters only grow, so any later value that is lower is a restart."""
+    """What a later scrape is compared with (`core.records.server_load.has_restarted`)."""
     tells_start = load.process_start is not None
     return ReplicaCheckpoint(
         url,
@@ -117,7 +117,7 @@ class GuardCheckpoint:
 # ------------------------------------------------------------------------------------------------------------ traffic
 @dataclass(frozen=True, slots=True)
 class PackedHistogram:
-    """Observations by bucket, of the bounds with this index in the memory's list."""
+    """Observations by bucket; `bounds`: index in the checkpoint's list of bounds."""
 
     bounds: int
     parts: tuple[float, ...]
@@ -125,10 +125,10 @@ class PackedHistogram:
 
 @dataclass(frozen=True, slots=True)
 class PackedSlice:
-    """A `LiveMix` without the bounds that it shares with all others."""
+    """A `LiveMix` without its bounds, which are shared by most slices."""
 
-    ago_s: float  # its start
-    rest: LiveMix  # but for its histograms
+    ago_s: float  # since its start
+    rest: LiveMix  # without its histograms
     prompts: PackedHistogram | None = None
     outputs: PackedHistogram | None = None
 
@@ -158,18 +158,18 @@ def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficCheckpoint:
     return TrafficCheckpoint(tuple(known), kept)
 
 
-def unpacked(memory: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
-    """Raises IndexError, ValueError if the memory does not fit together."""
+def unpacked(stored: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
+    """Raises IndexError or ValueError if the checkpoint is inconsistent."""
 
     def unpack(one: PackedHistogram | None) -> Histogram | None:
         if one is None:
             return None
-        bounds = memory.bounds[one.bounds]
+        bounds = stored.bounds[one.bounds]
         if len(bounds) != len(one.parts):
             raise ValueError("a histogram has more or fewer buckets than bounds")
         return Histogram(bounds, tuple(accumulate(one.parts)))
 
     return [
         (max(0.0, one.ago_s), replace(one.rest, prompts=unpack(one.prompts), outputs=unpack(one.outputs)))
-        for one in memory.slices
+        for one in stored.slices
     ]

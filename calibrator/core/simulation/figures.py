@@ -1,4 +1,4 @@
-"""The table of a simulation: what the search costs, how right it is, and what harm it does.
+"""The table of a simulation: what the search costs, how accurate it is, and how much harm it does.
 
 Figures carry 95 % intervals: means by the central limit, shares by Clopper-Pearson, quantiles by order statistics. The
 error that the product promises (DESIGN section 3) is the one per capacity, and this is where it is measured.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from calibrator.core.admission.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
-from calibrator.core.publish.checkpoint import TriggerCheckpoint, last_seen, recalled, remembered
+from calibrator.core.publish.checkpoint import TriggerCheckpoint, checkpoint_of, last_seen, restored
 from calibrator.core.publish.fleet import FleetScrape, Kind, ReplicaScrape, is_same_kind, kind_of
 from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.drift import drift, is_enough, unlike_probes
@@ -71,7 +71,7 @@ class TriggerWatch:
     def memory(self, now_s: float) -> TriggerCheckpoint:
         since_s = self._reference_from_s
         return replace(
-            remembered(self.triggers, now_s),
+            checkpoint_of(self.triggers, now_s),
             kind=self._kind,
             replicas=tuple(last_seen(url, load) for url, (load, _) in self._known.items()),
             reference=self._reference,
@@ -88,7 +88,7 @@ class TriggerWatch:
 
     def recall(self, memory: TriggerCheckpoint, now_s: float) -> None:
         """What was known before the service restarted; what engines did meanwhile shows at the next look."""
-        self.triggers = recalled(memory, self.triggers, now_s)
+        self.triggers = restored(memory, self.triggers, now_s)
         self._kind = self._kind or memory.kind
         seen = {one.url: (one.load, now_s) for one in memory.replicas}
         self._known = {**seen, **self._known}

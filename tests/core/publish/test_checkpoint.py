@@ -15,9 +15,9 @@ from calibrator.core.publish.checkpoint import (
     PackedHistogram,
     TrafficCheckpoint,
     TriggerCheckpoint,
+    checkpoint_of,
     packed,
-    recalled,
-    remembered,
+    restored,
     unpacked,
 )
 from calibrator.core.records.server_load import Histogram
@@ -58,8 +58,8 @@ def test_cool_downs_go_on_where_they_were() -> None:
     cause = Cause(TriggerKind.RESTART, "it started anew", 600.0)
     known = Triggers(POLICY).with_cause(cause).sweep_started(1000.0).sweep_ended(1100.0, has_answered=False)
     known = known.with_cause(replace(cause, ready_s=1900.0))
-    text = to_json(remembered(known, 1500.0))
-    again = recalled(TypeAdapter(TriggerCheckpoint).validate_json(text), Triggers(POLICY), 50.0)
+    text = to_json(checkpoint_of(known, 1500.0))
+    again = restored(TypeAdapter(TriggerCheckpoint).validate_json(text), Triggers(POLICY), 50.0)
     assert again.spent_s == {TriggerKind.RESTART: -450.0}
     assert again.waiting[TriggerKind.RESTART].ready_s == 450.0
     assert (again.sweep_ended_s, again.owed) == (-350.0, {TriggerKind.RESTART})
@@ -70,13 +70,13 @@ def test_cool_downs_go_on_where_they_were() -> None:
 def test_nothing_in_a_memory_makes_a_cool_down_longer_than_it_is() -> None:
     """Values of a hand that edits, or of another policy."""
     absurd = TriggerCheckpoint(spent_ago_s={TriggerKind.DRIFT: -1e12}, sweep_ended_ago_s=-1e12)
-    again = recalled(absurd, Triggers(POLICY), 0.0).with_cause(Cause(TriggerKind.DRIFT, "x", 0.0))
+    again = restored(absurd, Triggers(POLICY), 0.0).with_cause(Cause(TriggerKind.DRIFT, "x", 0.0))
     assert again.due(COOL_DOWN_S[TriggerKind.DRIFT]) is not None
 
 
 def test_what_happened_since_the_start_is_newer_than_the_memory() -> None:
-    old = remembered(Triggers(POLICY).with_cause(Cause(TriggerKind.RESTART, "old", 9.0)).sweep_ended(5.0), 8.0)
+    old = checkpoint_of(Triggers(POLICY).with_cause(Cause(TriggerKind.RESTART, "old", 9.0)).sweep_ended(5.0), 8.0)
     now = Triggers(POLICY).with_cause(Cause(TriggerKind.RESTART, "new", 700.0)).sweep_ended(90.0)
-    again = recalled(old, now, 100.0)
+    again = restored(old, now, 100.0)
     assert again.waiting[TriggerKind.RESTART].words == "new"
     assert again.sweep_ended_s == 90.0
