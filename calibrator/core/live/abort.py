@@ -39,7 +39,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from calibrator.core.live.organic_load import LAG_S, OwnLoad, live_beside
+from calibrator.core.live.organic_load import LAG_S, OwnLoad, live_in_flight
 from calibrator.core.records.harm import Abort, AbortLimits, AbortReason, Harm
 from calibrator.core.records.objective import Metric, Objective
 from calibrator.core.records.sample import Sample
@@ -190,7 +190,7 @@ class AbortRules:
 
     def _sees_live(self, now_s: float, load: ServerLoad, most: int) -> bool:
         in_flight = load.in_flight_requests
-        organic = 0.0 if in_flight is None else live_beside(in_flight, most)
+        organic = 0.0 if in_flight is None else live_in_flight(in_flight, most)
         if organic >= 1.0:
             self._live_until_s = now_s + LIVE_HOLDS_S
             self._most_organic = max(self._most_organic, int(organic))

@@ -79,7 +79,7 @@ class OwnLoad:
         return min(found), max(found)
 
 
-def live_beside(gauge: float, ours: int) -> float:
+def live_in_flight(gauge: float, ours: int) -> float:
     """Live requests in flight by a gauge that includes `ours` of our own.
 
     With the most that it may include (`OwnLoad.between` over `LAG_S`) the result is a lower bound; with the fewest, an
@@ -137,7 +137,7 @@ class OrganicEstimate:
         if self.is_blind:
             self.estimate, self.change = None, 0.0
             return
-        low, high = live_beside(in_flight, most), live_beside(in_flight, fewest)
+        low, high = live_in_flight(in_flight, most), live_in_flight(in_flight, fewest)
         before = self.estimate
         self.estimate = high if before is None else min(max(before, low), high)
         self.change = 0.0 if before is None else abs(self.estimate - before)

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from calibrator.core.live.organic_load import LAG_S, live_beside
+from calibrator.core.live.organic_load import LAG_S, live_in_flight
 from calibrator.core.publish.snapshot import ReplicaStatus, ReplicaView
 from calibrator.core.records.server_load import ServerLoad
 
@@ -104,7 +104,7 @@ class Probes:
         if self.organic is not None:
             return self.organic
         if self.in_flight or before is None:
-            return live_beside(in_flight, self.in_flight)
+            return live_in_flight(in_flight, self.in_flight)
         return min(before, in_flight)
 
 
@@ -124,7 +124,7 @@ class ReplicaScrape:
         in_flight = None if self.load is None else self.load.in_flight_requests
         if in_flight is None or self.organic is not None:
             return self.organic
-        return live_beside(in_flight, self.probes_in_flight)
+        return live_in_flight(in_flight, self.probes_in_flight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,13 +209,13 @@ class BackendView:
     replicas: tuple[ReplicaView, ...] = ()
     discovery_problem: str = ""  # why the set of replicas may be out of date
     traffic_note: str = ""  # how live traffic differs from the probes
-    metrics_problem: str = ""  # why the engine's metrics tell nothing, or nothing that can be believed
+    metrics_problem: str = ""  # why the engine's metrics are missing or cannot be trusted
     in_flight_peak: float | None = None  # organic, of the last 60 s
     headroom_min_ratio: float | None = None  # of the last 60 s
     guard: GuardView | None = None
     deferred: Deferral | None = None  # why a sweep that was due has not started
     queued: str = ""  # why a sweep waits for its turn, in words; empty: none does
-    trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
+    trend: tuple[CapPoint, ...] = ()  # recently published, without overrides; oldest first
     lease_held: bool = True  # by this instance: it measures and publishes
     store_problem: str = ""  # the database fails: what is served may be out of date
     shadow: Recommendation | None = None  # `publish: shadow`: what gateways get instead of the recommendation

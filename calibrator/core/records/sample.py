@@ -60,7 +60,7 @@ class Failure:
 
     @property
     def is_our_mistake(self) -> bool:
-        """Wrong credentials, model, address, body or context length: ends the sweep, as it says nothing of capacity."""
+        """Wrong credentials, model, address, body or context length: ends the sweep, as it does not depend on load."""
         if self.kind is not FailureKind.STATUS or self.status is None:
             return False
         return self.status < 400 or self.status in (400, 401, 403, 404, 405, 413, 415, 422)

@@ -1,4 +1,4 @@
-"""Synthetic backends with a known capacity: the field on which the search policy is judged.
+"""Synthetic backends with a known capacity, on which the search policy is evaluated.
 
 A request's latency is given in limits, so that it *exceeds* above 1. A backend is a curve p(N), the exceedance ratio at
 level N, and the true capacity N* is the highest level up to which no level exceeds the allowance (holes count).
@@ -167,7 +167,7 @@ def _given(wanted: float | None, drawn: float) -> float:
 
 @dataclass
 class SyntheticBackend:
-    """Draws latencies of a `Truth`; remembers the stall that is going on."""
+    """Draws latencies of a `Truth`; keeps the state of the current stall."""
 
     truth: Truth
     rng: np.random.Generator

@@ -1,7 +1,7 @@
 """The table of a simulation: what the search costs, how accurate it is, and how much harm it does.
 
 Figures carry 95 % intervals: means by the central limit, shares by Clopper-Pearson, quantiles by order statistics. The
-error that the product promises (DESIGN section 3) is the one per capacity, and this is where it is measured.
+error that the product guarantees (DESIGN section 3) is the one per capacity, and it is measured here.
 `requests_bound_mean` is a lower bound for any policy (`core.simulation.runs.bound_requests`), a property of the
 backends.
 """

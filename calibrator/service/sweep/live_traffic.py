@@ -1,10 +1,9 @@
-"""Live traffic during a sweep: feeds `core.live.organic_load` with our counts and the scrapes, and answers for the
-sweep.
+"""Live traffic during a sweep: passes our counts and the scrapes to `core.live.organic_load`, and invalidates stages.
 
-    batches ─▶ ours ─┐
-    scrapes ─▶ saw  ─┴▶ estimate ─▶ how many probes, which samples, which levels, what became suspect
+    batches ─▶ ours    ─┐
+    scrapes ─▶ scraped ─┴▶ estimate ─▶ how many probes, which samples, which levels, what became suspect
 
-An engine that shows no load is measured as if it were alone, and the record says so.
+An engine that shows no load is measured as if there were no live traffic, and the record says so.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from calibrator.core.records.history import Stage
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.ports.clock import Clock
 
-FIRST_SCRAPE_S = 5.0  # that a sweep waits for the first scrape
-SAME_S = 1e-6  # a stage that ended when the scrape was told has not seen it
-BASELINE_S = 5.0  # and, where there is live traffic, until it knows how much
+FIRST_SCRAPE_S = 5.0  # how long a sweep waits for the first scrape
+BASELINE_S = 5.0  # and, with live traffic, until its level is known
+SAME_S = 1e-6  # a stage that ended at the time of a scrape ended before it was evaluated
 
 
 @dataclass(frozen=True, slots=True)
 class LoadChange:
-    """The organic load changed by `requests` at some moment between `since_s` and `seen_s`."""
+    """The organic load changed by `requests` at some time between `since_s` and `seen_s`."""
 
     since_s: float
     seen_s: float
@@ -38,36 +37,36 @@ class LiveTraffic:
     """One for each sweep."""
 
     clock: Clock
-    watch: OrganicEstimate = field(default_factory=OrganicEstimate)
+    organic: OrganicEstimate = field(default_factory=OrganicEstimate)
     changes: deque[LoadChange] = field(default_factory=deque)
     most: float = 0.0
     _scraped: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def begin(self) -> None:
-        """Until the organic load is known, or cannot be."""
+        """Wait until the organic load is known, or cannot be."""
         try:
             async with asyncio.timeout(FIRST_SCRAPE_S):
                 await self._scraped.wait()
         except TimeoutError:
             return
-        if self.watch.estimate:
+        if self.organic.estimate:
             await self.clock.sleep(BASELINE_S)
 
     def scraped(self, asked_s: float, answered_s: float, load: ServerLoad | None) -> None:
-        """One scrape, or None where none came."""
+        """One scrape; None: it failed."""
         self._scraped.set()
         if load is None or load.in_flight_requests is None:
             return
-        watch = self.watch
-        watch.scraped(asked_s, answered_s, load.in_flight_requests)
-        self.most = max(self.most, watch.estimate or 0.0)
-        if watch.change > 0.0:
-            self.changes.append(LoadChange(watch.suspect_since_s, self.clock.monotonic(), watch.change))
+        organic = self.organic
+        organic.scraped(asked_s, answered_s, load.in_flight_requests)
+        self.most = max(self.most, organic.estimate or 0.0)
+        if organic.change > 0.0:
+            self.changes.append(LoadChange(organic.suspect_since_s, self.clock.monotonic(), organic.change))
         while self.changes and self.changes[0].seen_s < answered_s - MEMORY_S:
             self.changes.popleft()
 
     def invalidated(self, stages: Sequence[Stage], origin_s: float) -> tuple[Stage, ...]:
-        """The same; void where the organic load had changed at their end before anybody could see it."""
+        """The stages, with those marked invalid at whose end the organic load had changed before it was noticed."""
         return tuple(self._invalidated(stage, stage.ended_at_s + origin_s) for stage in stages)
 
     def _invalidated(self, stage: Stage, ended_s: float) -> Stage:
@@ -77,8 +76,8 @@ class LiveTraffic:
         return stage
 
     def left(self, stage: Stage) -> Stage:
-        """The same; void if live traffic left no room to measure its level."""
-        floor = self.watch.floor
+        """The stage, marked invalid if live traffic left no room to measure its level."""
+        floor = self.organic.floor
         has_evidence = stage.ramp_failed or min(part.n for part in stage.evidence) > 0
         if stage.level > floor or has_evidence:
             return stage
@@ -87,8 +86,8 @@ class LiveTraffic:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        if self.watch.is_blind:
-            return ("live traffic could not be seen: the engine's metrics do not count our requests",)
-        if self.watch.scrapes == 0:
-            return ("live traffic could not be seen: the engine shows no running requests on a metrics page",)
+        if self.organic.is_blind:
+            return ("live traffic is not visible: the engine's metrics do not count our requests",)
+        if self.organic.scrapes == 0:
+            return ("live traffic is not visible: the engine has no metrics page with running requests",)
         return ()

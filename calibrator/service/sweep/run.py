@@ -6,8 +6,8 @@
 
 With `order.levels` there is no policy: exactly those levels are measured, each judged on its own requests.
 
-Failures of the backend are data until they say that load is not the matter (credentials, model, nobody listening): then
-the sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
+Failures of the backend are data, unless they have a cause other than load (credentials, model, no listener): then the
+sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from calibrator.ports.load import Batch, LoadGenerator
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
 from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
-from calibrator.service.sweep.burst import Burster
-from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
+from calibrator.service.sweep.burst import BurstRunner
+from calibrator.service.sweep.level_runner import LevelRunner, ServerPeaks
 from calibrator.service.sweep.live_traffic import LiveTraffic
 from calibrator.service.sweep.sample_buffer import SampleBuffer
 from calibrator.service.sweep.ttft_agreement import TtftAgreement
@@ -50,7 +50,7 @@ PROGRESS_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class SweepParts:
-    """What wiring gives to a sweep."""
+    """What wiring provides for a sweep."""
 
     inspector: Inspector
     telemetry: Telemetry
@@ -61,7 +61,7 @@ class SweepParts:
 
 @dataclass(slots=True)
 class _Tally:
-    """CostLedger of the whole sweep."""
+    """Totals over the whole sweep."""
 
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
@@ -71,7 +71,7 @@ class _Tally:
 
 
 async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
-    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes ended."""
+    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes have ended."""
     sweep = _Sweep(order, parts, listener)
     try:
         conclusion = await sweep.run()
@@ -96,14 +96,14 @@ class _Sweep:
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
-        self._server = ServerWatch()
+        self._server = ServerPeaks()
         self._live = LiveTraffic(parts.clock)
         self._abort_monitor = AbortMonitor(order, parts.clock)
         self._ttft_agreement = TtftAgreement()
         self._samples = SampleBuffer(parts.clock)
         self._load: LoadGenerator | None = None
         self._runner: LevelRunner | None = None
-        self._burster: Burster | None = None
+        self._burst_runner: BurstRunner | None = None
 
     async def run(self) -> Conclusion:
         clock = self._parts.clock
@@ -146,12 +146,12 @@ class _Sweep:
             self._listener.partial(self.record(None))
 
     async def _was_invalidated(self, runner: LevelRunner, conclusion: Conclusion) -> bool:
-        """Did live traffic change just before the end? Then the last stage is void, and the search goes on.
+        """Whether live traffic changed just before the end and invalidated the last stage: the search then continues.
 
-        Where nobody else was seen nothing is waited for, unless the whole backend is to be called infeasible.
+        Without live traffic so far there is no wait, unless the conclusion is that the backend is infeasible.
         """
         live = self._live
-        is_waiting = live.most > 0.0 or (live.watch.scrapes > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
+        is_waiting = live.most > 0.0 or (live.organic.scrapes > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
         if not is_waiting or not self._history.stages or self._abort_monitor.abort is not None:
             return False
         await runner.pause(LAG_S + SCRAPE_S)
@@ -160,19 +160,19 @@ class _Sweep:
         return self._history.stages != before
 
     async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
-        clock, watch = self._parts.clock, self._live.watch
+        clock, organic = self._parts.clock, self._live.organic
         objectives = self._order.objectives
-        self._burster = Burster(load, clock, objectives, self._record_batch, lambda: watch.estimate or 0.0)
+        self._burst_runner = BurstRunner(load, clock, objectives, self._record_batch, lambda: organic.estimate or 0.0)
         order, mode = self._order, self._order.burst if self._abort_monitor.abort is None else BurstMode.OFF
         try:
-            return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
+            return await self._burst_runner.follow(conclusion, mode, self._levels(), order.bounds.min_level)
         except AbortedError:
             return unlimited(conclusion) if mode is BurstMode.ENFORCE else conclusion
 
     # --------------------------------------------------------------------------------------------- decisions
     def _next(self) -> Step:
         order = self._order
-        self._history = replace(self._history, organic_floor=self._live.watch.floor)
+        self._history = replace(self._history, organic_floor=self._live.organic.floor)
         ended = self._abort_monitor.conclusion(self._history)
         if ended is not None:
             return self._nothing_worked() or ended
@@ -191,7 +191,7 @@ class _Sweep:
         return self._nothing_worked() or Conclusion(SweepOutcome.CALIBRATED, None, None, complete)
 
     def _nothing_worked(self) -> Conclusion | None:
-        """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
+        """If no request succeeded in the whole sweep, the backend is broken; that is not a small capacity."""
         if self._tally.completed or not self._tally.commonest_failure:
             return None
         (kind, count), *_ = self._tally.commonest_failure.most_common(1)
@@ -206,7 +206,7 @@ class _Sweep:
         if (
             now_s >= bounds.duration_s
             or self._abort_monitor.must_stop(history)
-            or running.level <= self._live.watch.floor
+            or running.level <= self._live.organic.floor
         ):
             return True
         if measure.test is Test.FIXED:
@@ -230,7 +230,7 @@ class _Sweep:
             self._achieved.add(sample)
             if sample.failure is not None:
                 tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
-        if self._burster is not None and self._abort_monitor.abort is not None:
+        if self._burst_runner is not None and self._abort_monitor.abort is not None:
             raise AbortedError
 
     async def _watch_server(self) -> None:
@@ -263,13 +263,13 @@ class _Sweep:
             requests=history.requests,
             elapsed_s=now_s,
             in_flight=self._runner.in_flight,
-            organic=self._live.watch.estimate,
+            organic=self._live.organic.estimate,
             overload_s=overload_s(history, self._abort_monitor.overload(self._origin_s)),
         )
         self._listener.progress(progress)
 
     def _progress(self, level: int) -> Progress:
-        """A blank one, with the budgets."""
+        """An initial one, with the budgets."""
         order = self._order
         fixed = len(order.levels) * order.requests_per_level
         return Progress(
@@ -307,7 +307,7 @@ class _Sweep:
             capacity=None if conclusion is None else conclusion.capacity,
             reason="" if conclusion is None else conclusion.reason,
             end_reason=None if conclusion is None else conclusion.why.code,
-            requests=self._history.requests + (0 if self._burster is None else self._burster.requests),
+            requests=self._history.requests + (0 if self._burst_runner is None else self._burst_runner.requests),
             duration_s=elapsed_s,
             overload_s=overload_s(self._history, self._abort_monitor.overload(self._origin_s)),
             prompt_tokens=tally.prompt_tokens,
@@ -332,7 +332,7 @@ class _Sweep:
             history=self._history,
             remedy=remedy,
             error_exit_code=int(error_exit_code),
-            burst=None if self._burster is None else self._burster.report,
+            burst=None if self._burst_runner is None else self._burst_runner.report,
             aborted=self._abort_monitor.abort,
             harm=self._abort_monitor.harm,
             trigger=order.trigger,

@@ -19,7 +19,7 @@ from calibrator.core.search.steps import Conclusion, Ending
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports.load import Batch
-from calibrator.service.sweep.burst import IDLE_S, LEAST_BURSTS, LIMIT_S, MOST_BURSTS, Burster
+from calibrator.service.sweep.burst import IDLE_S, LEAST_BURSTS, LIMIT_S, MOST_BURSTS, BurstRunner
 
 SLA = (parse_objective("ttft p99 <= 200ms"),)
 
@@ -34,9 +34,9 @@ def burst(
         clock = LoopClock()
         load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
         await load.start()
-        burster = Burster(load, clock, SLA, batches.append)
-        await burster.measure(level, None)
-        report = burster.report
+        runner = BurstRunner(load, clock, SLA, batches.append)
+        await runner.measure(level, None)
+        report = runner.report
         took_s = clock.monotonic()
         await load.stop()
         assert backend.in_flight == 0
@@ -98,10 +98,10 @@ def enforced(answer: Callable[[ProbeRequest, int], Answer], capacity: int, lowes
         clock = LoopClock()
         load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
         await load.start()
-        burster = Burster(load, clock, SLA, lambda _: None)
-        conclusion = await burster.follow(found, BurstMode.ENFORCE, (), lowest)
+        runner = BurstRunner(load, clock, SLA, lambda _: None)
+        conclusion = await runner.follow(found, BurstMode.ENFORCE, (), lowest)
         await load.stop()
-        return conclusion, burster.requests
+        return conclusion, runner.requests
 
     return run_virtual(scenario())
 

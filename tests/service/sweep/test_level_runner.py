@@ -19,7 +19,7 @@ from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
+from calibrator.service.sweep.level_runner import LevelRunner, ServerPeaks
 from calibrator.service.sweep.live_traffic import LiveTraffic
 
 OBJECTIVES = (parse_objective("ttft p99 <= 200ms"),)
@@ -48,7 +48,7 @@ class Stay:
         self.load = ClosedLoop(backend, prompts, OBJECTIVES, self.clock, cpu_s=lambda: 0.0)
         self.fold = LevelAccumulator(LEVEL, OBJECTIVES)
         self.runner = LevelRunner(
-            self.load, self.clock, OBJECTIVES, self.clock.monotonic(), ServerWatch(), self.live, lambda _: None
+            self.load, self.clock, OBJECTIVES, self.clock.monotonic(), ServerPeaks(), self.live, lambda _: None
         )
 
     def scrape(self, organic: int) -> None:

@@ -77,7 +77,7 @@ def test_a_level_that_was_asked_for_but_is_full_of_users_is_inconclusive() -> No
 def test_an_engine_without_gauges_is_measured_as_if_alone_and_the_record_says_so() -> None:
     outcome = sweep_beside(SLOTS, steady(8), seed=1, sees=False)
     assert outcome.found == pytest.approx(TRUE_CAPACITY - 8, abs=3)
-    assert any("live traffic could not be seen" in warning for warning in outcome.record.warnings)
+    assert any("live traffic is not visible" in warning for warning in outcome.record.warnings)
     assert all(stage.organic is None for stage in outcome.record.history.stages)
     assert all(progress.organic is None for progress in outcome.seen)
 
