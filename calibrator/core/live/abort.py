@@ -6,9 +6,9 @@ not cause:
     organic(t)   = in flight by the gauge - the most probes of the last `LAG_S`           (`core.live.organic_load`)
     live(t)      = engine's counter since the sweep began - ours, taken as its running maximum
 
-Ours is overestimated (a probe in flight for longer than the bound counts as beyond it before the engine can have
-counted it), and the running maximum restores what was subtracted too early. So a probe is never mistaken for a user,
-whichever side counts it first.
+Our own count is overestimated (a probe in flight for longer than the bound counts as beyond it before the engine can
+have counted it), and the running maximum restores what was subtracted too early. So a probe is never mistaken for a
+user, whichever side counts it first.
 
 | reason | ends the sweep when |
 |---|---|

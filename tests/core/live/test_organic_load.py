@@ -1,4 +1,4 @@
-"""Live traffic is told from our own probes by gauges that may be late, and probes make up for it."""
+"""Live traffic is distinguished from our own probes by gauges that may lag, and probes are adjusted to it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_gauges_that_do_not_count_our_requests_show_nothing() -> None:
     assert watch.is_blind
     assert watch.estimate is None
     assert watch.floor == 0
-    assert watch.scrapes == 12, "the probes are steered anew: they are the whole level now"
+    assert watch.scrapes == 12, "the probes are adjusted: they are the whole level now"
 
 
 @pytest.mark.parametrize("lag_s", [0, 1, 2])

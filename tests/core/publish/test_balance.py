@@ -79,7 +79,7 @@ def test_a_measured_ratio_replaces_the_table() -> None:
     assert Balance(Balancing.RANDOM, busiest_to_mean=9.0).fleet_cap(40, 4) == 40, "never below one replica's"
 
 
-def look(*in_flight: float, cap: int = 40, probes: int = 0) -> FleetScrape:
+def scrape(*in_flight: float, cap: int = 40, probes: int = 0) -> FleetScrape:
     replicas = tuple(
         ReplicaScrape(f"http://r{index}/v1", ServerLoad("vllm", count), probes) for index, count in enumerate(in_flight)
     )
@@ -89,21 +89,21 @@ def look(*in_flight: float, cap: int = 40, probes: int = 0) -> FleetScrape:
 def test_the_balance_is_measured_while_much_of_the_cap_is_in_use() -> None:
     watch = BalanceWatch()
     for _ in range(RATIOS_NEEDED):
-        watch.add(look(0.0, 3.0))  # hardly anybody there: extremely uneven, and meaningless
-        watch.add(look(30.0, 8.0, probes=2))
+        watch.add(scrape(0.0, 3.0))  # hardly any requests: extremely uneven, and meaningless
+        watch.add(scrape(30.0, 8.0, probes=2))
     assert watch.busiest_to_mean is None
     for _ in range(RATIOS_NEEDED):
-        watch.add(look(22.0, 18.0))
+        watch.add(scrape(22.0, 18.0))
     assert watch.busiest_to_mean == pytest.approx(1.1)
-    watch.add(look(22.0, 18.0, 20.0))
+    watch.add(scrape(22.0, 18.0, 20.0))
     assert watch.busiest_to_mean is None, "another set of replicas"
 
 
 def test_one_replica_or_one_that_does_not_tell_measures_nothing() -> None:
     watch = BalanceWatch()
-    silent = FleetScrape(0.0, 0.0, (*look(30.0).replicas, ReplicaScrape("http://x/v1", None)), 40, 40)
+    silent = FleetScrape(0.0, 0.0, (*scrape(30.0).replicas, ReplicaScrape("http://x/v1", None)), 40, 40)
     for _ in range(2 * RATIOS_NEEDED):
-        watch.add(look(30.0))
+        watch.add(scrape(30.0))
         watch.add(silent)
     assert watch.busiest_to_mean is None
 

@@ -47,7 +47,7 @@ def status(*members: Member, at_s: float = 0.0) -> list[ReplicaStatus]:
         ((BUSY, None), True, ReplicaStatus.DOWN),  # at the first scrape that fails
         ((BUSY, None, IDLE), True, ReplicaStatus.JOINING),  # back, but as new
         ((BUSY, None, BUSY), True, ReplicaStatus.READY),
-        ((None,), True, ReplicaStatus.READY),  # nobody shows metrics: unknown is not down
+        ((None,), True, ReplicaStatus.READY),  # none shows metrics: unknown is not down
         ((None,) * 30, False, ReplicaStatus.JOINING),
         ((None,) * 62, False, ReplicaStatus.READY),
     ],

@@ -35,7 +35,7 @@ def again(
     return run_sweep(player(knee, 2), bounds, warm=warm)
 
 
-def test_an_unchanged_backend_is_confirmed_by_one_visit() -> None:
+def test_an_unchanged_backend_is_confirmed_by_one_stage() -> None:
     before = cold()
     conclusion, history = again(before, 44)
     assert len(history.stages) == 1

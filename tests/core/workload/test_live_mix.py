@@ -1,4 +1,4 @@
-"""Differences of scrapes add up to what was served, and what nobody knows is left out."""
+"""Differences of scrapes add up to what was served, and what is not known is left out."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_live_traffic_that_jumps_far_above_capacity_ends_the_sweep() -> None:
         await asyncio.sleep(TURN_S - 5.0)
         scene.users(80)
 
-    record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, play=jump))
+    record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, script=jump))
     show(scene, ended_s)
     assert record.aborted is not None
     assert record.aborted.reason is AbortReason.LIVE_LATENCY
@@ -86,7 +86,7 @@ def test_metrics_that_fall_silent_beside_live_users_end_it() -> None:
 
 
 def test_an_idle_engine_may_be_filled_to_the_brim() -> None:
-    """Preemptions, a full memory and late answers hurt nobody but our own probes, however strict the limits."""
+    """Preemptions, a full memory and late answers affect only our own probes, however strict the limits."""
     order = replace(
         ORDER, abort=AbortLimits(1, 1, 1, 1, 0.5, 0.1, 1.0), objectives=(parse_objective("ttft p99 <= 1s"),)
     )

@@ -85,8 +85,8 @@ def test_latencies_that_turn_out_suspect_while_paused_are_dropped() -> None:
     assert 0 < after < before
 
 
-@pytest.mark.parametrize(("late_s", "voided"), [(0.0, 1), (0.5, 1), (4.0, 0)])
-def test_a_visit_that_ended_before_the_scrape_was_told_is_void(late_s: float, voided: int) -> None:
+@pytest.mark.parametrize(("late_s", "invalidated"), [(0.0, 1), (0.5, 1), (4.0, 0)])
+def test_a_stage_that_ended_before_the_scrape_was_evaluated_is_invalid(late_s: float, invalidated: int) -> None:
     """Also one that ended in the same moment: it has not seen the scrape."""
 
     async def scenario() -> Stage:
@@ -103,4 +103,4 @@ def test_a_visit_that_ended_before_the_scrape_was_told_is_void(late_s: float, vo
         (kept,) = stay.live.invalidated((stage,), stay.runner.origin_s)
         return kept
 
-    assert bool(run_virtual(scenario()).level_lost) == bool(voided)
+    assert bool(run_virtual(scenario()).level_lost) == bool(invalidated)

@@ -24,7 +24,7 @@ def lowest_aim(outcome: Outcome) -> int:
     return min(stage.level for stage in outcome.record.history.stages)
 
 
-def test_levels_that_users_fill_by_themselves_are_not_visited() -> None:
+def test_levels_that_users_fill_by_themselves_are_not_measured() -> None:
     outcome = sweep_beside(SLOTS, steady(20), seed=1)
     assert lowest_aim(outcome) == 21
     assert all(stage.organic == pytest.approx(20.0, abs=0.5) for stage in outcome.record.history.stages)
@@ -59,7 +59,7 @@ def test_users_above_every_level_leave_nothing_to_measure() -> None:
 
 
 def test_users_above_the_capacity_make_no_backend_infeasible() -> None:
-    """The lowest level that is left fails, but nobody knows what lies below: the published cap stays."""
+    """The lowest level that is left fails, but what lies below is not known: the published cap stays."""
     outcome = sweep_beside(SLOTS, steady(45), seed=1)
     assert outcome.record.outcome is SweepOutcome.INCONCLUSIVE
     assert outcome.record.end_reason is EndReason.LIVE_TRAFFIC
