@@ -95,4 +95,4 @@ def _bucket(histogram: Histogram, quantile: float) -> tuple[float, float]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f}" if math.isfinite(seconds) else "infinitely many"
+    return f"{seconds * 1e3:.0f}" if math.isfinite(seconds) else "any number of"

@@ -110,7 +110,7 @@ def test_a_template_may_be_cached(cached: int | None, template: float) -> None:
 
 def test_an_answer_that_is_replayed_is_suspect() -> None:
     (warning,) = suspicions(checked(10e-6, repeat_decoding_s=0.0), 0.0)
-    assert warning.startswith("suspect_cache: a repeated prompt gets its whole answer without decoding")
+    assert warning.startswith("suspect_cache: a repeated prompt is answered without decoding")
 
 
 def test_a_prefix_cache_makes_repeats_faster_and_is_not_suspect() -> None:
