@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from calibrator import __version__
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.errors import CalibratorError, ExitCode
 
 app = typer.Typer(
@@ -140,6 +140,16 @@ def sweep(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File that holds the API key.", rich_help_panel=BACKEND)
     ] = None,
+    api_key_in: Annotated[
+        str,
+        typer.Option(help="Where the key goes: bearer, header:NAME, query:NAME.", rich_help_panel=BACKEND),
+    ] = "bearer",
+    header_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VARIABLE: a further header and what holds its value; repeatable.", rich_help_panel=BACKEND
+        ),
+    ] = None,
     ca_file: Annotated[
         Path | None, typer.Option(help="CA bundle for a private certificate authority.", rich_help_panel=BACKEND)
     ] = None,
@@ -161,6 +171,10 @@ def sweep(
         float,
         typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.", rich_help_panel=WORKLOAD),
     ] = 0.0,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longer prompts are cut to this length.", min=1, rich_help_panel=WORKLOAD),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -227,6 +241,7 @@ def sweep(
         output_tokens=output_tokens,
         spread_ratio=spread,
         prompt_sigma=prompt_sigma,
+        max_prompt_tokens=max_prompt_tokens,
         trace=trace,
         prefix_reuse_ratio=prefix_reuse,
         burst=burst,
@@ -239,6 +254,8 @@ def sweep(
         safety_margin_ratio=safety_margin,
         api_key_env=api_key_env,
         api_key_file=api_key_file,
+        api_key_in=api_key_in,
+        header_env=tuple(header_env or ()),
         ca_file=ca_file,
         client_cert_file=client_cert,
         client_key_file=client_key,

@@ -24,7 +24,7 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
 from calibrator.wiring.logs import LogPlan, configure_logs
-from calibrator.wiring.service import RunningService, running_service, until_told_to_stop
+from calibrator.wiring.service import RunningService, running_service, until_signalled
 
 BACKEND = "demo"
 LOOK_S = 0.25
@@ -33,12 +33,12 @@ TOKEN_FILE = "operator-token"  # noqa: S105 - the name of a file
 
 
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
-    """Exit code of the sweep with `once` or when interrupted in it; else 0 when told to stop."""
+    """Exit code of the sweep with `once` or when interrupted in it; else 0 when signalled to stop."""
     console = Console(highlight=False, soft_wrap=True)
     configure_logs(LogPlan())
-    told = asyncio.create_task(until_told_to_stop((signal.SIGTERM,)))  # Ctrl-C cancels us
+    signalled = asyncio.create_task(until_signalled((signal.SIGTERM,)))  # Ctrl-C cancels us
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(told.cancel)
+        stack.callback(signalled.cancel)
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrator-demo-")))
         engine_url = await stack.enter_async_context(EmbeddedEngine(parameters))
         console.print(f"Simulated engine '{parameters}' at {engine_url}")
@@ -48,13 +48,13 @@ async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int
         service = await stack.enter_async_context(running_service(settings, os.environ))
         console.print(f"Service and page at {service.url}/; SLA: {objective}")
         console.print(f"To pin the cap or start a sweep there, sign in with {token}\n", markup=False)
-        record = await _watched(console, service, objective, told)
+        record = await _watched(console, service, objective, signalled)
         _explain(console, service, record)
         if record.outcome is SweepOutcome.INTERRUPTED or once:
             return exit_code(record)
         console.print("Serving until Ctrl-C.")
         with contextlib.suppress(asyncio.CancelledError):
-            await told
+            await signalled
     return 0
 
 
@@ -84,11 +84,13 @@ def _view(service: RunningService) -> BackendView:
     return service.operator.snapshot().backends[BACKEND]
 
 
-async def _watched(console: Console, service: RunningService, objective: str, told: asyncio.Task[None]) -> SweepRecord:
-    """The record of the sweep; when told to stop before its end, of what had been measured."""
+async def _watched(
+    console: Console, service: RunningService, objective: str, signalled: asyncio.Task[None]
+) -> SweepRecord:
+    """The record of the sweep; when signalled to stop before its end, of what had been measured."""
     watching = asyncio.create_task(_watch(console, service, objective))
     try:
-        await asyncio.wait({watching, told}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({watching, signalled}, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         watching.cancel()
     if watching.done() and not watching.cancelled():

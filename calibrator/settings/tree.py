@@ -34,7 +34,9 @@ from calibrator.settings.values import (
     DurationS,
     File,
     Frozen,
+    HeaderName,
     HttpUrl,
+    KeyPlace,
     MinuteOfDay,
     Name,
     ObjectiveText,
@@ -176,6 +178,12 @@ class WorkloadSettings(Frozen):
         description="share of the prompt tokens that the engine's prefix cache shall find, as in your users' traffic; "
         "mirror: as much as it found there; beside mirror: likewise, unless a ratio above 0 is given",
     )
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="longer prompts are cut to this length, as by a context that is full; default: none is",
+    )
     _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
@@ -192,7 +200,8 @@ class WorkloadSettings(Frozen):
 
     def value(self) -> Workload:
         classes = self._recorded or tuple(WorkloadClass(**dict(one)) for one in self.classes)
-        return Workload(classes, 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse)
+        reuse = 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse
+        return Workload(classes, reuse).cut(self.max_prompt_tokens)
 
     def mirrored(self) -> MirrorPolicy | None:
         """What of it is copied from live traffic; None: nothing."""
@@ -204,7 +213,10 @@ class WorkloadSettings(Frozen):
 class BackendSettings(Frozen):
     """One model behind one name."""
 
-    url: ApiUrl = Field(description="base of the OpenAI-compatible API, usually ending in /v1; one engine, no balancer")
+    url: ApiUrl = Field(
+        description="base of the OpenAI-compatible API, usually ending in /v1; one engine, no balancer; a query, such "
+        "as ?api-version=..., goes with each request"
+    )
     model: Text = Field(description="model name sent with each request")
     objectives: tuple[ObjectiveText, ...] = Field(
         min_length=1, description="the SLA, for example ['ttft p99 <= 500ms']; all must hold"
@@ -219,7 +231,14 @@ class BackendSettings(Frozen):
         "sweep, and its capacity by weight; default: own name",
     )
     api: Literal["chat", "completions"] = Field(default="chat", description="operation that the probes use")
-    api_key: Secret | None = Field(default=None, description="bearer token for the engine")
+    api_key: Secret | None = Field(default=None, description="key for the engine")
+    api_key_in: KeyPlace = Field(
+        default="bearer",
+        description="where the key goes: bearer (Authorization), header:NAME (api-key, x-api-key), or query:NAME",
+    )
+    headers: dict[HeaderName, Secret] = Field(
+        default={}, description="further headers of each request, such as OpenAI-Organization"
+    )
     ca_file: File | None = Field(default=None, description="certificate authorities for TLS; default: the system's")
     client_cert_file: File | None = Field(default=None, description="client certificate for mutual TLS")
     client_key_file: File | None = Field(
@@ -317,6 +336,11 @@ class BackendSettings(Frozen):
             )
         if self.validity_s < self.every_s * (1.0 + self.jitter_ratio):
             yield Problem("valid_for", "ends before the next sweep is due.", "Give more than every plus its jitter.")
+        sent = [name.lower() for name in self.headers]
+        if self.api_key is not None:
+            sent.append(self.api_key_in.replace("bearer", "header:authorization").removeprefix("header:").lower())
+        if len(set(sent)) < len(sent):
+            yield Problem("headers", "names a header twice, or the key's own.", "Give each once.")
         if self.client_key_file is not None and self.client_cert_file is None:
             yield Problem("client_key_file", "has no certificate.", "Give client_cert_file too.")
 

@@ -9,7 +9,7 @@ import pytest
 
 from calibrator.cli.sweep import SweepOptions, exit_code, order_from
 from calibrator.core.records.sweep import SweepOutcome
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.errors import ConfigurationError, ExitCode
 
 GOOD = SweepOptions(
@@ -17,7 +17,8 @@ GOOD = SweepOptions(
     prompt_tokens=256, output_tokens=64, spread_ratio=0.0, prompt_sigma=0.0,
     trace=None, prefix_reuse_ratio=0.0, burst=BurstMode.OFF, api="chat", stream=True, min_level=1, max_level=512,
     duration="20m", overload="120s", safety_margin_ratio=0.1, api_key_env=None, api_key_file=None, ca_file=None,
-    client_cert_file=None, client_key_file=None, metrics_url=None, seed=1, output="table",
+    api_key_in="bearer", header_env=(), max_prompt_tokens=None, client_cert_file=None, client_key_file=None,
+    metrics_url=None, seed=1, output="table",
 )  # fmt: skip
 
 
@@ -55,6 +56,13 @@ def test_levels_are_measured_with_two_hundred_requests_unless_told() -> None:
         ({"output_tokens": 0}, "impossible"),
         ({"trace": Path("/no/such/file")}, "cannot be read"),
         ({"prefix_reuse_ratio": 1.0}, "prefix reuse"),
+        ({"url": "http://host/v1?api-version=1&key=s3cret"}, "holds a secret in its query: key"),
+        ({"metrics_url": "http://host/metrics?token=s3cret"}, "holds a secret in its query: token"),
+        ({"api_key_in": "cookie"}, "no place for a key"),
+        ({"api_key_in": "header:Host"}, "no place for a key"),
+        ({"header_env": ("X-Org=NO_SUCH_VARIABLE",)}, "not set"),
+        ({"header_env": ("Content-Length=PATH",)}, "sets itself"),
+        ({"header_env": ("a b=PATH",)}, "not the name of a header"),
     ],
 )
 def test_impossible_options_are_refused(change: dict[str, object], cause: str) -> None:
@@ -70,6 +78,32 @@ def test_a_trace_replaces_the_lengths(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt_tokens": 900, "output_tokens": 3, "stream": false}\n')
     with pytest.raises(ConfigurationError, match="without streaming"):
         order_from(replace(GOOD, trace=tmp_path / "t.jsonl"))
+
+
+def test_a_query_stays_and_keys_and_headers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "k-1234")
+    monkeypatch.setenv("ORG", "org-1234")
+    url = "https://host/openai/deployments/m/?api-version=2024-10-21"
+    azure = replace(
+        GOOD, url=url, api_key_env="KEY", api_key_in="header:api-key", header_env=("OpenAI-Organization=ORG",)
+    )
+    target = order_from(azure).target
+    assert target.url == "https://host/openai/deployments/m?api-version=2024-10-21"
+    assert target.credentials == (("api-key", "k-1234"), ("OpenAI-Organization", "org-1234"))
+    assert target.secrets == ("k-1234", "org-1234")
+    assert "1234" not in repr(target)
+    target = order_from(replace(GOOD, api_key_env="KEY", api_key_in="query:key")).target
+    assert (target.credentials, target.key_query) == ((), "key=k-1234")
+
+
+def test_long_prompts_are_cut_whatever_the_workload_is_made_of(tmp_path: Path) -> None:
+    order = order_from(replace(GOOD, prompt_sigma=1.0, max_prompt_tokens=1000))
+    assert order.workload.longest_prompt_tokens == 1000
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"prompt_tokens": 3000, "output_tokens": 8}\n{"prompt_tokens": 30, "output_tokens": 8}\n')
+    order = order_from(replace(GOOD, trace=trace, max_prompt_tokens=1000))
+    assert order.workload.longest_prompt_tokens == 1000
+    assert "cut at 1000 (0.5 of them)" in str(order.workload)
 
 
 def test_the_api_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import httpx
 import yaml
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
+from calibrator.telemetry.reference import engines_markdown
 from calibrator.web.prometheus.metrics import reference_markdown as metrics_markdown
 from support import measurements
 
@@ -73,6 +74,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "alerts": alerts_markdown,
     "routes": routes_markdown,
     "layers": layers_markdown,
+    "engines": engines_markdown,
     "curve": measurements.curve,
     "long_prompts": measurements.long_prompts,
     "single_points": measurements.single_points,

@@ -17,7 +17,7 @@ user, whichever side counts it first.
 | live_refusals | the same S of refusals reaches live_refusals |
 | preemptions | their number reaches its limit, while live requests are in flight |
 | probe_failures | likewise; without refusals, where the engine's counter shows those of users |
-| kv_usage | the gauge reaches its limit while live requests are in flight |
+| kv_usage | the gauge reaches its limit while live requests are in flight; by default there is none |
 | prefix_hits | live hit ratio over `PREFIX_WINDOW_S` falls by that share below the engine's own before the sweep |
 | restart | the engine restarts (`core.records.server_load.has_restarted`) |
 | blind | no scrape for `blind_s` although live requests were in flight |
@@ -25,6 +25,9 @@ user, whichever side counts it first.
 S is Page's CUSUM with the upper end p1 of the indifference zone (`core.search.verdict.zone`) as its reference: traffic
 within the SLA never moves it for long, and its limit is the number of users that one sweep may hurt. "Beyond" counts
 from the engine's first bucket bound at or above the limit; TTFT and e2e objectives without a prompt length are watched.
+
+A full KV cache alone is no reason: an engine that is limited by memory works there, and its queue and preemptions,
+which users notice, are watched. Nor could such an engine otherwise be calibrated with live traffic.
 
 What users experience before the first probe, or between two levels without probes, is not caused by us and does not
 count. On an idle engine there are no users to hurt: only `restart` ends a sweep, and the search may cross the boundary

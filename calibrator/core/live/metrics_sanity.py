@@ -3,7 +3,7 @@
 | sign, with our requests in flight | meaning |
 |---|---|
 | nothing on the page changes for `FROZEN_S`, while our own count changes `MOVES` times | a proxy caches the page |
-| `BLIND_SCRAPES` scrapes in a row do not count our requests (`organic_load.lacks_ours`) | another engine's page |
+| `BLIND_SCRAPES` scrapes in a row do not count our requests (`gauge_scale.lacks_ours`) | another engine's page |
 
 The problem stays until a page looks right again while our requests run. It is only reported: how a sweep treats such
 gauges is up to `core.live.organic_load`, and guard and triggers ignore scrapes during probes anyway.
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from calibrator.core.live.organic_load import BLIND_SCRAPES, LAG_S, OwnLoad, lacks_ours
+from calibrator.core.live.gauge_scale import BLIND_SCRAPES, lacks_ours
+from calibrator.core.live.organic_load import LAG_S, OwnLoad
 from calibrator.core.records.server_load import ServerLoad
 
 FROZEN_S = 15.0

@@ -23,9 +23,9 @@ have begun (the scrape before, minus the lag) are suspect and taken back: `suspe
 
 **Floor.** No level below the median of the last `MEMORY_S` can be held; such levels leave the candidate set.
 
-**Unknown.** An engine without these gauges, or whose gauges do not count our requests, shows no organic load: the
-probes are then the whole level, and the record says so. When scrapes fail, the last estimate stays and nothing is
-steered.
+**Unknown.** An engine without these gauges, or whose gauges do not count each of our requests once
+(`live.gauge_scale`), shows no organic load: the probes are then the whole level, and the record says so. Earlier
+estimates from such gauges are discarded. When scrapes fail, the last estimate stays and nothing is steered.
 
 Times are seconds on one monotonic clock. Called by `service.sweep.live_traffic`, `service.sweep.level_runner`,
 `core.live.abort`, `core.live.metrics_sanity` and `core.publish.fleet`.
@@ -37,6 +37,8 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+
+from calibrator.core.live.gauge_scale import GaugeScale
 
 LAG_S = 2.0
 LAGS_S = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -51,8 +53,6 @@ MEMORY_S = 20.0
 ROUNDING = 1e-9
 POLL_S = 0.1  # delay of our own events
 KEPT_S = 2.0 * LAG_S  # of our own count: for the lag, and a scrape that takes as long
-BLIND_SCRAPES = 5  # consecutive scrapes that do not count our requests
-FEWER_RATIO = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,6 @@ def live_in_flight(gauge: float, ours: int) -> float:
     return max(0.0, gauge - ours)
 
 
-def lacks_ours(gauge: float, fewest: int) -> bool:
-    """Whether a gauge is too low to include even the fewest of our requests (`OwnLoad.between`).
-
-    `BLIND_SCRAPES` of these in a row mean that the page is not that of the engine under load.
-    """
-    return gauge < FEWER_RATIO * fewest - 1.0
-
-
 @dataclass(slots=True)
 class _Series:
     """The organic load under the assumption of one lag."""
@@ -117,11 +109,11 @@ class OrganicEstimate:
     scrapes: int = 0  # scrapes that counted requests
     suspect_since_s: float = math.inf  # by the last scrape: samples that started since then may be off the level
     change: float = 0.0  # of the organic load at the last scrape
-    is_blind: bool = False  # the gauges do not count our requests
+    scale: GaugeScale = field(default_factory=GaugeScale)
+    _most: float = 0.0  # of the estimate
     _ours: OwnLoad = field(default_factory=OwnLoad)
     _seen: deque[tuple[float, float]] = field(default_factory=deque)
     _seen_s: float = -math.inf
-    _fewer: int = 0
     _series: list[_Series] = field(default_factory=lambda: [_Series(lag_s) for lag_s in LAGS_S])
 
     def ours(self, at_s: float, in_flight: int) -> None:
@@ -129,23 +121,30 @@ class OrganicEstimate:
 
     def scraped(self, asked_s: float, answered_s: float, in_flight: float) -> None:
         """A scrape from `asked_s` to `answered_s`."""
-        self._check(in_flight, self._ours.between(asked_s - LAG_S, answered_s)[0])
+        was_blind = self.is_blind
+        self.scale.scraped(in_flight, *self._ours.between(asked_s - LAG_S, answered_s))
         lags_s = self._possible_lags(asked_s, in_flight)
         ranges = [self._ours.between(asked_s - lag_s, answered_s - lag_s) for lag_s in lags_s]
         fewest, most = min(fewest for fewest, _ in ranges), max(most for _, most in ranges)
         self.scrapes += 1
         if self.is_blind:
-            self.estimate, self.change = None, 0.0
+            self.estimate, self.change, self.suspect_since_s = None, 0.0 if was_blind else self._most, -math.inf
             return
         low, high = live_in_flight(in_flight, most), live_in_flight(in_flight, fewest)
         before = self.estimate
         self.estimate = high if before is None else min(max(before, low), high)
+        self._most = max(self._most, self.estimate)
         self.change = 0.0 if before is None else abs(self.estimate - before)
         self.suspect_since_s = (self._seen_s if self._seen else asked_s) - max(lags_s) - LAG_STEP_S / 2.0
         self._seen_s = answered_s
         self._seen.append((answered_s, self.estimate))
         while self._seen[0][0] < answered_s - MEMORY_S:
             self._seen.popleft()
+
+    @property
+    def is_blind(self) -> bool:
+        """The gauges do not count each of our requests once."""
+        return self.scale.fault is not None
 
     @property
     def floor(self) -> int:
@@ -161,10 +160,6 @@ class OrganicEstimate:
             series.add(in_flight - self._ours.between(then_s, then_s)[1])
         least = min(series.moved for series in self._series)
         return [series.lag_s for series in self._series if series.moved <= least + TIE]
-
-    def _check(self, in_flight: float, fewest: int) -> None:
-        self._fewer = self._fewer + 1 if lacks_ours(in_flight, fewest) else 0
-        self.is_blind = self.is_blind or self._fewer >= BLIND_SCRAPES
 
 
 def band(level: int) -> float:

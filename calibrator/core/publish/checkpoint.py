@@ -27,13 +27,13 @@ from calibrator.core.publish.fleet import Kind
 from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.core.workload.live_mix import LiveMix
 
-SLICES_KEPT = 400  # four days in quarters of an hour; about 500 bytes each
+SLICES_KEPT = 400  # four days of quarters of an hour; some 500 bytes each
 
 
 # ----------------------------------------------------------------------------------------------------------- triggers
 @dataclass(frozen=True, slots=True)
-class CauseCheckpoint:
-    """A waiting cause. `wait_s`: until it may be measured."""
+class WaitingCause:
+    """`wait_s`: until it may be measured."""
 
     kind: TriggerKind
     words: str
@@ -41,60 +41,60 @@ class CauseCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaCheckpoint:
+class KnownReplica:
     url: str
-    load: ServerLoad  # only what reveals a restart, and which engine it is
+    load: ServerLoad  # only what tells a restart, and which engine it is
 
 
 @dataclass(frozen=True, slots=True)
 class TriggerCheckpoint:
-    """`..._ago_s`: before the time of storing."""
+    """`..._ago_s`: before the moment of saving."""
 
-    waiting: tuple[CauseCheckpoint, ...] = ()
+    waiting: tuple[WaitingCause, ...] = ()
     spent_ago_s: Mapping[TriggerKind, float] = field(default_factory=dict)
     sweep_ended_ago_s: float | None = None
     owed: tuple[TriggerKind, ...] = ()
     kind: Kind | None = None
-    replicas: tuple[ReplicaCheckpoint, ...] = ()
+    replicas: tuple[KnownReplica, ...] = ()
     reference: LiveMix | None = None
-    reference_ago_s: float | None = None  # without a reference: since when one is being collected
+    reference_ago_s: float | None = None  # without a reference: since when one is looked for
 
 
-def checkpoint_of(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
+def trigger_checkpoint(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
     """The part that `core.admission.triggers` holds."""
     causes = triggers.waiting.values()
     ended_s = triggers.sweep_ended_s
     return TriggerCheckpoint(
-        waiting=tuple(CauseCheckpoint(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
+        waiting=tuple(WaitingCause(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
         spent_ago_s={kind: now_s - spent_s for kind, spent_s in triggers.spent_s.items()},
         sweep_ended_ago_s=None if ended_s is None else now_s - ended_s,
         owed=tuple(sorted(triggers.owed)),
     )
 
 
-def restored(stored: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
-    """`known`: what has happened since the start of the service, which takes precedence."""
+def restored_triggers(checkpoint: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
+    """`known`: what has happened since the start; it takes precedence."""
     policy = known.policy
-    ended_s = None if stored.sweep_ended_ago_s is None else now_s - max(0.0, stored.sweep_ended_ago_s)
+    ended_s = None if checkpoint.sweep_ended_ago_s is None else now_s - max(0.0, checkpoint.sweep_ended_ago_s)
     waiting = {
         one.kind: Cause(one.kind, one.words, now_s + min(max(0.0, one.wait_s), policy.min_uptime_s))
-        for one in stored.waiting
+        for one in checkpoint.waiting
         if one.kind in policy.cool_down_s
     }
-    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in stored.spent_ago_s.items()}
+    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in checkpoint.spent_ago_s.items()}
     return Triggers(
         policy,
         waiting={**waiting, **known.waiting},
         spent_s={**spent_s, **known.spent_s},
         sweep_ended_s=ended_s if known.sweep_ended_s is None else known.sweep_ended_s,
-        owed=known.owed | frozenset(stored.owed),
+        owed=known.owed | frozenset(checkpoint.owed),
     )
 
 
-def last_seen(url: str, load: ServerLoad) -> ReplicaCheckpoint:
+def last_seen(url: str, load: ServerLoad) -> KnownReplica:
     """What a later scrape is compared with (`core.records.server_load.has_restarted`)."""
     tells_start = load.process_start is not None
-    return ReplicaCheckpoint(
+    return KnownReplica(
         url,
         ServerLoad(
             load.engine,
@@ -117,7 +117,7 @@ class GuardCheckpoint:
 # ------------------------------------------------------------------------------------------------------------ traffic
 @dataclass(frozen=True, slots=True)
 class PackedHistogram:
-    """Observations by bucket; `bounds`: index in the checkpoint's list of bounds."""
+    """Observations by bucket, of the bounds with this index in the checkpoint's list."""
 
     bounds: int
     parts: tuple[float, ...]
@@ -125,10 +125,10 @@ class PackedHistogram:
 
 @dataclass(frozen=True, slots=True)
 class PackedSlice:
-    """A `LiveMix` without its bounds, which are shared by most slices."""
+    """A `LiveMix` without the bounds that it shares with all others."""
 
-    ago_s: float  # since its start
-    rest: LiveMix  # without its histograms
+    ago_s: float  # its start
+    rest: LiveMix  # but for its histograms
     prompts: PackedHistogram | None = None
     outputs: PackedHistogram | None = None
 
@@ -158,18 +158,18 @@ def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficCheckpoint:
     return TrafficCheckpoint(tuple(known), kept)
 
 
-def unpacked(stored: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
-    """Raises IndexError or ValueError if the checkpoint is inconsistent."""
+def unpacked(checkpoint: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
+    """Raises IndexError, ValueError if the checkpoint is inconsistent."""
 
     def unpack(one: PackedHistogram | None) -> Histogram | None:
         if one is None:
             return None
-        bounds = stored.bounds[one.bounds]
+        bounds = checkpoint.bounds[one.bounds]
         if len(bounds) != len(one.parts):
             raise ValueError("a histogram has more or fewer buckets than bounds")
         return Histogram(bounds, tuple(accumulate(one.parts)))
 
     return [
         (max(0.0, one.ago_s), replace(one.rest, prompts=unpack(one.prompts), outputs=unpack(one.outputs)))
-        for one in stored.slices
+        for one in checkpoint.slices
     ]

@@ -33,6 +33,7 @@ from dataclasses import replace
 
 from calibrator.core.records.history import Bounds, Capacity, History
 from calibrator.core.records.sweep import EndReason, Grade, SweepOutcome
+from calibrator.core.records.unmeasured import words
 from calibrator.core.search.ramp import ramp_step
 from calibrator.core.search.recalibration import recalibration_step
 from calibrator.core.search.state import (
@@ -89,6 +90,9 @@ def _after(known: SearchState, ramp: Measure | None, invalid: int) -> Step:
         return _provisional(known, Ending(EndReason.INVALID_MEASUREMENT, words))
     if known.spent is not None:
         return _decided(known) or _provisional(known, known.spent)
+    unmeasured = _unmeasured(known)
+    if unmeasured is not None:
+        return _provisional(known, unmeasured)
     explored = _explored(known)
     if ramp is not None and explored is None:
         return ramp
@@ -103,6 +107,18 @@ def _invalid_in_a_row(history: History) -> int:
             break
         count += 1
     return count
+
+
+def _unmeasured(known: SearchState) -> Ending | None:
+    """Why the last level could not be judged, if the answers there do not show what an objective is about."""
+    if not known.history.stages:
+        return None
+    last = known.history.stages[-1]
+    if not last.is_given_up or not known.is_undecided(last.level):
+        return None
+    parts = zip(known.history.objectives, last.evidence, strict=True)
+    reasons = [words(objective, part.n, part.missing) for objective, part in parts if part.is_given_up]
+    return Ending(EndReason.UNMEASURED, f"level {last.level} could not be judged: {'; '.join(reasons)}")
 
 
 def _measure(history: History, level: int, reason: str) -> Measure:

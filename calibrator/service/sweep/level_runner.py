@@ -223,7 +223,9 @@ class LevelRunner:
         for start in batch.started:
             accumulator.started(start.request_id, start.label, start.started_s, on_level=on_level)
         for bit in batch.decided:
-            accumulator.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
+            accumulator.decided(
+                bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s, missing=bit.missing
+            )
         for sample in batch.ended:
             accumulator.ended(sample)
             self._check(sample)

@@ -25,11 +25,15 @@ SAME_S = 1e-6  # a stage that ended at the time of a scrape ended before it was 
 
 @dataclass(frozen=True, slots=True)
 class LoadChange:
-    """The organic load changed by `requests` at some time between `since_s` and `seen_s`."""
+    """The organic load changed by `requests` at some time between `since_s` and `seen_s`.
+
+    With `gauges` they were wrong all along, and all earlier estimates are invalid.
+    """
 
     since_s: float
     seen_s: float
     requests: float
+    gauges: bool = False
 
 
 @dataclass(slots=True)
@@ -61,7 +65,8 @@ class LiveTraffic:
         organic.scraped(asked_s, answered_s, load.in_flight_requests)
         self.most = max(self.most, organic.estimate or 0.0)
         if organic.change > 0.0:
-            self.changes.append(LoadChange(organic.suspect_since_s, self.clock.monotonic(), organic.change))
+            change = LoadChange(organic.suspect_since_s, self.clock.monotonic(), organic.change, organic.is_blind)
+            self.changes.append(change)
         while self.changes and self.changes[0].seen_s < answered_s - MEMORY_S:
             self.changes.popleft()
 
@@ -71,7 +76,12 @@ class LiveTraffic:
 
     def _invalidated(self, stage: Stage, ended_s: float) -> Stage:
         for change in self.changes:
-            if change.since_s < ended_s <= change.seen_s + SAME_S and is_suspect(stage.level, change.requests):
+            if not change.since_s < ended_s <= change.seen_s + SAME_S:
+                continue
+            if change.gauges and is_suspect(stage.level, stage.organic or 0.0):
+                words = f"{self.organic.scale.fault}: probes made room for live requests that may not exist"
+                return replace(stage, level_lost=words)
+            if not change.gauges and is_suspect(stage.level, change.requests):
                 return replace(stage, level_lost=f"live traffic changed by {change.requests:.0f} requests at its end")
         return stage
 
@@ -84,10 +94,14 @@ class LiveTraffic:
         words = f"live traffic alone holds about {floor} in flight, so {stage.level} could not be held"
         return replace(stage, level_lost=words)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        if self.organic.is_blind:
-            return ("live traffic is not visible: the engine's metrics do not count our requests",)
+    def warnings(self, problem: str) -> tuple[str, ...]:
+        """Codes, causes and remedies. `problem`: of the telemetry's last scrape."""
+        scale = self.organic.scale
+        if scale.fault is not None:
+            cause = f"the engine's gauges do not count each of our requests once ({scale.words})"
+            remedy = "Set metrics_url to the engine's own page; if it already is, please report that page."
+            return (f"{scale.fault}: live traffic is not visible: {cause}. {remedy}",)
         if self.organic.scrapes == 0:
-            return ("live traffic is not visible: the engine has no metrics page with running requests",)
+            why = problem or "The engine has no metrics page with running requests."
+            return (f"live_traffic_unknown: live traffic is not visible. {why}",)
         return ()

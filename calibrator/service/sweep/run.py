@@ -21,11 +21,13 @@ from dataclasses import dataclass, field, replace
 from calibrator import __version__
 from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.publish.snapshot import Progress
-from calibrator.core.records.history import History, Stage
+from calibrator.core.records.history import Evidence, History, Stage
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
 from calibrator.core.records.sweep import EndReason, LevelReport, Provenance, SweepOutcome, SweepRecord
-from calibrator.core.search.burst import BurstMode, unlimited
+from calibrator.core.records.unmeasured import UnmeasuredTally, holes
+from calibrator.core.search.burst import unlimited
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.state import must_leave, overload_s
 from calibrator.core.search.steps import Conclusion, Ending, Measure, Step, Test
@@ -39,6 +41,7 @@ from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
 from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
 from calibrator.service.sweep.burst import BurstRunner
+from calibrator.service.sweep.failures import FailureTally, quota_error, refuse_unmeasurable
 from calibrator.service.sweep.level_runner import LevelRunner, ServerPeaks
 from calibrator.service.sweep.live_traffic import LiveTraffic
 from calibrator.service.sweep.sample_buffer import SampleBuffer
@@ -66,8 +69,11 @@ class _Tally:
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
     output_tokens: int = 0
-    completed: int = 0
-    commonest_failure: Counter[str] = field(default_factory=Counter)
+    failures: FailureTally = field(default_factory=FailureTally)
+
+    @property
+    def completed(self) -> int:
+        return self.failures.completed
 
 
 async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
@@ -84,6 +90,11 @@ async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListene
     return sweep.record(conclusion)
 
 
+def _is_enough(part: Evidence, samples: int) -> bool:
+    """Bits; where too little is seen, requests."""
+    return part.n + (holes(part.missing) if part.is_unmeasured else 0) >= samples or (not part.n and part.is_given_up)
+
+
 class _Sweep:
     def __init__(self, order: SweepOrder, parts: SweepParts, listener: SweepListener) -> None:
         self._order = order
@@ -93,6 +104,7 @@ class _Sweep:
         self._accumulators: dict[int, LevelAccumulator] = {}
         self._tally = _Tally()
         self._achieved = AchievedLengths(order.workload)
+        self._unmeasured = UnmeasuredTally(order.objectives)
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
@@ -110,6 +122,7 @@ class _Sweep:
         self._origin_s = clock.monotonic()
         self._listener.progress(self._progress(self._order.bounds.min_level))
         self._facts = await self._parts.inspector.inspect(self._order.workload)
+        refuse_unmeasurable(self._order, self._facts)
         self._origin_s = clock.monotonic()
         load = self._load = self._parts.load(self._facts)
         load.allow(self._parts.permit())
@@ -192,11 +205,9 @@ class _Sweep:
 
     def _nothing_worked(self) -> Conclusion | None:
         """If no request succeeded in the whole sweep, the backend is broken; that is not a small capacity."""
-        if self._tally.completed or not self._tally.commonest_failure:
-            return None
-        (kind, count), *_ = self._tally.commonest_failure.most_common(1)
-        why = Ending(EndReason.NO_SUCCESS, f"every request failed, {count} of them with: {kind}")
-        return Conclusion(SweepOutcome.ERROR, None, None, why)
+        words = self._tally.failures.nothing_worked
+        why = Ending(EndReason.NO_SUCCESS, words)
+        return Conclusion(SweepOutcome.ERROR, None, None, why) if words else None
 
     def _should_leave(self, measure: Measure, accumulator: LevelAccumulator, running: Stage) -> bool:
         now_s = running.ended_at_s
@@ -210,7 +221,7 @@ class _Sweep:
         ):
             return True
         if measure.test is Test.FIXED:
-            enough = min(part.n for part in running.evidence) >= measure.max_samples
+            enough = all(_is_enough(part, measure.max_samples) for part in running.evidence)
             return enough and accumulator.ended_in_order(measure.max_samples) >= measure.max_samples
         return must_leave(history, bounds) or is_settled(history, measure)
 
@@ -221,17 +232,19 @@ class _Sweep:
         self._ttft_agreement.ended(batch.ended)
         self._samples.add(batch.ended)
         self._abort_monitor.record(batch)
+        self._unmeasured.add(batch.ended)
         tally = self._tally
+        tally.failures.add(batch.ended)
         for sample in batch.ended:
             tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
             tally.prompt_tokens += sample.prompt_tokens or 0
             tally.output_tokens += sample.completion_tokens or 0
-            tally.completed += sample.completed
             self._achieved.add(sample)
-            if sample.failure is not None:
-                tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
-        if self._burst_runner is not None and self._abort_monitor.abort is not None:
-            raise AbortedError
+        quota = quota_error(batch.ended, 0 if self._runner is None else self._runner.level)
+        if self._burst_runner is not None and (quota is not None or self._abort_monitor.abort is not None):
+            raise AbortedError  # the result of the search stands
+        if quota is not None:
+            raise quota
 
     async def _watch_server(self) -> None:
         clock = self._parts.clock
@@ -326,6 +339,7 @@ class _Sweep:
                 seed=order.seed,
                 software=__version__,
                 bounds=order.bounds,
+                adjustments=() if facts is None else tuple(map(str, facts.adjustments)),
                 cached_ratio_achieved=self._achieved.cached_ratio,
                 classes_achieved=self._achieved.classes(),
             ),
@@ -344,13 +358,9 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        return (
-            *self._order.prior_warnings,
-            *self._facts.warnings,
-            *achieved,
-            *self._ttft_agreement.warnings,
-            *self._live.warnings,
-        )
+        failures, live = self._tally.failures.warnings, self._live.warnings(self._parts.telemetry.problem)
+        measured = (*self._unmeasured.warnings, *self._ttft_agreement.warnings, *live)
+        return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *measured)
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._accumulators) if self._history.at_level(level))

@@ -32,11 +32,12 @@ class AbortSettings(Frozen):
     preemptions: int = Field(
         default=500, ge=1, description="requests that the engine preempts; the search meets some where memory limits"
     )
-    kv_usage_ratio: float = Field(
-        default=1.0,
+    kv_usage_ratio: float | None = Field(
+        default=None,
         alias="kv_usage",
         gt=0.0,
-        description="KV memory in use by one scrape; 1 is all of it, above: not watched",
+        description="KV memory in use by one scrape, 1 is all of it; default: not watched, for full memory alone hurts "
+        "nobody: preemptions and late answers do, and those are",
     )
     prefix_hit_fall_ratio: float = Field(
         default=0.5,

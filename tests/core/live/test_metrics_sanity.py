@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from calibrator.core.live.gauge_scale import BLIND_SCRAPES
 from calibrator.core.live.metrics_sanity import BLIND, FROZEN, FROZEN_S, MetricsSanity
-from calibrator.core.live.organic_load import BLIND_SCRAPES, LAG_S
+from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.records.server_load import ServerLoad
 
 LOAD = ServerLoad("vllm", 8.0, 0.0, output_tokens_total=10.0)

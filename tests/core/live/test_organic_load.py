@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from calibrator.core.live.abort import AbortRules
+from calibrator.core.live.gauge_scale import BLIND_SCRAPES
 from calibrator.core.live.metrics_sanity import BLIND, MetricsSanity
 from calibrator.core.live.organic_load import (
-    BLIND_SCRAPES,
     LAG_S,
     MEMORY_S,
     OrganicEstimate,

@@ -42,10 +42,10 @@ def test_a_restart_is_the_same_for_every_watch(now: ServerLoad, *, restarted: bo
     guard = GuardWatch(GuardPolicy(), (parse_objective(OBJECTIVE),))
     for second in range(64):  # the replica answers with the other page from the fifth second on
         page = look(float(second), PAGE if second < 5 else now)
-        triggers.saw(page)
-        log.saw(page, is_sweeping=False)
+        triggers.observe(page)
+        log.observe(page, is_sweeping=False)
         if second >= 4:
-            guard.saw(page)
+            guard.observe(page)
         if second == 5:
             assert (guard.view().bounds_s[OBJECTIVE] is None) is restarted, "what grew between the two pages counts"
     assert (TriggerKind.RESTART in triggers.triggers.waiting) is restarted

@@ -124,7 +124,7 @@ def test_in_observe_mode_a_trigger_is_told_once_and_sends_nothing(logs: list[dic
             assert here.runner.orders == []
 
     run_virtual(scenario())
-    assert len([entry for entry in logs if entry["event"] == "sweep held back"]) == 2, "the first sweep, the restart"
+    assert len([entry for entry in logs if entry["event"] == "sweep deferred"]) == 2, "the first sweep, the restart"
 
 
 # -------------------------------------------------------------------------------------------------------------- mirror
@@ -137,8 +137,8 @@ def test_probes_become_like_the_users_once_enough_were_seen() -> None:
             await here.pass_(15_000)
             first, second = here.runner.orders[:2]
             assert first.workload == MIRROR.workload
-            assert first.doubts[0].startswith("not mirrored")
-            assert second.doubts == ()
+            assert first.prior_warnings[0].startswith("not mirrored")
+            assert second.prior_warnings == ()
             (cls,) = second.workload.classes
             assert cls.name == NAME
             assert cls.prompt_tokens == pytest.approx(sum(here.users.prompts) / len(here.users.prompts), rel=0.1)
