@@ -85,7 +85,7 @@ def test_one_jump_of_users_with_a_jump_of_ours_is_no_proof() -> None:
     assert scale.fault is None
 
 
-def test_a_few_looks_too_low_are_no_proof_either() -> None:
+def test_a_few_scrapes_too_low_are_no_proof_either() -> None:
     scale = GaugeScale()
     for _ in range(BLIND_SCRAPES - 1):
         scale.scraped(2.0, 8, 8)
@@ -96,7 +96,7 @@ def test_a_few_looks_too_low_are_no_proof_either() -> None:
 
 def test_what_wrong_gauges_told_is_taken_back_once() -> None:
     watch, _ = sweep(2, [5] * 40)
-    assert watch.doubt >= 10.0
-    assert watch.doubt_s == float("-inf")
+    assert watch.change >= 10.0
+    assert watch.suspect_since_s == float("-inf")
     watch.scraped(90.0, 90.0, 30.0)
-    assert watch.doubt == 0.0
+    assert watch.change == 0.0

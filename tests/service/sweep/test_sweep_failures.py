@@ -16,7 +16,7 @@ from calibrator.core.records.objective import Metric, parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, ProbeRequest
 from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
 from calibrator.core.report.curve import Limit, read_curve
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.errors import QUOTA_REMEDY, ExitCode
 from calibrator.load.closed_loop import ClosedLoop
