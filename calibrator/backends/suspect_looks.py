@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from calibrator.core.records.sample import Sample
 from calibrator.core.workload.classes import TokenScale, make_text
-from calibrator.core.workload.stub_detection import LEAST, Look, Looks, Reading, read_price
+from calibrator.core.workload.stub_detection import LEAST, CheckAnswer, Reading, StubCheck, read_price
 
 ROUNDS = 5
 REPEATS = 2
@@ -46,10 +46,10 @@ class LookPlan:
         return max(2 * SHORT_WORDS, self.scale.words_for(int(min(self.long_tokens, affordable))))
 
 
-async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, plan: LookPlan) -> Looks:
+async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, plan: LookPlan) -> StubCheck:
     """Empty if a request failed."""
-    short: list[Look] = []
-    long: list[Look] = []
+    short: list[CheckAnswer] = []
+    long: list[CheckAnswer] = []
     started_s, text = now(), ""
     for index in range(ROUNDS):
         waited_s = now() - started_s
@@ -60,19 +60,19 @@ async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, p
             text = prompt if found is short else text
             look = await _look(send, prompt, words)
             if look is None:
-                return Looks()
+                return StubCheck()
             found.append(look)
-        if read_price(Looks(short, long)) is Reading.GROWS:
+        if read_price(StubCheck(short, long)) is Reading.GROWS:
             break
     repeats = [look for _ in range(REPEATS) if (look := await _look(send, text, SHORT_WORDS)) is not None]
-    return Looks(short, long, repeats)
+    return StubCheck(short, long, repeats)
 
 
-async def _look(send: Send, text: str, words: int) -> Look | None:
+async def _look(send: Send, text: str, words: int) -> CheckAnswer | None:
     sample = await send(text, LOOK_TOKENS)
     if not sample.completed:
         return None
     decoding_s = None
     if sample.ttft_s is not None and sample.last_token_s is not None and sample.token_events > 1:
         decoding_s = sample.last_token_s - sample.ttft_s
-    return Look(sample.prompt_tokens or words, sample.duration_s, decoding_s, sample.cached_tokens)
+    return CheckAnswer(sample.prompt_tokens or words, sample.duration_s, decoding_s, sample.cached_tokens)

@@ -24,7 +24,7 @@ from calibrator.core.search.policy import next_step
 from calibrator.core.search.steps import Conclusion, Step
 from calibrator.core.simulation.backends import CORE, Family
 from calibrator.core.simulation.figures import Figure, figures, groups
-from calibrator.core.simulation.play import Result, Stress, simulate_cold, simulate_recalibrations
+from calibrator.core.simulation.runs import Result, Stress, simulate_cold, simulate_recalibrations
 from calibrator.errors import ConfigurationError
 
 FAMILIES = {"core": CORE, "all": tuple(Family)}

@@ -1,8 +1,9 @@
-"""What this machine can measure: the generator against a loopback server that stamps its own sends.
+"""What this machine can measure, from a run of the generator against a loopback server that stamps what it sends.
 
-Added latency is the client's stamp of a token less the server's stamp of sending it, on one monotonic clock: kernel,
-event loop and whatever else stands between. It contains the server's share of the machine, so it is an upper bound.
-Events per second and core is what CPU per event allows; a level beyond `events_per_s` of all cores cannot be measured.
+Added latency is the client's stamp of a token minus the server's stamp of sending it, on one monotonic clock: kernel,
+event loop and everything else in between. It includes the server's load on the machine, so it is an upper bound.
+Events per second and core follow from CPU time per event; a level beyond `events_per_s` of all cores cannot be
+measured.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STREAM_EVENTS_PER_S = 50.0  # of one stream: a quick engine
-USABLE_RATIO = 0.5  # of what CPU allows; beyond, stamps queue behind work
-ADDED_ALLOWED_S, ADDED_ALLOWED_RATIO = 0.005, 0.1  # of the tightest limit; below the former nothing is material
-HELD_RATIO = 0.9  # of the wanted streams
+STREAM_EVENTS_PER_S = 50.0  # of one stream of a fast engine
+USABLE_RATIO = 0.5  # of what CPU time allows; beyond it, stamps wait behind other work
+ADDED_ALLOWED_S, ADDED_ALLOWED_RATIO = 0.005, 0.1  # of the tightest limit; less than the former is never material
+HELD_RATIO = 0.9  # of the requested streams
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTestLevel:
-    """One number of streams."""
+    """The result for one number of streams."""
 
     streams: int
     processes: int
     held: float  # mean in flight
     wanted_events_per_s: float  # what the server would send to these streams
     events_per_s: float  # token events measured
-    added_latency_p50_s: float | None  # None: no answer ended in the time given
+    added_latency_p50_s: float | None  # None: no answer ended in time
     added_latency_p99_s: float | None
     cpu_us_per_event: float | None  # of all processes together
     loop_lag_p99_s: float
@@ -42,25 +43,25 @@ class SelfTest:
 
     @property
     def events_per_s_and_core(self) -> float | None:
-        """By the busiest level: fixed costs weigh least there."""
+        """From the busiest level, where fixed costs matter least."""
         busiest = max(self.levels, key=lambda level: level.events_per_s, default=None)
         return None if busiest is None or not busiest.cpu_us_per_event else 1e6 / busiest.cpu_us_per_event
 
     @property
     def events_per_s(self) -> float | None:
-        """Of the whole machine, were it ours alone."""
+        """Of the whole machine if nothing else ran on it."""
         each = self.events_per_s_and_core
         return None if each is None else each * self.cores
 
     @property
     def streams(self) -> int | None:
-        """How many streams of a quick engine all cores together can measure."""
+        """How many streams of a fast engine all cores together can measure."""
         return None if self.events_per_s is None else int(USABLE_RATIO * self.events_per_s / STREAM_EVENTS_PER_S)
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTestRun:
-    """What was counted while one number of streams was held for `seconds`."""
+    """Raw counts while one number of streams was held for `seconds`."""
 
     streams: int
     processes: int
@@ -88,14 +89,14 @@ def summarise_level(run: SelfTestRun, wanted_events_per_s: float) -> SelfTestLev
 
 
 def too_slow(test: SelfTest, tightest_limit_s: float) -> str:
-    """Why a machine with this result must not measure against this limit; empty: it may."""
+    """Why a machine with this result cannot measure against this limit; empty: it can."""
     allowed_s = max(ADDED_ALLOWED_S, ADDED_ALLOWED_RATIO * tightest_limit_s)
     for level in test.levels:
         if level.held < HELD_RATIO * level.streams:
             return f"it held {level.held:.0f} of {level.streams} streams"
         if level.added_latency_p99_s is None:
-            return f"of {level.streams} streams none ended in time"
+            return f"none of {level.streams} streams ended in time"
         if level.added_latency_p99_s > allowed_s:
             added_ms, allowed_ms = level.added_latency_p99_s * 1e3, allowed_s * 1e3
-            return f"it adds {added_ms:.1f} ms (P99) at {level.streams} streams, {allowed_ms:.1f} ms are allowed"
+            return f"it adds {added_ms:.1f} ms (P99) at {level.streams} streams; {allowed_ms:.1f} ms are allowed"
     return ""

@@ -11,7 +11,7 @@ follow each other without draining: `aim` changes the number of users, and the l
   reported again at its end: it may have missed the limit by far more than was known.
 - A user whose request failed waits before the next: `PAUSE_S`, doubled with each failure in a row. A backend that
   refuses is not hammered; the places that come free in its queue are users' as much as ours.
-- The loop watches itself (`lateness`): violations that its own lateness may have made are marked as suspect.
+- The loop watches itself (`lateness`): violations that its own lateness may have caused are marked as suspect.
 
 Caller: `service.sweep.run`, or a worker of a multi-process generator.
 """

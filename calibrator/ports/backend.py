@@ -82,7 +82,7 @@ class BackendFacts:
 
 
 class Inspector(Protocol):
-    """Looks at a backend before a sweep: credentials, model, context, tokenizer scale, length forcing."""
+    """Inspects a backend before a sweep: credentials, model, context, tokenizer scale, length forcing."""
 
     async def inspect(self, workload: Workload) -> BackendFacts:
         """Raises ConfigurationError or UnreachableError with cause and remedy."""

@@ -18,7 +18,7 @@ import structlog
 
 from calibrator.core.live.liveness import certified_queue
 from calibrator.core.publish.balance import Balance
-from calibrator.core.publish.fleet import FleetLook, Probes
+from calibrator.core.publish.fleet import FleetScrape, Probes
 from calibrator.core.publish.guard_cap import after_event
 from calibrator.core.publish.recommendation import for_fleet
 from calibrator.core.publish.snapshot import State
@@ -46,7 +46,7 @@ class FleetWatch:
         served = self.publisher.served[backend]
         return ScrapeContext(served.cap, served.replica_cap, self._probes_on)
 
-    def scraped(self, backend: str, scrape: FleetLook) -> None:
+    def scraped(self, backend: str, scrape: FleetScrape) -> None:
         """Once a second for each backend."""
         state = self.states[backend]
         if self.leases.holds_lease(backend):
@@ -73,7 +73,7 @@ class FleetWatch:
             self.publisher.publish(changed)
         self._fitted[name] = fitted
 
-    def _ask_guard(self, scrape: FleetLook, state: BackendState) -> None:
+    def _ask_guard(self, scrape: FleetScrape, state: BackendState) -> None:
         name, last = state.plan.name, state.group_primary.results.last
         served = self.publisher.served[name]
         event = state.guard.observe(
@@ -92,7 +92,7 @@ class FleetWatch:
             self.scheduler.queue(state.group_primary, f"guard: {event.words}")
         structlog.get_logger().warning("guard", backend=name, action=event.action.value, why=event.words)
 
-    def _ask_triggers(self, scrape: FleetLook, state: BackendState) -> None:
+    def _ask_triggers(self, scrape: FleetScrape, state: BackendState) -> None:
         is_sweeping = self._is_sweeping(state.plan.engine_group)
         state.traffic.observe(scrape, is_sweeping=is_sweeping)
         due = state.triggers.observe(scrape, is_sweeping=is_sweeping)

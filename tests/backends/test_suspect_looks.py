@@ -27,7 +27,7 @@ from calibrator.backends.suspect_looks import MAX_REQUESTS, LookPlan, take_looks
 from calibrator.clock import LoopClock
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
 from calibrator.core.workload.classes import Workload, WorkloadClass
-from calibrator.core.workload.stub_detection import Looks, Reading, read_price, suspicions
+from calibrator.core.workload.stub_detection import Reading, StubCheck, read_price, suspicions
 from calibrator.ports.sweeps import Target
 
 
@@ -45,10 +45,10 @@ class Sender:
         return await self.backend.connect().send(request, lambda _: None)
 
 
-def look_at(parameters: EngineParameters, slope_s: float = 0.0) -> tuple[Looks, int, float]:
+def look_at(parameters: EngineParameters, slope_s: float = 0.0) -> tuple[StubCheck, int, float]:
     """The looks, their number, and how long they took."""
 
-    async def scenario() -> tuple[Looks, int, float]:
+    async def scenario() -> tuple[StubCheck, int, float]:
         clock = LoopClock()
         sender = Sender(SimulatedBackend(parameters, clock))
         plan = LookPlan(SCALE, parameters.max_context_tokens - 64, slope_s)

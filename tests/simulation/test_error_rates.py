@@ -1,7 +1,7 @@
-"""Monte-Carlo error rates of the verdict at both ends of the zone, looked at after every few requests.
+"""Monte-Carlo error rates of the verdict at both ends of the zone, evaluated after every few requests.
 
 Nominal 5 % each. Independent violations and clusters of mean size 1.5 (design effect 2, the prior) keep it. Clusters of
-mean size 3 (design effect 5, worse than nine in ten simulated backends) do not: the design effect is learned from a
+mean size 3 (design effect 5, worse than nine in ten simulated backends) do not: the design effect is estimated from a
 handful of violations, and 389 requests without any pass a level that has one cluster in 150. The rate is stated here so
 that a change of it is noticed. Bounds carry three standard errors of the runs made.
 """

@@ -1,4 +1,4 @@
-"""The capacity beside live traffic is the capacity: total concurrency is measured, whoever the requests belong to.
+"""The capacity beside live traffic is the capacity: total concurrency is measured, whichever requests make it up.
 
 On virtual time, five sweeps a row or nine; `pytest -s` prints the table, with what a sweep finds that does not look
 at the engine's gauges. `tests/benchmarks/bench_organic_traffic.py` has every shape at every lag.

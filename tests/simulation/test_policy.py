@@ -11,7 +11,7 @@ import pytest
 from calibrator.core.records.history import Bounds
 from calibrator.core.simulation.backends import CORE, MAX_LEVEL, Family, SyntheticBackend, draw
 from calibrator.core.simulation.figures import figures, groups
-from calibrator.core.simulation.play import (
+from calibrator.core.simulation.runs import (
     COLD,
     RECALIBRATED,
     Result,
@@ -123,7 +123,7 @@ def test_the_families_keep_their_shares() -> None:
     assert {draw(rng, CORE).family for _ in range(50)} <= set(CORE)
 
 
-# ---------------------------------------------------------------------------------------------------------- the books
+# ---------------------------------------------------------------------------------------------------------- the ledger
 def steady(capacity: int) -> SimulatedSweep:
     rng = np.random.default_rng(5)
     truth = draw(rng, (Family.KNEE,))
@@ -136,24 +136,24 @@ def test_the_books_count_added_users_warm_ups_samples_and_harm() -> None:
     simulated.take(8)
     simulated.take(30)
     assert not simulated.go_to(8)
-    assert simulated.books.requests == 8 + 8 + 30
-    assert simulated.books.requests_above == 0
+    assert simulated.ledger.requests == 8 + 8 + 30
+    assert simulated.ledger.requests_above == 0
     simulated.go_to(40)
     simulated.take(40)
-    assert simulated.books.requests == 46 + 32 + 40
-    assert simulated.books.requests_above == 72
-    assert simulated.books.above_s == pytest.approx(simulated.truth.residence_s(40))
-    assert simulated.books.hard_s == pytest.approx(simulated.books.above_s)
-    assert simulated.books.highest_level == 40
+    assert simulated.ledger.requests == 46 + 32 + 40
+    assert simulated.ledger.requests_above == 72
+    assert simulated.ledger.above_s == pytest.approx(simulated.truth.residence_s(40))
+    assert simulated.ledger.hard_s == pytest.approx(simulated.ledger.above_s)
+    assert simulated.ledger.highest_level == 40
     simulated.go_to(20)
-    assert simulated.books.requests == 118  # users who leave were counted when they came
+    assert simulated.ledger.requests == 118  # users who leave were counted when they came
 
 
 def test_the_history_counts_what_the_books_count() -> None:
     simulated = steady(30)
     _, history = run(simulated, Bounds())
-    assert history.requests == simulated.books.requests
-    assert history.elapsed_s == pytest.approx(simulated.books.wall_s)
+    assert history.requests == simulated.ledger.requests
+    assert history.elapsed_s == pytest.approx(simulated.ledger.wall_s)
 
 
 def test_a_falling_capacity_falls_once() -> None:

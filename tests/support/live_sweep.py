@@ -79,7 +79,7 @@ async def sweep_beside(
     parameters: EngineParameters,
     users: int,
     *,
-    play: Callable[[Scene], Awaitable[None]] | None = None,
+    script: Callable[[Scene], Awaitable[None]] | None = None,
     change: Callable[[float, ServerLoad], ServerLoad | None] = lambda _, load: load,
     linger_s: float = 4.0,
 ) -> tuple[SweepRecord, Scene, float]:
@@ -111,8 +111,8 @@ async def sweep_beside(
     telemetry = ChangedTelemetry(SimulatedTelemetry(engine), change)
     parts = SweepParts(SimulatedInspector(parameters), telemetry, load, clock)
     tasks = [asyncio.create_task(watch())]
-    if play is not None:
-        tasks.append(asyncio.ensure_future(play(scene)))
+    if script is not None:
+        tasks.append(asyncio.ensure_future(script(scene)))
     record = await run_sweep(replace(order, workload=workload), parts, Listener())
     ended_s = clock.monotonic()
     await asyncio.sleep(linger_s)

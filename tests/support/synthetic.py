@@ -78,7 +78,7 @@ class Player:
     level: int = 0
     requests: int = 0
     steps: list[Step] = field(default_factory=list)
-    spoil: Callable[[int], tuple[str, ...]] = lambda _: ()
+    invalidate: Callable[[int], tuple[str, ...]] = lambda _: ()
 
     def stage(self, history: History, measure: Measure) -> Stage:
         running = Stage(
@@ -108,7 +108,7 @@ class Player:
                 ended_at_s=self.now_s,
                 tail_ratio=tuple(_tail(seen) / limit for limit in self._limits),
             )
-        audit = replace(running.audit, reasons=self.spoil(measure.level))
+        audit = replace(running.audit, reasons=self.invalidate(measure.level))
         return replace(running, audit=audit)
 
     @property

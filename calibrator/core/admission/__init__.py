@@ -1,7 +1,7 @@
 """When a sweep may start.
 
-Does:      windows and intervals, budgets of a day, room beside users, triggers with their cool-downs.
-Comes in:  the time, the live load, what sweeps cost so far, changes that were seen.
-Goes out:  start, or wait with a reason code and a moment to ask again.
+Does:      windows and intervals, daily budgets, room for probes next to live load, triggers with their cool-downs.
+Comes in:  the time, the live load, the cost of recent sweeps, detected changes.
+Goes out:  the limits to start with, or a deferral with a reason code and the next possible time.
 Imports:   `core.search` (cost), `core.workload` (drift), `core.records`.
 """

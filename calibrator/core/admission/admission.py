@@ -1,21 +1,21 @@
-"""May a sweep start now, and with what limits?
+"""Whether a sweep may start now, and with which limits.
 
-| held back by | unless | who asks by hand | free again |
+| deferred by | unless | on manual request | until |
 |---|---|---|---|
-| `observe` | `mode: measure` | held back too | never |
-| `window` | a window is open | may start | at the next opening |
-| `busy` | organic requests < start_below_ratio * cap, or unknown | may start | when traffic falls |
-| `requests`, `tokens`, `overload` | spent today + one expected sweep <= budget of a day | held back too | later |
-| `probe_share` | the levels within the share reach above the known capacity | held back too | never |
+| `observe` | `mode: measure` | deferred too | never |
+| `window` | a window is open | may start | the next opening |
+| `busy` | organic requests < start_below_ratio * cap, or unknown | may start | traffic falls |
+| `requests`, `tokens`, `overload` | spent today + one expected sweep <= daily budget | deferred too | later |
+| `probe_share` | the levels within the share reach above the known capacity | deferred too | never |
 
-Windows and traffic say *when* it suits, and a person who asks has chosen the time. Budgets and the share are promises
-to the users and to whoever pays, so a person changes them in the configuration or not at all.
+Windows and traffic say *when* a sweep is convenient, and an operator who requests one has chosen the time. Budgets and
+the share are promises to users and to those who pay, so only the configuration changes them.
 
-"Today" is the last 24 hours. What is left of a budget goes with the sweep as its own limit, so that no day exceeds it
-by more than the requests in flight. The share limits levels, probes <= level <= max_probe_share * capacity * replicas:
-below `ROOM_RATIO` times the capacity every sweep would confirm less than the one before, so then none runs.
+"Today" is the last 24 hours. The rest of a daily budget becomes the sweep's own limit, so that no day exceeds it by
+more than the requests in flight. The share limits levels: probes <= level <= max_probe_share * capacity * replicas.
+Below `ROOM_RATIO` times the capacity each sweep would confirm less than the one before, so then none runs.
 
-Pure; called by `service.backend.admission`.
+Called by `service.backend.admission`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOM_RATIO = 1.25
 
 
 class DeferralReason(StrEnum):
-    """Contract words of `sweep_deferred{reason}`."""
+    """Values of `sweep_deferred{reason}`."""
 
     OBSERVE = "observe"
     WINDOW = "window"
@@ -48,13 +48,13 @@ class DeferralReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SafetyLimits:
-    """How live users and the bill are spared. None: not limited."""
+    """Limits that protect live users and the bill. None: not limited."""
 
     observe: bool = False  # send no probes at all
-    shadow: bool = False  # gateways get the fallback, whatever is measured
+    shadow: bool = False  # gateways get the fallback, whatever the measurements
     start_below_ratio: float | None = 0.8  # of the cap
     max_probe_share: float | None = None  # of the capacity of all replicas
-    tokens: int | None = None  # a sweep, prompt and output
+    tokens: int | None = None  # per sweep, prompt and output
     requests_per_day: int | None = None
     tokens_per_day: int | None = None
     overload_per_day_s: float | None = None
@@ -77,15 +77,15 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """The moment at which a sweep would start."""
+    """The conditions under which a sweep would start."""
 
     now: float
-    is_asked: bool  # by a person
-    organic: float | None  # requests in flight on all replicas, the most of late; None: unknown
+    is_asked: bool  # manually requested
+    organic: float | None  # recent peak of requests in flight on all replicas; None: unknown
     cap: int  # published for all replicas
     capacity: int | None  # of one replica; None: nothing measured yet
     replicas: int
-    spent: Sequence[Spending]  # of the last day at least
+    spent: Sequence[Spending]  # at least of the last day
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """`until`: next possible time, if it is known."""
+    """`until`: the next possible time, if known."""
 
     reason: DeferralReason
     message: str
@@ -106,7 +106,7 @@ class Deferral:
 def admit(
     limits: SafetyLimits, schedule: Schedule, bounds: Bounds, cost: SweepCost, moment: Situation
 ) -> Admitted | Deferral:
-    """The first rule that holds the sweep back, in the order of the table."""
+    """The first rule that defers the sweep, in the order of the table; else the limits it starts with."""
     if limits.observe:
         return Deferral(DeferralReason.OBSERVE, f"mode: observe; a sweep would send {cost_words(cost)}")
     held = None if moment.is_asked else _untimely(limits, schedule, moment)
@@ -123,17 +123,17 @@ def admit(
 
 
 def too_small(limits: SafetyLimits, cost: SweepCost) -> Iterator[tuple[DeferralReason, str]]:
-    """The budgets of a day that not even one sweep fits into, with the cause in words: none would ever start."""
+    """Daily budgets that are too small for even one sweep, so that none would ever start; with the cause in words."""
     for budget in _day_budgets(limits, cost):
         if budget.next_cost > budget.limit:
-            words = f"{budget.limit:,.0f} {budget.unit} a day are fewer than one sweep takes, {budget.next_cost:,.0f}"
+            words = f"{budget.limit:,.0f} {budget.unit} per day are fewer than one sweep takes, {budget.next_cost:,.0f}"
             yield budget.reason, words
 
 
 def cost_words(cost: SweepCost) -> str:
     tokens = cost.prompt_tokens_expected + cost.output_tokens_expected
     return (
-        f"some {cost.requests_expected:,} requests and {tokens:,} tokens "
+        f"about {cost.requests_expected:,} requests and {tokens:,} tokens "
         f"(at most {cost.requests_bound:,} requests, {cost.duration_bound_s / 60:.0f} minutes)"
     )
 
@@ -152,7 +152,7 @@ def _untimely(limits: SafetyLimits, schedule: Schedule, moment: Situation) -> De
 
 @dataclass(frozen=True, slots=True)
 class _DayBudget:
-    """`next_cost`: of the sweep to come."""
+    """`next_cost`: of the next sweep."""
 
     reason: DeferralReason
     unit: str
@@ -164,7 +164,7 @@ class _DayBudget:
         spent = sum(map(self.of, today))
         if spent + self.next_cost <= self.limit:
             return None
-        words = f"{spent:,.0f} of {self.limit:,.0f} {self.unit} of a day are spent, a sweep takes {self.next_cost:,.0f}"
+        words = f"{spent:,.0f} of {self.limit:,.0f} {self.unit} per day are spent; a sweep takes {self.next_cost:,.0f}"
         return Deferral(self.reason, words, self._free_at(today, spent))
 
     def _free_at(self, today: Sequence[Spending], spent: float) -> float | None:
@@ -188,7 +188,7 @@ def _day_budgets(limits: SafetyLimits, cost: SweepCost) -> list[_DayBudget]:
             lambda one: one.requests,
         ),
         (DeferralReason.TOKENS, "tokens", limits.tokens_per_day, tokens, lambda one: one.tokens),
-        # What harm a sweep will do is not known before: any rest of the budget lets it start, and limits it.
+        # A sweep's overload is not known in advance: any remaining budget lets it start, and limits it.
         (DeferralReason.OVERLOAD, "overload seconds", limits.overload_per_day_s, 1.0, lambda one: one.overload_s),
     )
     return [_DayBudget(reason, unit, limit, take, of) for reason, unit, limit, take, of in rows if limit is not None]

@@ -1,10 +1,10 @@
-"""When a sweep is due: every so often, jittered, inside allowed windows; later and later after failures.
+"""When a sweep is due: periodically, with jitter, inside allowed windows, and with growing pauses after failures.
 
     due = last end + every * (1 + jitter * (2 draw - 1)),  then the next moment at which a window is open
 
-`draw` in [0, 1) comes from the caller and stays the same until the sweep has run, so that the due time does not wander.
-Windows are weekly and in wall time of their zone: 22:00 stays 22:00 through a change of daylight saving time. A wall
-time that the change skips is read with the offset from before it; one that happens twice is its first occurrence. So a
+`draw` in [0, 1) comes from the caller and stays the same until the sweep has run, so that the due time does not move.
+Windows are weekly and in the wall time of their zone: 22:00 stays 22:00 through a change of daylight saving time. A
+wall time that the change skips is read with the offset from before it; of one that occurs twice the first counts. So a
 window inside the skipped hour is empty that week, and one around the repeated hour is an hour longer.
 """
 
@@ -41,23 +41,23 @@ class Schedule:
     every_s: float = 21_600.0
     jitter_ratio: float = 0.1
     windows: tuple[Window, ...] = ()
-    at_start: bool = True  # a backend without a valid measurement is swept as soon as a window allows
+    at_start: bool = True  # a backend without a valid measurement is swept as soon as a window is open
 
 
 def next_due_at(schedule: Schedule, last_ended_at: float | None, now: float, draw: float) -> float:
-    """Unix seconds, not before `now`. A backend never swept is due at the next opening."""
+    """Unix seconds, not before `now`. A backend that was never swept is due at the next opening."""
     if last_ended_at is None:
         wanted = now if schedule.at_start else now + schedule.every_s * draw
     else:
-        ended_at = min(last_ended_at, now)  # a clock that was wrong then must not put sweeps off for years
+        ended_at = min(last_ended_at, now)  # a clock that was wrong then must not postpone sweeps for years
         wanted = ended_at + schedule.every_s * (1.0 + schedule.jitter_ratio * (2.0 * draw - 1.0))
     return next_open_at(schedule, max(wanted, now))
 
 
 def retry_at(schedule: Schedule, failures: int, now: float, took_s: float = 0.0) -> float:
-    """After `failures` (>= 1) sweeps in a row that said nothing: a minute, doubling, at most the usual pace.
+    """After `failures` (>= 1) consecutive sweeps without a result: a minute, doubling, at most the usual interval.
 
-    `took_s`: how long the last one was. The pause is no shorter: half of the time, at most, is spent on probing.
+    `took_s`: duration of the last one. The pause is no shorter, so that at most half of the time is spent on probing.
     """
     pause_s = max(took_s, RETRY_FIRST_S * 2.0 ** min(failures - 1, RETRY_DOUBLINGS))
     pause_s = min(schedule.every_s, pause_s)

@@ -1,28 +1,28 @@
-"""What asks for a sweep before the schedule does, and how often it may.
+"""What triggers a sweep ahead of the schedule, and how often.
 
-| trigger | seen as | waits until | sweep |
+| trigger | detected as | waits until | sweep |
 |---|---|---|---|
-| restart | another process start, or else a counter that fell | the newest engine is up `min_uptime` | never raises |
-| version | the ready replicas' engine, model or version is another | likewise | cold |
-| replicas | a ready replica that was never seen before | likewise | warm |
+| restart | `core.records.server_load.has_restarted` | the newest engine has been up for `min_uptime` | never raises |
+| version | a new engine, model or version on the ready replicas | likewise | cold |
+| replicas | a ready replica that was not known before | likewise | warm |
 | drift | `core.workload.drift`: live traffic against that around the last sweep | - | warm |
 | configuration | objectives, model, workload or bounds differ from the last sweep's | - | cold |
 
-A fresh engine is faster, or slower, than it will be: caches are empty, memory is not fragmented, kernels are still
-being tuned. So what follows a restart waits, may lower the cap, and never raises it. A replica that goes away triggers
+A fresh engine is faster or slower than it will be: caches are empty, memory is not fragmented, kernels are still being
+tuned. So a sweep after a restart waits; it may lower the cap, and never raises it. A replica that disappears triggers
 nothing: the cap falls with it at once, and the others did not change.
 
-**Cool-down.** A trigger of a kind is spent when a sweep starts that saw its cause, whoever asked for that sweep; the
-next of that kind waits its cool-down from then. Besides, no triggered sweep starts within `rest_s` of the end of any
-other. What happens meanwhile is not forgotten, but is one sweep at the end of it. So the sweeps that triggers can cause
-are at most one in `rest_s`, and of each kind one in its cool-down, whatever engines and traffic do.
+**Cool-down.** A trigger is spent when any sweep starts after its cause was ready to be measured; the next of its kind
+waits for the cool-down from then. In addition, no triggered sweep starts within `rest_s` of the end of another sweep.
+Causes that occur in between are kept and lead to one sweep afterwards. So triggers cause at most one sweep per
+`rest_s`, and of each kind one per cool-down, whatever engines and traffic do.
 
-**Owed answers.** A sweep that said nothing (interrupted, aborted, in error) leaves what it was for unanswered: the next
-one, whatever starts it, is as careful as that one had to be. It does not raise after a restart, nor while one waits to
-be measured, and is cold after another version. `service.backend.checkpoints` keeps all this over a restart of the
+**Owed answers.** A sweep without a result (interrupted, aborted, failed) leaves its cause unanswered. The next sweep,
+whatever starts it, is as careful as that one had to be: it does not raise after a restart, nor while one waits to be
+measured, and it is cold after a new version. `service.backend.checkpoints` keeps this state across restarts of the
 service.
 
-Pure; called by `service.backend.triggers`.
+Called by `service.backend.triggers`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from calibrator.core.workload.drift import DriftPolicy
 
 
 class TriggerKind(StrEnum):
-    """Contract words; the first of those that are due names the sweep."""
+    """In the order in which causes are named."""
 
     CONFIGURATION = "configuration"
     VERSION = "version"
@@ -44,7 +44,7 @@ class TriggerKind(StrEnum):
     DRIFT = "drift"
 
 
-COLD = (TriggerKind.CONFIGURATION, TriggerKind.VERSION)  # what was measured before was something else
+COLD = (TriggerKind.CONFIGURATION, TriggerKind.VERSION)  # earlier measurements are of something else
 
 COOL_DOWN_S: Mapping[TriggerKind, float] = {
     TriggerKind.CONFIGURATION: 600.0,
@@ -57,7 +57,7 @@ COOL_DOWN_S: Mapping[TriggerKind, float] = {
 
 @dataclass(frozen=True, slots=True)
 class TriggerPolicy:
-    """`cool_down_s`: of the kinds that are on."""
+    """`cool_down_s`: of the kinds that are enabled."""
 
     cool_down_s: Mapping[TriggerKind, float] = field(default_factory=lambda: dict(COOL_DOWN_S))
     rest_s: float = 900.0  # after any sweep
@@ -68,7 +68,7 @@ class TriggerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Something happened. `ready_s`: monotonic time from which on it may be measured."""
+    """Why a sweep is wanted. `ready_s`: monotonic time from which it may be measured."""
 
     kind: TriggerKind
     words: str
@@ -77,7 +77,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class TriggeredSweep:
-    """A sweep to be queued."""
+    """A sweep to queue."""
 
     reason: str
     kinds: tuple[TriggerKind, ...]
@@ -87,26 +87,26 @@ class TriggeredSweep:
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """What waits, and when each kind last had its sweep. Times are monotonic."""
+    """Waiting causes, and when each kind last had its sweep. Times are monotonic."""
 
     policy: TriggerPolicy
     waiting: Mapping[TriggerKind, Cause] = field(default_factory=dict)
     spent_s: Mapping[TriggerKind, float] = field(default_factory=dict)
     sweep_ended_s: float | None = None
-    owed: frozenset[TriggerKind] = frozenset()  # a sweep for them began, and has not said anything
+    owed: frozenset[TriggerKind] = frozenset()  # a sweep for them began and had no result
 
     def with_cause(self, cause: Cause) -> Triggers:
-        """The newest of a kind stands for all of them."""
+        """The newest cause of a kind replaces earlier ones."""
         if cause.kind not in self.policy.cool_down_s:
             return self
         return replace(self, waiting={**self.waiting, cause.kind: cause})
 
     def without(self, kind: TriggerKind) -> Triggers:
-        """The cause is gone."""
+        """The cause no longer exists."""
         return replace(self, waiting={known: cause for known, cause in self.waiting.items() if known is not kind})
 
     def sweep_started(self, now_s: float) -> Triggers:
-        """Any sweep answers every cause that was ready to be measured when it began."""
+        """Any sweep answers every cause that is ready to be measured when it begins."""
         seen = {kind for kind, cause in self.waiting.items() if cause.ready_s <= now_s}
         waiting = {kind: cause for kind, cause in self.waiting.items() if kind not in seen}
         spent_s = {**self.spent_s, **dict.fromkeys(seen, now_s)}
@@ -117,16 +117,16 @@ class Triggers:
 
     @property
     def may_raise(self) -> bool:
-        """Whether a sweep that begins now, for whatever reason, may."""
+        """Whether a sweep that begins now, for any reason, may raise the cap."""
         return TriggerKind.RESTART not in self.owed and TriggerKind.RESTART not in self.waiting
 
     @property
     def is_warm(self) -> bool:
-        """Whether what was measured before is still believed."""
+        """Whether earlier measurements are still valid."""
         return self.owed.isdisjoint(COLD)
 
     def due(self, now_s: float) -> TriggeredSweep | None:
-        """The sweep for everything that may be measured now; None: nothing."""
+        """The sweep for all causes that may be measured now; None: there are none."""
         if self.sweep_ended_s is not None and now_s - self.sweep_ended_s < self.policy.rest_s:
             return None
         ready = [self.waiting[kind] for kind in TriggerKind if kind in self.waiting and self._is_due(kind, now_s)]
@@ -141,7 +141,7 @@ class Triggers:
         )
 
     def why(self, now_s: float) -> str:
-        """What a sweep that begins now answers, whoever asked for it."""
+        """The causes that a sweep beginning now answers, whatever starts it."""
         ready = [self.waiting[kind] for kind in TriggerKind if kind in self.waiting]
         return _words(cause for cause in ready if cause.ready_s <= now_s)
 

@@ -1,23 +1,23 @@
-"""Do the engine's own times to first token agree with ours?
+"""Whether the engine's own times to first token agree with ours.
 
-An engine counts each request's time to first token in a histogram, from its arrival there; we measure the same from the
-moment we sent it. Over one stretch of time the two distributions must agree, but for the network and the width of a
-bucket. Where they do not, something stands between, or one of the two is wrong:
+An engine counts each request's time to first token in a histogram, from its arrival; we measure the same from the
+moment we sent it. Over one stretch of time the two distributions must agree, up to the network and the width of a
+bucket. Where they do not, something in between adds latency, or one of the two is wrong:
 
     delta = histogram at the end of the stretch - histogram at its start
     the engine's q-quantile lies in (low, high], between two bounds of its buckets; ours is one number t
 
-    t > high + width   ours is later: a proxy or a queue in front of the engine, the network, or our client is late
-    t < low            ours is earlier, which no way between can do: the histogram is another engine's, or counts from
-                       another moment
-    width = high - low: what the engine leaves open, granted once more for the way between
+    t > high + width   ours is later: a proxy or queue in front of the engine, the network, or a late client of ours
+    t < low            ours is earlier, which nothing in between can cause: the histogram belongs to another engine, or
+                       counts from another moment
+    width = high - low: the engine's own uncertainty, allowed once more for what is in between
 
-**Ours alone.** Live users land in the same histogram, and at both ends of the stretch some requests are counted here
-and not yet there. The stretch is compared only if the two counts differ by at most `STRANGERS` of ours; then whatever
-the strangers' times are, the q-quantile of our requests lies between the engine's (q - STRANGERS) and (q + STRANGERS)
+**Other requests.** Live users are in the same histogram, and at both ends of the stretch some requests are counted here
+and not yet there. The stretch is compared only if the two counts differ by at most `STRANGERS` of ours. Then, whatever
+the other requests' times, the q-quantile of ours lies between the engine's (q - STRANGERS) and (q + STRANGERS)
 quantiles, whose buckets give low and high. Hence no extreme quantiles.
 
-Caller: `service.sweep.ttft_agreement`, a stretch being the counted part of one stage.
+Called by `service.sweep.ttft_agreement`; a stretch is the counted part of one stage.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from calibrator.core.records.server_load import Histogram
 
 QUANTILES = (0.5, 0.8)
 STRANGERS = 0.1
-MIN_REQUESTS = 40  # below, the ends of the stretch weigh more than that
+MIN_REQUESTS = 40  # with fewer, the ends of the stretch matter more than that
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """One quantile of one stretch: what we measured, and between which bounds the engine saw it (high: may be inf)."""
+    """One quantile of one stretch: our value, and the bounds of the engine's (`high_s` may be infinite)."""
 
     level: int
     quantile: float
@@ -48,7 +48,7 @@ class Disagreement:
 
     @property
     def excess_s(self) -> float:
-        """How far beyond what both can mean."""
+        """How far our value lies outside what the engine's bounds allow."""
         width_s = self.high_s - self.low_s
         return max(self.ours_s - self.high_s - width_s, self.low_s - self.ours_s)
 
@@ -72,14 +72,14 @@ def compare(level: int, delta: Histogram | None, ours_s: Sequence[float]) -> tup
 
 
 def warning(found: Iterable[Disagreement]) -> str:
-    """The clearest case in words; empty: nothing disagrees."""
+    """The worst case in words; empty: nothing disagrees."""
     worst = max(found, key=lambda one: one.excess_s, default=None)
     if worst is None:
         return ""
     meaning = (
-        "something between us and the engine adds it (a proxy, a queue, the network), or our client is late"
+        "something between us and the engine adds latency (a proxy, a queue, the network), or our client is late"
         if worst.ours_s > worst.high_s
-        else "the histogram may be another engine's, or count from another moment"
+        else "the histogram may belong to another engine, or count from another moment"
     )
     return (
         f"time to first token at {worst.level} in flight: we measure {_ms(worst.ours_s)} ms "

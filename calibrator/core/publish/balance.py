@@ -1,7 +1,7 @@
 """How many requests a fleet may have in flight so that its busiest replica stays within one replica's cap.
 
-A gateway that limits the whole fleet does not choose where requests go; some replica always has more than the mean. So
-n replicas of cap k carry less than n k together:
+A gateway that limits the whole fleet does not decide where requests go; some replica always has more than the mean. So
+n replicas of cap k together carry less than n k:
 
     cap = n k f,    f = balance factor, such that P(busiest > k) <= 1 %
 
@@ -13,9 +13,9 @@ in flight is (1 + 1/n) / 2 of the random one (GI/M/oo, exponential residence) |
 | least_requests | the better of two random choices: the busiest is above the mean by about 1 + log2 log2 n requests |
 | measured | f = 1 / r, r the P99 of busiest / mean, seen while at least half of the cap was in use |
 
-Residence that grows with load widens the random counts: a busy replica empties slowly. Several gateways that each go
-round by themselves are together close to random. The measured ratio knows both, and replaces the table once there is
-enough of it; at low load the ratio is larger, so a measurement at half of the cap errs on the safe side.
+Residence that grows with load widens the random counts, because a busy replica drains slowly. Several gateways with
+independent round-robin are together close to random. The measured ratio includes both effects, and replaces the table
+once there are enough samples; the ratio is larger at low load, so a measurement at half of the cap is conservative.
 
 Source: Whitt, Heavy-traffic limits for the GI/M/oo queue (1982); Mitzenmacher, The power of two choices (2001).
 Called by `core.publish.recommendation` and `service.backend.fleet`.
@@ -29,19 +29,19 @@ from dataclasses import dataclass, field
 
 from scipy.special import bdtrc
 
-from calibrator.core.publish.fleet import Balancing, FleetLook
+from calibrator.core.publish.fleet import Balancing, FleetScrape
 
-MISS_RATIO = 0.01  # of the time the busiest replica may be above its cap
-LOOKS_KEPT = 3600
-LOOKS_NEEDED = 900  # P99 of a correlated series: some ten exceedances apart
-LOOKS_BETWEEN = 600  # the measured ratio changes a cap at most every ten minutes
+MISS_RATIO = 0.01  # share of the time for which the busiest replica may be above its cap
+RATIOS_KEPT = 3600
+RATIOS_NEEDED = 900  # for the P99 of a correlated series: about ten exceedances
+RATIOS_BETWEEN = 600  # the measured ratio changes a cap at most every ten minutes
 STEP = 0.05  # and by no less than this
-BUSY_RATIO = 0.5  # of the cap in use, for a look to count
+BUSY_RATIO = 0.5  # of the cap in use, for a scrape to count
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How evenly gateways spread requests."""
+    """How evenly gateways distribute requests."""
 
     stated: Balancing = Balancing.RANDOM
     busiest_to_mean: float | None = None  # measured, P99
@@ -73,7 +73,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class FleetSize:
-    """What turns one replica's capacity into the cap of a backend."""
+    """Turns one replica's capacity into the cap of a backend."""
 
     replicas: int = 1  # ready ones
     balance: Balance = Balance()
@@ -81,7 +81,7 @@ class FleetSize:
     smallest_other: int | None = None  # capacity measured on another replica of this kind
 
     def cap(self, replica_cap: int) -> int:
-        """Of the whole backend, for a replica's cap before it is shared with the engine group."""
+        """The whole backend's cap, for a replica's cap before it is shared with the engine group."""
         return max(1, math.floor(self.balance.fleet_cap(replica_cap, max(1, self.replicas)) * self.share + 1e-9))
 
     def replica_cap_within(self, cap: int, measured: int) -> int:
@@ -96,11 +96,11 @@ class FleetSize:
         return low
 
     def own(self, replica_cap: int) -> int:
-        """This backend's part of a replica's cap; at least 1."""
+        """This backend's share of a replica's cap; at least 1."""
         return max(1, math.floor(replica_cap * self.share + 1e-9))
 
     def whole(self, own: int, measured: int) -> int:
-        """A replica's cap before it is shared, back from this backend's part of it; never more than was measured."""
+        """A replica's cap before it is shared, from this backend's share of it; never more than was measured."""
         return min(measured, max(1, math.ceil(own / self.share - 1e-9)))
 
     def factor(self, replica_cap: int) -> float:
@@ -109,26 +109,26 @@ class FleetSize:
 
 @dataclass(slots=True)
 class BalanceWatch:
-    """Busiest / mean over the looks at one set of ready replicas."""
+    """Busiest / mean over the scrapes of one set of ready replicas."""
 
-    busiest_to_mean: float | None = None  # P99; None: too few looks yet
+    busiest_to_mean: float | None = None  # P99; None: too few samples yet
     _urls: tuple[str, ...] = ()
-    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS_KEPT))
+    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=RATIOS_KEPT))
     _since_update: int = 0
 
-    def add(self, look: FleetLook) -> None:
-        """Only looks count in which each ready replica tells, no probes run and much of the cap is in use."""
-        urls = tuple(replica.url for replica in look.ready)
+    def add(self, scrape: FleetScrape) -> None:
+        """Only scrapes count in which every ready replica answers, no probes run and much of the cap is in use."""
+        urls = tuple(replica.url for replica in scrape.ready)
         if urls != self._urls:
             self._urls, self.busiest_to_mean, self._since_update = urls, None, 0
             self._ratios.clear()
-        total = look.organic_in_flight
-        if len(urls) < 2 or total is None or look.probes_in_flight or total < BUSY_RATIO * look.cap or total <= 0.0:
+        total = scrape.organic_in_flight
+        if len(urls) < 2 or total is None or scrape.probes_in_flight or total < BUSY_RATIO * scrape.cap or total <= 0.0:
             return
-        busiest = max(replica.organic_in_flight or 0.0 for replica in look.ready)
+        busiest = max(replica.organic_in_flight or 0.0 for replica in scrape.ready)
         self._ratios.append(busiest * len(urls) / total)
         self._since_update += 1
-        if len(self._ratios) >= LOOKS_NEEDED and self._since_update >= LOOKS_BETWEEN:
+        if len(self._ratios) >= RATIOS_NEEDED and self._since_update >= RATIOS_BETWEEN:
             self._since_update = 0
             ascending = sorted(self._ratios)
             ratio = ascending[math.ceil((1.0 - MISS_RATIO) * len(ascending)) - 1]

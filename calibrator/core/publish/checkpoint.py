@@ -1,19 +1,19 @@
-"""What guard, triggers and live traffic of a backend know and a restart of the service must not lose, as stored values.
+"""State of a backend's triggers, guard and traffic log that must survive a restart of the service, as storable values.
 
-**No clock is asked.** Everything is a duration: how long ago something was when it was stored, how long it still had to
-wait. Time that passed while the service was down counts for nothing, so a wall clock that was set meanwhile can neither
-release every cool-down at once nor hold one for longer than it is. The price: a cool-down ends later by the time that
-the service was down.
+**Durations only.** A checkpoint holds how long ago something happened, or how long it still has to wait, at the time of
+storing. Time for which the service was down does not count, so a wall clock that was set in the meantime can neither
+release every cool-down at once nor extend one. The price: a cool-down ends later by the time the service was down.
 
 | of | kept | lost |
 |---|---|---|
-| triggers | causes that wait, cool-downs, answers owed, the reference of drift, what each replica last reported | - |
-| guard | the rest until it may ask for another sweep | its evidence: minutes of traffic bring it back |
+| triggers | waiting causes, cool-downs, owed answers, the reference of drift, each replica's last scrape | - |
+| guard | the time until it may ask for another sweep | its evidence, which a few minutes of traffic restore |
 | traffic | slices of live traffic, the newest `SLICES_KEPT` | the running minute |
 
-What each replica last reported (its start, or else its counters) shows a restart of the engine that happened meanwhile.
+Each replica's last scrape (its start time, or else its counters) reveals a restart of the engine while the service was
+down.
 
-Pure; called by the watches, stored by `service.backend.checkpoints`.
+Called by `service.backend.triggers`, `guard` and `traffic`; stored by `service.backend.checkpoints`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TriggerCheckpoint:
 
 
 def trigger_checkpoint(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
-    """But for what `core.admission.triggers` does not know."""
+    """The part that `core.admission.triggers` holds."""
     causes = triggers.waiting.values()
     ended_s = triggers.sweep_ended_s
     return TriggerCheckpoint(
@@ -73,7 +73,7 @@ def trigger_checkpoint(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
 
 
 def restored_triggers(checkpoint: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
-    """`known`: what has happened since the start; it is newer than the checkpoint."""
+    """`known`: what has happened since the start; it takes precedence."""
     policy = known.policy
     ended_s = None if checkpoint.sweep_ended_ago_s is None else now_s - max(0.0, checkpoint.sweep_ended_ago_s)
     waiting = {
@@ -92,7 +92,7 @@ def restored_triggers(checkpoint: TriggerCheckpoint, known: Triggers, now_s: flo
 
 
 def last_seen(url: str, load: ServerLoad) -> KnownReplica:
-    """Counters only grow, so any later value that is lower is a restart."""
+    """What a later scrape is compared with (`core.records.server_load.has_restarted`)."""
     tells_start = load.process_start is not None
     return KnownReplica(
         url,
@@ -159,7 +159,7 @@ def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficCheckpoint:
 
 
 def unpacked(checkpoint: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
-    """Raises IndexError, ValueError if the checkpoint does not fit together."""
+    """Raises IndexError, ValueError if the checkpoint is inconsistent."""
 
     def unpack(one: PackedHistogram | None) -> Histogram | None:
         if one is None:

@@ -1,29 +1,29 @@
-"""The replicas of a backend: which of them count, and one look at all of them.
+"""The replicas of a backend: which of them count, and one scrape of all of them.
 
-The service makes one `FleetLook` a second for each backend and hands it to whoever watches. Pure values.
+Every second the service makes one `FleetScrape` of each backend and passes it to guard, triggers and traffic log.
 
 | status | when | counts in the cap |
 |---|---|---|
-| ready | it answers, is of the fleet's kind, and shows users' work or has answered for `scale_up_delay` | yes |
-| joining | it answers, but nobody has sent it work yet: the gateway may not know it | no |
-| down | it stopped answering, or never answered while others do | no: at the first scrape that fails |
-| mismatched | it runs another engine, model or version than the fleet: a measured capacity says nothing about it | no |
-| load_balanced | its URL answers as changing processes: a load balancer | no, and it is not measured |
-| standby | it is named to be measured on and takes no users | no |
+| ready | it answers, is of the fleet's kind, and shows live requests or has answered for `scale_up_delay` | yes |
+| joining | it answers, but has had no live requests yet: the gateway may not know it | no |
+| down | it stopped answering, or never answered while others do | no, from the first failed scrape |
+| mismatched | its engine, model or version differs from the fleet's: the measured capacity does not apply to it | no |
+| load_balanced | different processes answer at its URL: a load balancer | no, and it is not measured |
+| standby | it is configured to be measured on and takes no users | no |
 
-The replicas found when the service starts need not show work: the remembered cap counted them. Where no replica shows
-metrics at all, each is taken as ready: unknown is not down. The fleet's kind is the one
-measured last while a replica of it is there, else the commonest; what a replica does not tell matches everything. So in
-a rolling update the new version stands apart until none of the old is left, and then needs a sweep of its own.
+Replicas found when the service starts need not show live requests, because the stored cap counted them. Where no
+replica shows metrics at all, each counts as ready: unknown is not down. The fleet's kind is the one measured last while
+a replica of it remains, else the most common one; what a replica does not report matches everything. So in a rolling
+update the new version is mismatched until none of the old is left, and then needs a sweep of its own.
 
 A restart changes `process_start` once. A value that comes *back* after another was seen means that several processes
-answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is measured only
-after enough looks to show that (`service.backend.fleet`).
+answer at one URL. The suspicion ends `SUSPICION_S` after the last such return. A replica is measured only after enough
+scrapes to rule this out (`service.backend.fleet`).
 
-**Users beside probes.** Gauges are up to `LAG_S` old and count both, so while probes come and go nobody can subtract
-ours from them. A sweep knows better (`core.live.organic_load`) and says what it found. Where it has not yet, and for
-`SETTLE_S` after its end, when the last probes may still be counted, users are taken as before, or as few as the gauge
-shows.
+**Live requests during probes.** Gauges are up to `LAG_S` old and count both, so while probes come and go they cannot
+simply be subtracted. A sweep estimates the live load itself (`core.live.organic_load`) and reports it. Before it does,
+and for `SETTLE_S` after its end, when the last probes may still be counted, the previous value is used, or the gauge if
+that is lower.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from calibrator.core.live.organic_load import LAG_S
+from calibrator.core.live.organic_load import LAG_S, live_in_flight
 from calibrator.core.publish.snapshot import ReplicaStatus, ReplicaView
 from calibrator.core.records.server_load import ServerLoad
 
 SUSPICION_S = 600.0
 SETTLE_S = LAG_S + 2.0  # ended probes leave an engine within 2 s
-STARTS_KEPT = 16  # processes behind one URL that are told apart
-BALANCED = "this URL balances over several engines; name them, or their headless service"
+STARTS_KEPT = 16  # processes behind one URL that are distinguished
+BALANCED = "this URL is a load balancer; configure the engines' own URLs, or their headless service"
 
 Kind = tuple[str | None, str | None, str | None]  # engine, model, version
 
 
 class Balancing(StrEnum):
-    """How gateways choose a replica, as far as the configuration says."""
+    """How gateways choose a replica, according to the configuration."""
 
     RANDOM = "random"
     ROUND_ROBIN = "round_robin"
@@ -60,13 +60,13 @@ class DnsPlan:
     name: str
     port: int = 0  # of the replicas; SRV records bring their own
     record: str = "a"  # "a": A and AAAA; "srv"
-    period_s: float | None = None  # between two questions; None: the records' TTL
+    period_s: float | None = None  # between two lookups; None: the records' TTL
     host_name: str | None = None  # Host header and TLS server name; None: the name, with SRV the target's
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPlan:
-    """Where the replicas of a backend are, and how they are counted."""
+    """Where the replicas of a backend are, and how they count."""
 
     urls: tuple[str, ...] = ()  # empty, without dns: the target's own
     dns: DnsPlan | None = None
@@ -80,16 +80,16 @@ class ReplicaPlan:
 class ReplicaAddress:
     """Where a replica is reached."""
 
-    url: str  # base URL; tells replicas apart
+    url: str  # base URL, which identifies the replica
     host_name: str | None = None  # sent as Host and TLS server name where the URL has only an address
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An answer of discovery."""
+    """A result of discovery."""
 
     replicas: tuple[ReplicaAddress, ...]
-    valid_s: float  # ask again after this
+    valid_s: float  # until the next lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,53 +97,53 @@ class Probes:
     """Ours on one replica, now or within the last `SETTLE_S`."""
 
     in_flight: int = 0
-    organic: float | None = None  # users' requests beside them, as the sweep itself finds
+    organic: float | None = None  # live requests beside them, by the sweep's own estimate
 
     def organic_beside(self, in_flight: float, before: float | None) -> float:
-        """Users' requests of those on the gauge. `before`: of the last look; None: there was none."""
+        """Live requests among those on the gauge. `before`: at the previous scrape; None: there was none."""
         if self.organic is not None:
             return self.organic
         if self.in_flight or before is None:
-            return max(0.0, in_flight - self.in_flight)
+            return live_in_flight(in_flight, self.in_flight)
         return min(before, in_flight)
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaLook:
-    """One replica in one look."""
+class ReplicaScrape:
+    """One replica at one scrape."""
 
     url: str
     load: ServerLoad | None  # None: it did not answer, or has no metrics
-    probes_in_flight: int = 0  # ours, at that moment, on this replica
+    probes_in_flight: int = 0  # ours on this replica at that time
     is_ready: bool = True  # counts in the cap
-    organic: float | None = None  # what is better known than the difference
+    organic: float | None = None  # a better estimate than the difference, if there is one
 
     @property
     def organic_in_flight(self) -> float | None:
-        """Requests in flight that are not ours."""
+        """Live requests in flight."""
         in_flight = None if self.load is None else self.load.in_flight_requests
         if in_flight is None or self.organic is not None:
             return self.organic
-        return max(0.0, in_flight - self.probes_in_flight)
+        return live_in_flight(in_flight, self.probes_in_flight)
 
 
 @dataclass(frozen=True, slots=True)
-class FleetLook:
-    """All replicas in rotation of one backend at one moment."""
+class FleetScrape:
+    """All replicas in rotation of one backend at one time."""
 
     at_s: float  # monotonic
     at: float  # Unix seconds
-    replicas: tuple[ReplicaLook, ...]
+    replicas: tuple[ReplicaScrape, ...]
     cap: int  # being served, for all replicas together
     replica_cap: int
 
     @property
-    def ready(self) -> tuple[ReplicaLook, ...]:
+    def ready(self) -> tuple[ReplicaScrape, ...]:
         return tuple(replica for replica in self.replicas if replica.is_ready)
 
     @property
     def organic_in_flight(self) -> float | None:
-        """Over the ready replicas; None unless each of them tells."""
+        """Over the ready replicas; None unless all of them report it."""
         parts = [replica.organic_in_flight for replica in self.ready]
         known = [part for part in parts if part is not None]
         return sum(known) if known and len(known) == len(parts) else None
@@ -155,7 +155,7 @@ class FleetLook:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What is known of one replica after some looks."""
+    """What is known of one replica after some scrapes."""
 
     address: ReplicaAddress
     found_s: float
@@ -164,17 +164,17 @@ class Member:
     load: ServerLoad | None = None
     has_metrics: bool = False  # it has answered with metrics at least once
     answers_since_s: float | None = None
-    is_known_to_users: bool = False  # since it answers: founder, seen with work, or long enough there
+    is_known_to_users: bool = False  # found at the start, seen with live requests, or has answered for long enough
     organic_in_flight: float | None = None
     starts: tuple[str, ...] = ()  # distinct process starts, the current one last
-    returned_s: float | None = None  # when a process start came back
+    returned_s: float | None = None  # when an earlier process start came back
 
     @property
     def url(self) -> str:
         return self.address.url
 
     def after(self, load: ServerLoad | None, probes: Probes | None, at_s: float, delay_s: float) -> Member:
-        """One look later. `probes` None: there are only users."""
+        """After one scrape. `probes` None: there are none."""
         if load is None:
             lost = replace(self, load=None, organic_in_flight=None)
             if not self.has_metrics:
@@ -215,12 +215,12 @@ def kind_of(load: ServerLoad) -> Kind:
 
 
 def is_same_kind(one: Kind, other: Kind) -> bool:
-    """What is not told matches everything."""
+    """What is not reported matches everything."""
     return all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
 
 def fleet_kind(members: Sequence[Member], measured: Kind | None) -> Kind | None:
-    """The kind that the fleet's capacity is about; None: nobody tells. `measured`: that of the last measurement."""
+    """The kind that the fleet's capacity applies to; None: not reported. `measured`: that of the last measurement."""
     in_rotation = [member for member in members if member.in_rotation and member.load is not None]
     kinds = [kind_of(member.load) for member in in_rotation or members if member.load is not None]
     if measured is not None and any(is_same_kind(kind, measured) for kind in kinds):

@@ -1,13 +1,13 @@
-"""What the guard makes of a published recommendation: down by a share at once, and back up in steps.
+"""How the guard changes a published recommendation: down by a ratio at once, and back up in steps.
 
-    cut      cap <- max(min_cap, floor(cap * (1 - cut_ratio))), by at least one; state `guarded`; `before_cut` remembers
+    cut      cap <- max(min_cap, floor(cap * (1 - cut_ratio))), by at least one; state `guarded`; `before_cut` keeps
              what was published before the first cut
     step up  cap <- min(before_cut, floor(cap / (1 - cut_ratio))), by at least one; at `before_cut` the guarded state
     ends
 
-The recommendation carries `before_cut`, so a restart keeps the guarded cap and still finds the way back. `replica_cap`
-moves likewise, each within its own bound: rounding never lifts one above what was certified. A sweep that calibrates
-publishes a new recommendation, and with it the guarded state ends.
+The recommendation carries `before_cut`, so the guarded cap and the steps back up survive a restart. `replica_cap` moves
+likewise, each within its own bound: rounding never lifts either above what was certified. A sweep that calibrates
+publishes a new recommendation, which ends the guarded state.
 
 Called by `service.supervisor`.
 """

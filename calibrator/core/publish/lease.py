@@ -1,25 +1,26 @@
-"""Who may probe and publish: what one instance may believe of one lease, and what it does next about it.
+"""Who may probe and publish: how long an instance may rely on a lease, and what it does next about it.
 
 A lease is a row in the database, taken and renewed by compare-and-set with the database's clock. An instance that
-believes in its lease longer than the database does would probe beside its successor. So it believes for less, and
-counts from before it asked:
+relied on its lease for longer than the database grants it would probe at the same time as its successor. So it relies
+on it for less, and counts from before the request:
 
-    database   ·····[carried out ────────────────────── lease_s ──────────────────────) free for others
+    database   ·····[executed ───────────────────────── lease_s ──────────────────────) free for others
     we      [asked ──────────── valid_s = 2/3 lease_s ──────────) stop probing ≤ 1 s
-            └ our monotonic clock: no step of a wall clock, here or there, moves it
+            └ our monotonic clock, unaffected by steps of wall clocks here or there
 
-The last third is for ending probes, which takes up to a second (hence `LEAST_LEASE_S`), and for clocks that differ in
-pace. With the usual 15 s these are the proportions of Kubernetes' leader election: 15 s lease, 10 s to renew it.
+The last third is for ending probes, which takes up to a second (hence `LEAST_LEASE_S`), and for clocks that run at
+different speeds. At the default of 15 s these are the proportions of Kubernetes leader election: a lease of 15 s, 10 s
+to renew it.
 
-| answer | belief |
+| answer | effect |
 |---|---|
-| acquired with an epoch | leading until asked + valid_s, under that epoch |
+| acquired with an epoch | held until asked + valid_s, under that epoch |
 | renewed | the same epoch, until asked + valid_s |
-| refused: another holds it | nothing is left |
-| none in time, or any exception | as before: it runs out by itself; asked again soon |
+| refused: another instance holds it | lost at once |
+| none in time, or an exception | unchanged: it expires by itself; asked again soon |
 
-A lease that ran out here is still renewed, not acquired: if nobody took it meanwhile the epoch is the same, and what
-was decided under it still holds. Acquiring makes a new epoch, so an acquisition whose answer was lost is simply
+A lease that expired here is still renewed rather than acquired: if no other instance took it, the epoch is the same,
+and decisions under it still hold. Acquiring makes a new epoch, so an acquisition whose answer was lost is simply
 repeated.
 
 `SOLE` is for databases that admit one instance at a time (SQLite, by a file lock): taken once, kept until released.
@@ -55,7 +56,7 @@ class LeasePolicy:
 
     @property
     def answer_limit_s(self) -> float:
-        """A database that accepts and never answers must cost the lead, too; two attempts fit into the validity."""
+        """A database that never answers must cost the lease, too; two attempts fit into the validity."""
         return self.lease_s / 5
 
     @property
@@ -67,7 +68,7 @@ SOLE = LeasePolicy(is_sole=True)
 
 
 class Ask(StrEnum):
-    """What to ask the database for now."""
+    """What to request from the database now."""
 
     NOTHING = "nothing"
     ACQUIRE = "acquire"
@@ -76,9 +77,9 @@ class Ask(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What one instance knows of one lease. Moments are its monotonic clock's."""
+    """One instance's state of one lease. Times are on its monotonic clock."""
 
-    epoch: int = 0  # under which we hold it; 0: it is not ours
+    epoch: int = 0  # under which this instance holds it; 0: it does not
     until_s: float = -math.inf
     due_s: float = -math.inf  # when to ask again
 
@@ -94,7 +95,7 @@ class LeaseState:
         return LeaseState(epoch, asked_s + policy.valid_s, asked_s + policy.renew_every_s)
 
     def renewed(self, asked_s: float, policy: LeasePolicy) -> LeaseState:
-        """An answer that came late never shortens what a later question gave."""
+        """A late answer never shortens what a later request obtained."""
         return replace(
             self, until_s=max(self.until_s, asked_s + policy.valid_s), due_s=asked_s + policy.renew_every_s
         )  # fmt: skip
@@ -106,14 +107,14 @@ class LeaseState:
         return replace(self, due_s=now_s + policy.retry_s)
 
     def due_now(self) -> LeaseState:
-        """Something happened in the database: who has no lease looks again now."""
+        """After a change in the database: an instance without the lease asks again now."""
         return self if self.epoch else replace(self, due_s=-math.inf)
 
 
 def is_settled_by(stored: Recommendation, lowered: Recommendation) -> bool:
-    """Whether what the holder stored makes a lowering void that another instance served but could not store.
+    """Whether what the holder stored supersedes a lowering that another instance served but could not store.
 
-    It is not higher, or it was measured after the lowering. A new version alone is no evidence: it may be the same
-    measurement for another number of replicas.
+    It does if it is not higher, or was measured after the lowering. A new version alone is not enough: it may be the
+    same measurement for another number of replicas.
     """
     return stored.cap <= lowered.cap or (stored.measured_at or 0.0) > lowered.published_at

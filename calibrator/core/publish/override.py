@@ -1,13 +1,13 @@
-"""A person's pin over what is published.
+"""An operator's override of the published cap.
 
-The override lies over the recommendation and does not replace it: sweeps and the guard go on deciding against the
-recommendation underlying, which is served again, as it is by then, when the override ends. It wins over both, and loses
-to the configured `min_cap..max_cap`, which say what the backend may ever get. It is served whole, also beside a running
-sweep, for whose probes any other cap gives way; they then come on top of it.
+The override is laid over the recommendation and does not replace it: sweeps and the guard continue to update the
+underlying recommendation, which is served again, in its current form, when the override ends. An override takes
+precedence over both, but not over the configured `min_cap..max_cap`. It is served in full even during a sweep: other
+caps are reduced by the slots reserved for probes, whereas probes then come on top of the override.
 
-It always ends by itself: a pin that nobody remembers is the cap that nobody measured. What the recommendation says
-beside its cap is kept only where it still holds: rates and queue wait describe measured concurrency, which bounds a
-lower one from above and says nothing about a higher one. A pin has no grade.
+It always expires: a forgotten override would be a cap that was never measured. The rest of the recommendation is kept
+only where it still holds: rates and queue wait describe the measured concurrency, which bounds a lower one from above
+and says nothing about a higher one. An override has no grade.
 
 Called by `service.publishing.overrides`.
 """
@@ -23,7 +23,7 @@ from calibrator.core.publish.snapshot import Override, Recommendation, State
 def overlaid(underlying: Recommendation, override: Override, policy: PublishPolicy) -> Recommendation:
     """What is served while the override is in force."""
     cap = policy.clamp(override.cap)
-    asked = "" if cap == override.cap else f"; asked for {override.cap}, clamped to {policy.min_cap}..{policy.max_cap}"
+    asked = "" if cap == override.cap else f"; {override.cap} requested, clamped to {policy.min_cap}..{policy.max_cap}"
     is_lower = cap <= underlying.cap
     return replace(
         underlying,

@@ -1,4 +1,4 @@
-"""From a sweep to what is published: the one place where a number becomes a promise.
+"""From a sweep to what is published: the only place where a measurement becomes a cap.
 
     replica_cap = max(1, floor(capacity * (1 - safety_margin_ratio)))
     cap         = replica_cap * ready replicas * balance factor (`core.publish.balance`), clamped to [min_cap, max_cap]
@@ -7,14 +7,14 @@
 |---|---|
 | certified, at_max | lowers at once; raises by at most `max_increase_ratio` |
 | provisional | lowers at once; raises no further than its own highest certified level supports, and likewise bounded |
-| the first one that says something | published as it is: a fallback is a guess, and any measurement beats a guess |
-| aborted to spare users | lowers at once, never raises |
-| infeasible | the fallback, or what is published if that is lower: nothing was shown to be safe |
-| anything else | nothing changes |
+| the first one with a result | published as it is, because any measurement is better than the fallback's guess |
+| aborted to protect users | lowers at once, never raises |
+| infeasible | the fallback, or what is published if that is lower: no level was shown to be safe |
+| anything else | no change |
 
 A cap is never 0, negative or null: gateways read those as "block all" or "no limit". An error never removes a valid
-cap. Lowering needs no certificate because the cost of a cap that is too low is throughput, that of one too high is the
-SLA of every user. A cap that only the configured minimum holds up is never graded better than provisional.
+cap. Lowering needs no certificate, because a cap that is too low costs throughput, whereas one that is too high costs
+every user's SLA. A cap that is held up by the configured minimum alone is at most provisional.
 
 Called by `service.supervisor`.
 """
@@ -51,12 +51,12 @@ class PublishPolicy:
 
 
 def replica_cap(capacity: int, safety_margin_ratio: float) -> int:
-    """At least 1, whatever was measured."""
+    """At least 1, whatever the measurement."""
     return max(1, math.floor(capacity * (1.0 - safety_margin_ratio) + 1e-9))
 
 
 def fallback(backend: str, policy: PublishPolicy, now: float, version: int = 1) -> Recommendation:
-    """What is served until something was measured. It does not age: it never claimed to be measured."""
+    """What is served until the first measurement. It does not become stale, because it never was a measurement."""
     cap = policy.clamp(policy.fallback_cap)
     return Recommendation(
         backend=backend,
@@ -72,9 +72,9 @@ def fallback(backend: str, policy: PublishPolicy, now: float, version: int = 1) 
 
 
 def under_policy(known: Recommendation, policy: PublishPolicy, now: float) -> Recommendation:
-    """A stored recommendation under today's configuration; the same object if that leaves it as it is.
+    """A stored recommendation under the current configuration; the same object if that changes nothing.
 
-    A fallback follows the configured one, but after `infeasible` only downwards.
+    A fallback follows the configured one, but only downwards after `infeasible`.
     """
     cap, reason = policy.clamp(known.cap), known.reason
     if known.state is State.FALLBACK:
@@ -104,7 +104,7 @@ def decide(
     *,
     may_raise: bool = True,
 ) -> Recommendation | None:
-    """What an ended sweep changes; None: nothing."""
+    """The recommendation after a sweep; None: no change."""
     limited = policy if may_raise else replace(policy, max_cap=max(1, min(policy.max_cap, previous.cap)))
     decided = _decided(record, previous, limited, now, fleet)
     if record.aborted is not None and decided is not None and decided.cap >= previous.cap:
@@ -211,7 +211,7 @@ def _fleet_words(fleet: FleetSize, capacity: int) -> str:
 
 
 def _toward(wanted: int, safe: int, limit: int, previous: int) -> int:
-    """Down at once; up no further than what stands behind it, and than one sweep may raise."""
+    """Down at once; up no further than the evidence supports, and than one sweep may raise."""
     return wanted if wanted <= previous else min(limit, max(previous, min(wanted, safe)))
 
 
@@ -226,7 +226,7 @@ def _infeasible(
     resting = fallback(previous.backend, policy, now, previous.version + 1)
     cap = policy.clamp(min(resting.cap, previous.cap))
     if previous.grade is Grade.INFEASIBLE and previous.cap == cap and previous.before_cut is None:
-        return None  # with a guard's cut it is said again, or the guard would step up to what was not safe
+        return None  # after a guard's cut it is published again, or the guard would step up to an unsafe cap
     return replace(
         resting,
         cap=cap,
@@ -251,7 +251,7 @@ def _concurrency(level: LevelReport) -> int:
 
 
 def _rates(level: LevelReport, cap: int, replicas: int) -> Rates:
-    """Throughput at the cap, taken in proportion to concurrency below the measured level: never more than was seen."""
+    """Throughput at the cap, in proportion to concurrency below the measured level: never more than was measured."""
     share = min(1.0, cap / replicas / level.concurrency) * replicas
     full = Rates(
         requests_per_second=level.requests_per_second,
@@ -270,9 +270,10 @@ def scaled(rates: Rates, factor: float) -> Rates:
 
 
 def _queue_wait_s(level: LevelReport, objectives: Sequence[Objective]) -> float | None:
-    """What is left of the tightest limit above the P99 at the cap: so long may a gateway queue (DESIGN section 1).
+    """How long a gateway may queue: the smallest difference between limit and P99 at the cap (DESIGN section 1).
 
-    None unless every objective that a queue adds to has a P99 that bounds it: half the truth would be too long a queue.
+    None unless every objective that a queue adds to has a P99 that bounds it, because a partial answer would be too
+    long.
     """
     left = []
     for objective in objectives:

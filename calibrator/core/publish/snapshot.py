@@ -1,4 +1,4 @@
-"""One immutable picture of the service; JSON, Prometheus and HTML are projections of it (STYLE principle 13).
+"""One immutable snapshot of the service; JSON, Prometheus and HTML are projections of it (STYLE principle 13).
 
 Wall times are Unix seconds. What is not known is None, and its metric is absent: never 0.
 """
@@ -86,7 +86,7 @@ class CapPoint:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A cap that a person pinned; it ends by itself."""
+    """A cap set by an operator; it expires."""
 
     cap: int  # as asked for; the configured bounds may clamp it
     reason: str
@@ -171,10 +171,10 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class GuardView:
-    """The watch over live users between sweeps."""
+    """The state of the guard."""
 
     is_watching: bool
-    bounds_s: Mapping[str, float | None]  # by objective: the bucket bound counted above; None: none known
+    bounds_s: Mapping[str, float | None]  # by objective: the bucket bound above which requests count; None: none known
     trips: Mapping[str, int]  # by core.live.change_test.GuardReason, since this process started
     breach_reason: str | None = None  # objectives are broken, but lowering the cap would not help
     breach_since: float | None = None
@@ -182,7 +182,7 @@ class GuardView:
 
 @dataclass(frozen=True)
 class BackendView:
-    """One backend as everybody sees it. What every poll asks for is worked out once: thus no slots."""
+    """One backend, as all projections show it. What every poll needs is computed once, hence no slots."""
 
     name: str
     model: str
@@ -210,13 +210,13 @@ class BackendView:
     replicas: tuple[ReplicaView, ...] = ()
     discovery_problem: str = ""  # why the set of replicas may be out of date
     traffic_note: str = ""  # how live traffic differs from the probes
-    metrics_problem: str = ""  # why the engine's metrics tell nothing, or nothing that can be believed
+    metrics_problem: str = ""  # why the engine's metrics are missing or cannot be trusted
     in_flight_peak: float | None = None  # organic, of the last 60 s
     headroom_min_ratio: float | None = None  # of the last 60 s
     guard: GuardView | None = None
     deferred: Deferral | None = None  # why a sweep that was due has not started
     queued: str = ""  # why a sweep waits for its turn, in words; empty: none does
-    trend: tuple[CapPoint, ...] = ()  # published of late, without pins; oldest first
+    trend: tuple[CapPoint, ...] = ()  # recently published, without overrides; oldest first
     lease_held: bool = True  # by this instance: it measures and publishes
     store_problem: str = ""  # the database fails: what is served may be out of date
     shadow: Recommendation | None = None  # `publish: shadow`: what gateways get instead of the recommendation
@@ -229,7 +229,7 @@ class BackendView:
 
     @cached_property
     def advertised(self) -> Recommendation:
-        """What gateways go by. A person's pin counts in the shadow, too."""
+        """What gateways are given. An override applies in shadow mode, too."""
         return self.recommendation if self.shadow is None or self.override is not None else self.shadow
 
     def advertised_state_at(self, now: float) -> State:
@@ -237,17 +237,17 @@ class BackendView:
 
     @property
     def gives_way(self) -> int:
-        """Requests that users do without for running probes. A person's pin is served as it is: who pins, decides."""
+        """Slots of the cap reserved for running probes; an override is served in full."""
         return self.reserved_for_probes if self.override is None else 0
 
     @cached_property
     def served_cap(self) -> int:
-        """What gateways get: the cap, less what probes take of it now."""
+        """What gateways get: the advertised cap, minus slots reserved for probes."""
         return max(1, self.advertised.cap - self.gives_way)
 
     @cached_property
     def served_replica_cap(self) -> int:
-        """The same for gateways that limit each replica: all replicas give way alike, so the sum falls as much."""
+        """The same per replica: all replicas are reduced alike, so that the sum falls by as much."""
         return max(1, self.advertised.replica_cap - -(-self.gives_way // max(1, self.ready_replicas or 1)))
 
     @property

@@ -1,4 +1,4 @@
-"""What is measured, as values that are stored, replayed and judged again.
+"""What is measured, as values that can be stored, replayed and judged again.
 
 Does:      defines a sample, an objective, a level's evidence, a sweep's record; accumulates one level's events.
 Comes in:  ended requests and decided bits from the load generator, scrapes of the engine.

@@ -1,5 +1,5 @@
-"""What a sweep did to live users, and why one was ended for it: values, and what
-they mean for the next try. `core.live.abort` computes them."""
+"""What a sweep did to live users, and why it was aborted for their sake (computed by `core.live.abort`); and what an
+abort means for the next attempt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class AbortReason(StrEnum):
     PROBE_FAILURES = "probe_failures"
     PREEMPTIONS = "preemptions"
     KV_USAGE = "kv_usage"
-    PREFIX_HITS = "prefix_hits"  # live prompts are found less often in the prefix cache
+    PREFIX_HITS = "prefix_hits"  # live prompts hit the prefix cache less often
     RESTART = "restart"  # of the engine
     BLIND = "blind"  # the engine's metrics stopped answering while live requests were in flight
 
 
-OF_THE_LEVEL = frozenset(  # reasons that a lower level takes away
+OF_THE_LEVEL = frozenset(  # reasons that a lower level removes
     {
         AbortReason.LIVE_LATENCY,
         AbortReason.OVERLOAD,
@@ -45,9 +45,9 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class AbortLimits:
-    """What live users may suffer from one sweep. None: not limited."""
+    """How much one sweep may affect live users. None: not limited."""
 
-    live_exceedances: int | None = 60  # beyond the share that the objectives' zone allows
+    live_exceedances: int | None = 60  # in excess of the ratio that the indifference zone allows
     live_refusals: int | None = 30  # likewise
     probe_failures: int | None = 60
     preemptions: int | None = 500
@@ -58,7 +58,7 @@ class AbortLimits:
 
 @dataclass(frozen=True, slots=True)
 class SweepLimits:
-    """What one sweep may spend, beside its bounds. None: no limit of this kind."""
+    """What one sweep may spend, in addition to its bounds. None: not limited."""
 
     requests: int | None = None
     tokens: int | None = None  # prompt and output together
@@ -67,22 +67,22 @@ class SweepLimits:
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """What live users met with during one sweep. Zero where the engine's metrics do not tell."""
+    """What live users experienced during one sweep. Zero where the engine's metrics do not show it."""
 
     live_requests: int = 0  # answered
-    live_exceedances: int = 0  # beyond a limit (counted from the engine's next bucket bound)
-    live_overload_s: float = 0.0  # time in which they exceeded it more often than the zone allows
+    live_exceedances: int = 0  # over a limit (counted from the next bucket bound of the engine's histogram)
+    live_overload_s: float = 0.0  # time during which they exceeded it more often than the zone allows
     live_refusals: int = 0
     preemptions: int = 0  # while live requests were in flight
-    most_organic: int = 0  # live requests in flight
+    most_organic: int = 0  # peak of live requests in flight
     prefix_hit_ratio_before: float | None = None  # of live prompts, since the engine started
-    prefix_hit_ratio: float | None = None  # at its last reading
+    prefix_hit_ratio: float | None = None  # in the last window
 
 
 def ceiling(abort: Abort, level: int, most_organic: int) -> int | None:
-    """The highest level of the next try, after one that users suffered from at `level`.
+    """The highest level of the next attempt, after users were hurt at `level`.
 
-    None: the level was not the matter. Live traffic that alone reached it has made another level of it.
+    None: the level was not the cause, or live traffic alone had reached it, so that it was another level by then.
     """
     if abort.reason not in OF_THE_LEVEL or most_organic >= level:
         return None

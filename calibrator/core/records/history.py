@@ -1,8 +1,8 @@
 """What was measured, as values that can be stored, replayed and judged again.
 
-A sweep is a list of **stages**: uninterrupted stays at one level. A stage holds, per objective of the SLA, the decided
-violation bits in start order up to the first undecided request (`Evidence`). Verdict, search and curve are functions of
-these values alone, so a stored sweep can be replayed against a new policy, and a broken one resumed.
+A sweep is a list of **stages**: uninterrupted stays at one level. A stage holds, for each objective of the SLA, the
+decided violation bits in start order up to the first undecided request (`Evidence`). Verdict, search and curve are
+functions of these values alone, so a stored sweep can be replayed with a new policy, and an interrupted one resumed.
 
 `at` times are seconds on the sweep's own clock (0 = its start). A level is a total in-flight count on one replica.
 """
@@ -54,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RampCount:
-    """Decided requests of a ramp, started after its last user was added: they may fail a level, never pass it."""
+    """Decided requests of a warm-up, started after its last user was added: they may fail a level, never pass it."""
 
     n: int = 0
     exceedances: int = 0
@@ -62,7 +62,7 @@ class RampCount:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The generator's own error during a stage; `reasons` not empty = the stage must not be judged."""
+    """The generator's own error during a stage; with any `reasons` the stage must not be judged."""
 
     loop_lag_p99_s: float = 0.0
     send_delay_p99_s: float = 0.0
@@ -79,22 +79,24 @@ class Stage:
     level: int
     started_at_s: float
     ended_at_s: float
-    residence_s: float  # median time that a request of this stage stayed; 0.0 if none ended
+    residence_s: float  # median duration of this stage's requests; 0.0 if none ended
     evidence: tuple[Evidence, ...]  # one per objective, in the SLA's order
     ramp: tuple[RampCount, ...]  # likewise
     ramp_failed: bool = False
-    requests: int = 0  # all sent, warm-up and followers included
-    tail_ratio: tuple[float | None, ...] = ()  # per objective: cheap upper quantile / limit, aims the ramp's next step
+    requests: int = 0  # sent in all, including the warm-up and requests after the last counted one
+    tail_ratio: tuple[
+        float | None, ...
+    ] = ()  # per objective: rough upper quantile / limit, to choose the ramp's next step
     correlation: tuple[CorrelationTime | None, ...] = ()  # per objective: how long slow spells last at this level
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
-    organic: float | None = None  # mean in flight beside ours; None: could not be seen
-    level_lost: str = ""  # live traffic made another level of it: why, in words
-    number: int = 0  # of the labels that its requests carry; stages in a row at one level may share it
+    organic: float | None = None  # mean of live requests in flight; None: not visible
+    level_lost: str = ""  # why live traffic moved the total off the level, in words
+    number: int = 0  # in the labels of its requests; consecutive stages at one level may share it
 
     @property
     def invalid_reasons(self) -> tuple[str, ...]:
-        """Why it must not be judged; empty if it may."""
+        """Why it must not be judged; empty if it may be."""
         return (*self.audit.reasons, self.level_lost) if self.level_lost else self.audit.reasons
 
     @property
@@ -104,7 +106,7 @@ class Stage:
 
     @property
     def probes(self) -> float:
-        """Ours in flight: what the rate of samples goes by."""
+        """Our own requests in flight, which determine the rate of samples."""
         return max(1.0, self.level - (self.organic or 0.0))
 
     @property
@@ -114,24 +116,24 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """What is still believed of the sweep before; built by `core.search.recalibration.warm_start`."""
+    """What carries over from the previous sweep; built by `core.search.recalibration.warm_start`."""
 
     published: int  # capacity in force
-    sweeps_since_upward_probe: int  # sweeps since a level above it was looked at
-    capacities: tuple[float, ...]  # grid, ascending, and the weights on it: all > 0
+    sweeps_since_upward_probe: int  # sweeps since a level above it was measured
+    capacities: tuple[float, ...]  # posterior: an ascending grid, and its weights, all > 0
     weights: tuple[float, ...]
-    stages: tuple[Stage, ...] = ()  # of the sweep before, at or above `published`: pooled for the grade
+    stages: tuple[Stage, ...] = ()  # of previous sweeps, at or above `published`: pooled for the grade
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that a search may know. Versioned: a file of another version is refused, not guessed at."""
+    """Everything a search may use. Versioned: a file of another version is rejected."""
 
     objectives: tuple[Objective, ...]
     stages: tuple[Stage, ...] = ()
     version: int = HISTORY_VERSION
     warm: WarmStart | None = None  # None: a cold sweep
-    organic_floor: int = 0  # live requests in flight now: levels up to here cannot be held
+    organic_floor: int = 0  # live requests in flight now: levels up to this one cannot be held
 
     def __post_init__(self) -> None:
         if self.version != HISTORY_VERSION:
@@ -154,7 +156,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a sweep may do. The request budget grows with the level (DESIGN section 6): requests + per_level * N."""
+    """What a sweep may do. The request budget grows with the level N (DESIGN section 6): requests + per_level * N."""
 
     min_level: int = 1
     max_level: int = 512

@@ -1,17 +1,17 @@
-"""Folding a stage's events into evidence, and all stages of a level into one point of the curve.
+"""Accumulates a stage's events into evidence, and all stages of a level into one point of the curve.
 
 Order matters (DESIGN section 2): bits are read in the order in which requests *started*, up to the first undecided one;
-latencies likewise, up to the first request that has not ended. Whatever comes later in that order is not used, however
-early it finished: using it would favour the fast requests.
+latencies likewise, up to the first request that has not ended. Nothing later in that order is used, however early it
+finished: using it would favour fast requests.
 
-Beside live traffic the total may be off the level (`core.live.organic_load`). A sample that started then is in no
-order; one whose start came into doubt afterwards is taken back, whatever became of it.
+With live traffic the total may be off the level (`core.live.organic_load`). A sample that started while it was is left
+out; one whose start turns out to be suspect is taken back, whatever its result.
 
-    events ──▶ LevelAccumulator.add ──▶ evidence()  bits of the running stage          (verdict, search)
-                             ├─▶ cut()       the next stage at this level starts here
-                             └─▶ report()    all stages of the level together    (curve)
+    events ──▶ LevelAccumulator ─┬▶ evidence()   bits of the running stage            (verdict, search)
+                                 ├▶ cut()        the next stage at this level starts here
+                                 └▶ report()     all stages of the level together     (curve)
 
-Failed requests have latency infinity; a quantile that falls among them is shown as None, the errors say why.
+Failed requests have infinite latency; a quantile that falls among them is shown as None, and the errors say why.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class _ObjectiveBits:
 
 @dataclass(slots=True)
 class _Totals:
-    """What passed while the level was held (counted phase), whoever started it."""
+    """Totals over the time for which the level was held (counted phase), whichever stage started the request."""
 
     held_s: float = 0.0
-    in_flight_s: float = 0.0  # integral of the in-flight count, ours
-    organic_s: float = 0.0  # likewise, of live requests
+    in_flight_s: float = 0.0  # integral of our own in-flight count
+    organic_s: float = 0.0  # of the live one
     completed: int = 0
     good: int = 0
     prompt_tokens: int = 0
@@ -79,7 +79,7 @@ class _Totals:
 
 @dataclass(slots=True)
 class _Latencies:
-    """One metric's, in start order, and when their requests started."""
+    """Values of one metric in start order, and when their requests started."""
 
     values: array[float] = field(default_factory=lambda: array("d"))
     starts_s: array[float] = field(default_factory=lambda: array("d"))
@@ -101,7 +101,7 @@ class LevelAccumulator:
         self._objectives = tuple(objectives)
         self._stage = -1
         self._order: list[int] = []  # counted requests, start order
-        self._starts_s: list[float] = []  # theirs
+        self._starts_s: list[float] = []  # likewise, when they started
         self._ended: dict[int, Sample] = {}
         self._ended_read = 0
         self._bits = [_ObjectiveBits() for _ in objectives]
@@ -120,7 +120,7 @@ class LevelAccumulator:
 
     # ------------------------------------------------------------------------------------------------ events
     def begin(self, stage: int) -> None:
-        """A stage with a warm-up: earlier requests of this level that never got decided are left behind."""
+        """Start a stage with a warm-up; earlier requests of this level that are still undecided are dropped."""
         self._stage = stage
         self._order, self._starts_s, self._ended, self._ended_read = [], [], {}, 0
         self._bits = [_ObjectiveBits() for _ in self._objectives]
@@ -132,7 +132,7 @@ class LevelAccumulator:
         self.stage_requests = 0
 
     def ramp_complete(self, at_s: float) -> None:
-        """The last user was added at `at_s`: what starts later is watched."""
+        """The last user was added at `at_s`; requests that start later are watched."""
         self._ramp_from_s = min(self._ramp_from_s, at_s)
 
     def started(self, request_id: int, label: Label, started_s: float, *, on_level: bool = True) -> None:
@@ -147,10 +147,11 @@ class LevelAccumulator:
             self._ramp_ids[request_id] = started_s
 
     def take_back(self, since_s: float) -> None:
-        """Nobody knows at which level the samples started that started since then.
+        """Drop samples that started since then: at which level they did is not known.
 
-        What earlier stages were given stays theirs: whoever keeps them voids them. Their latencies go, whatever stage
-        they were shown in: the load that came and went unseen makes long slow spells, which are not the level's own.
+        Evidence already given to earlier stages stays there; the caller invalidates those stages. Latencies are dropped
+        in whichever stage they were shown, because load that came and went unseen makes long slow spells that are not
+        the level's own.
         """
         for latencies in self._latencies.values():
             latencies.take_back(since_s)
@@ -177,7 +178,7 @@ class LevelAccumulator:
         known = self._bits[objective].by_request.get(request_id)
         if known is None:
             self._bits[objective].by_request[request_id] = _Bit(violated, at_s, missing)
-        else:  # the same bit, with the time of its first token
+        else:  # the same bit again, now with the time of its first token
             known.at_s = at_s
 
     def ended(self, sample: Sample) -> None:
@@ -187,7 +188,7 @@ class LevelAccumulator:
                 self._ended[sample.request_id] = sample
 
     def held(self, seconds: float, in_flight: int, ended: Sequence[Sample], organic: float = 0.0) -> None:
-        """One poll's worth of the counted phase: throughput counts what ended in it, whoever started it."""
+        """One poll of the counted phase: throughput counts what ended in it, whichever stage started it."""
         totals = self._totals
         totals.held_s += seconds
         totals.in_flight_s += seconds * in_flight
@@ -230,14 +231,14 @@ class LevelAccumulator:
         )
 
     def cut(self) -> None:
-        """What has been read belongs to the stage that ends here; the next one goes on without a warm-up."""
+        """What was read so far belongs to the stage that ends here; the next one continues without a warm-up."""
         self._cut = [len(state.bits) for state in self._bits]
         self._missing_cut = [len(state.missing) for state in self._bits]
         self._durations = array("d")
         self.stage_requests = 0
 
     def ended_in_order(self, limit: int | None = None) -> int:
-        """Counted requests of this stay that ended, in start order, up to the first that has not (or `limit`)."""
+        """Counted requests of this stay that have ended, in start order, up to the first that has not (or `limit`)."""
         self._absorb(limit)
         return self._ended_read
 
@@ -262,8 +263,7 @@ class LevelAccumulator:
                 self._latencies[metric].add(sample.started_s, math.inf)
 
     def ramp(self) -> tuple[RampCount, ...]:
-        """Watched warm-up: per objective, what is decided of the requests that started after the last user was
-        added."""
+        """Watched warm-up, per objective: decided requests that started after the last user was added."""
         return tuple(RampCount(len(bits), sum(bits.values())) for bits in self._ramp_bits)
 
     def residence_s(self) -> float:
@@ -279,7 +279,7 @@ class LevelAccumulator:
         return tuple(correlation_time(self._latencies[objective.metric].values) for objective in self._objectives)
 
     def quick_quantile(self, metric: str, quantile: float) -> float | None:
-        """For progress displays only: no interval, no support rule."""
+        """For progress displays only: without an interval or a minimum sample size."""
         finite = [value for value in self._latencies[metric].values if math.isfinite(value)]
         return float(np.quantile(finite, quantile)) if finite else None
 
@@ -296,12 +296,12 @@ class LevelAccumulator:
         server: ServerLoadPeak,
         organic: float | None = None,
     ) -> LevelReport:
-        """`counts`: (n, exceedances) of the level as its verdict saw them. Rates: ours, scaled to the whole level."""
+        """`counts`: (n, exceedances) of the level as used by its verdict. Rates are ours, scaled to the whole level."""
         totals, held_s = self._totals, self._totals.held_s
-        everybody = 1.0 + totals.organic_s / totals.in_flight_s if totals.in_flight_s > 0 else 1.0
+        scale = 1.0 + totals.organic_s / totals.in_flight_s if totals.in_flight_s > 0 else 1.0
 
         def rate(count: int) -> float:
-            return everybody * count / held_s if held_s > 0 else 0.0
+            return scale * count / held_s if held_s > 0 else 0.0
 
         return LevelReport(
             concurrency=self.level,
@@ -330,22 +330,23 @@ class LevelAccumulator:
 
 
 def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcome:
-    """Contract word of one ended request."""
+    """Outcome of one ended request."""
     if sample.is_invalid:
         return RequestOutcome.INVALID
     if sample.failure is not None:
         return RequestOutcome.FAILED
+    if any(decide_final(objective, sample) for objective in objectives):
+        return RequestOutcome.VIOLATION
     if sample.cancelled:
         return RequestOutcome.CANCELLED
     ours = [objective for objective in objectives if objective.applies_to(sample.wanted_prompt_tokens)]
-    if any(decide_final(objective, sample) for objective in ours):
-        return RequestOutcome.VIOLATION
     codes = {why_undecided(objective, sample) for objective in ours}
     return RequestOutcome.UNMEASURED if codes - {None, *NO_HOLES} else RequestOutcome.OK
 
 
 def upper_quantile(values: Sequence[float], limit_s: float) -> float | None:
-    """Cheap tail / limit, to aim the next step: P99 of many, else P95 stretched by the P95/P75 spread."""
+    """Rough upper quantile / limit, to choose the next step: P99, or with fewer than 300 values P95 extrapolated by the
+    P95/P75 ratio."""
     finite = np.minimum(np.asarray(values, dtype=float), 10.0 * limit_s)
     if finite.size < 8:
         return None

@@ -1,25 +1,28 @@
-"""Objectives: what the SLA promises, and one violation bit per request and objective.
+"""Objectives: what the SLA promises, and one violation bit for each request and objective.
 
 An objective is `metric quantile <= limit`, e.g. `ttft p99 <= 500ms`, optionally only for prompts up to a length:
-`ttft p99 <= 400ms for prompts <= 1024 tokens`. "P99 <= limit" is the statement "at most 1 % of requests exceed the
-limit", so all a request contributes is one bit. For `itl` the bit is: the request's own q-quantile of gaps exceeds the
-limit.
+`ttft p99 <= 400ms for prompts <= 1024 tokens`. "P99 <= limit" means "at most 1 % of requests exceed the
+limit", so each request contributes one bit. For `itl` the bit says whether the request's own q-quantile of token gaps
+exceeds the limit.
 
-When a bit is decided (DESIGN section 2: dropping what has not finished would favour the fast requests):
+When a bit is decided (DESIGN section 2: dropping unfinished requests would favour fast ones):
 
 | metric | violation | pass |
 |---|---|---|
-| ttft | limit passed without that token; failed | at that token, if in time |
-| ttfc | limit passed without any token; content that came late; failed | at the first content, if in time |
-| e2e | limit passed and not ended; failed | at the end, if in time |
-| itl, tpot | at the end, if above the limit; failed | at the end |
+| ttft | the limit passes without that token; failure | at that token, if in time |
+| ttfc | the limit passes without any token; late content; failure | at the first content, if in time |
+| e2e | the limit passes before the end; failure | at the end, if in time |
+| itl, tpot | at the end, if above the limit; failure | at the end |
 
-While an answer reasons nobody knows whether it will come to any content, so `ttfc` waits for that, or for its end: an
-answer that ends in its reasoning says nothing, fast or slow, because the content that it would have had comes later.
+While a model reasons it is not known whether content will follow, so `ttfc` waits for that or for the end: an answer
+that ends in its reasoning decides nothing, fast or slow, because the content it would have had comes later.
 
-A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was decided
-already; elsewhere it says nothing (`None` for ever). Nor does a completed one that does not show the metric: what was
-not measured was not met (`records.unmeasured`).
+A failed request violates every objective (its latency is infinite). A cancelled one counts only where its bit was
+already decided; otherwise its bit stays undecided (`None`). So does that of a completed one that does not show the
+metric: what was not measured was not met (`records.unmeasured`).
+
+`decide_live` and `decide_final` are the only rules that tell a violation from a pass; bits, request outcomes and bursts
+follow them.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Objective:
     metric: Metric
     quantile: float
     limit_s: float
-    max_prompt_tokens: int | None = None  # None: every request counts
+    max_prompt_tokens: int | None = None  # None: applies to every request
 
     @property
     def allowance(self) -> float:
@@ -109,7 +112,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Shortest exact spelling in one unit: 0.5 -> '500ms', 21600 -> '6h'. Inverse of `parse_duration_s`."""
+    """Shortest exact form in one unit: 0.5 -> '500ms', 21600 -> '6h'. Inverse of `parse_duration_s`."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= _UNIT_S[unit] and abs(seconds / _UNIT_S[unit] - round(seconds / _UNIT_S[unit])) < 1e-9:
             return f"{round(seconds / _UNIT_S[unit])}{unit}"
@@ -147,8 +150,8 @@ def _content_in_time(limit_s: float, content_s: float | None, token_s: float | N
 
 
 def decide_final(objective: Objective, sample: Sample) -> bool | None:
-    """Violation bit of an ended request. None: it says nothing (cancelled in time, not measured, a mistake of ours)."""
-    if sample.is_invalid:
+    """Violation bit of an ended request. None: undecided (out of scope, cancelled in time, unmeasured, our mistake)."""
+    if sample.is_invalid or not objective.applies_to(sample.wanted_prompt_tokens):
         return None
     if sample.failure is not None:
         return True
@@ -180,7 +183,7 @@ def _waited(objective: Objective, sample: Sample) -> bool | None:
 
 
 def _against_range(limit_s: float, range_s: tuple[float, float] | None) -> bool | None:
-    """Decided where the whole range lies on one side of the limit."""
+    """Decided where the whole range is on one side of the limit."""
     if range_s is None:
         return None
     least_s, most_s = range_s
@@ -188,13 +191,13 @@ def _against_range(limit_s: float, range_s: tuple[float, float] | None) -> bool 
 
 
 def decided_at_s(objective: Objective, sample: Sample) -> float:
-    """When the violation became visible, for clustering: first token or failure, never the end of a long answer."""
+    """When the violation became visible, for clustering: the first token or failure, never the end of a long answer."""
     if sample.ttft_s is not None and objective.metric in (Metric.TTFT, Metric.TTFC):
         return sample.started_s + sample.ttft_s
     return sample.started_s + (sample.ttft_s if sample.ttft_s is not None else sample.duration_s)
 
 
 def gap_quantiles(objectives: Iterable[Objective]) -> tuple[float, ...]:
-    """Quantiles of the token gaps that a client must keep for these objectives, besides the displayed ones."""
+    """Quantiles of token gaps that a client must keep: those of the objectives and the displayed ones."""
     wanted = {objective.quantile for objective in objectives if objective.metric is Metric.ITL}
     return tuple(sorted(wanted | {0.5, 0.9, 0.99}))

@@ -1,10 +1,11 @@
-"""One probe request: what is asked, what is seen while it runs, what is left when it ended.
+"""One probe request: what is sent, what is observed while it runs, what remains when it has ended.
 
-Times are seconds as float on the monotonic clock of the process that ran the request; durations count from
-`started_s`, the moment its bytes were handed to an open connection (DESIGN section 2: connect time is ours to report,
-never the backend's latency).
+Times are float seconds on the monotonic clock of the process that ran the request; durations count from `started_s`,
+the moment its bytes were handed to an open connection (DESIGN section 2: connect time is reported separately and never
+counts as the backend's latency).
 
-`Flight` is the only mutable value here: the protocol stamps it, the load generator reads it to decide bits early.
+`Flight` is the only mutable value here: the protocol client stamps it, and the load generator reads it to decide bits
+early.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ EVENTS_A_READ = 3.0  # and more: the gaps between tokens are not the engine's; a
 
 
 class Phase(StrEnum):
-    """Why a request was sent: its bits count only in `counted`."""
+    """Why a request was sent. Only `counted` requests contribute bits."""
 
-    RAMP = "ramp"  # warming a level up: watched, may fail a level, never passes it
+    RAMP = "ramp"  # warming up a level: watched, may fail the level, never passes it
     COUNTED = "counted"
 
 
 class RequestOutcome(StrEnum):
-    """Contract words of `probe_requests_total{outcome}` and of exports."""
+    """Values of `probe_requests_total{outcome}` and of exports."""
 
     OK = "ok"
     VIOLATION = "violation"
@@ -34,7 +35,7 @@ class RequestOutcome(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Every form in which a request can fail (DESIGN section 2)."""
+    """The ways in which a request can fail (DESIGN section 2)."""
 
     CONNECT = "connect"  # refused, unreachable, DNS
     TLS = "tls"
@@ -74,16 +75,16 @@ class Failure:
 
     @property
     def is_refusal(self) -> bool:
-        """Turned away because of load, as engines say it: by a status, or by an error in place of an answer."""
+        """Rejected because of load, in the ways engines do it: by a status, or by an error instead of an answer."""
         if self.kind is FailureKind.ERROR_EVENT:
             return not self.is_our_mistake
         return self.kind is FailureKind.QUOTA or self.status in REFUSALS
 
     @property
     def is_our_mistake(self) -> bool:
-        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep.
+        """Wrong credentials, model, address, body or context length: ends the sweep, as it does not depend on load.
 
-        An engine that finds the mistake after it has begun to answer says so in an event, with the same code.
+        An engine that finds the mistake after it has started to answer reports it in an event, with the same code.
         """
         if self.status is None or self.kind not in (FailureKind.STATUS, FailureKind.ERROR_EVENT):
             return False
@@ -93,7 +94,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Where a request belongs: the stage it started in, and its phase there."""
+    """Which stage and phase a request started in."""
 
     stage: int
     phase: Phase
@@ -107,15 +108,15 @@ class ProbeRequest:
     label: Label
     class_name: str
     text: str
-    prompt_tokens: int  # wanted, by our calibration of the tokenizer
-    output_tokens: int  # forced where the engine can
+    prompt_tokens: int  # intended, by our calibration of the tokenizer
+    output_tokens: int  # forced where the engine supports it
     stream: bool
     gap_quantiles: tuple[float, ...] = (0.5, 0.9, 0.99)
 
 
 @dataclass(slots=True)
 class Flight:
-    """Live view of a request in flight; stamps are absolute seconds on the client's monotonic clock."""
+    """A request in flight; stamps are absolute seconds on the client's monotonic clock."""
 
     request: ProbeRequest
     started_s: float  # bytes handed to the open connection
@@ -126,7 +127,7 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One ended request. A duration that was not reached is None (never 0)."""
+    """One ended request. A point that was never reached is None, never 0."""
 
     request_id: int
     label: Label
@@ -146,8 +147,8 @@ class Sample:
     cached_tokens: int | None = None
     failure: Failure | None = None
     cancelled: bool = False
-    connect_s: float = 0.0  # 0.0: the connection was open already
-    send_delay_s: float = 0.0  # wanted start to real start: ours, never the backend's
+    connect_s: float = 0.0  # 0.0: the connection was already open
+    send_delay_s: float = 0.0  # intended to actual start: our own, never the backend's
     wanted_output_tokens: int | None = None
 
     @property

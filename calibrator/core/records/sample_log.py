@@ -1,9 +1,9 @@
-"""The single requests of a sweep as they are kept for export: a row each, packed.
+"""The individual requests of a sweep as they are kept for export: one packed row each.
 
-Packed is JSON under zlib: the columns' names once, then an array a row, durations rounded to a microsecond. Some 40
-bytes a request, so that the default budget (1,800 requests and 4 more per level) stays below 200 KB. A sweep keeps the
-first `MOST_SAMPLES` and counts the rest. No prompt and no answer is in it; of a failure the kind and the status are,
-not its text.
+The format is zlib-compressed JSON: column names once, then one array per row, durations rounded to a microsecond. That
+is about 40 bytes per request, so the default budget (1,800 requests and 4 more per level) stays below 200 KB. A sweep
+keeps the first `MOST_SAMPLES` and counts the rest. Prompts and answers are never kept; of a failure only kind and
+status are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One ended request; None: never reached, or not told by the server."""
+    """One ended request; None: never reached, or not reported by the server."""
 
     request_id: int
     level: int | None  # None: of a burst, or of a stage that was cut off
@@ -96,7 +96,7 @@ def pack(
     clock_offset_s: float,
     left_out: int = 0,
 ) -> bytes:
-    """`levels`: by number of the stage."""
+    """`levels`: by stage number."""
     rows = (sample_row(one, levels.get(one.label.stage), objectives, clock_offset_s) for one in samples)
     document = {
         "version": _VERSION,
@@ -108,10 +108,10 @@ def pack(
 
 
 def unpack(packed: bytes) -> SampleLog:
-    """Raises ConfigurationError for what another release packed."""
+    """Raises ConfigurationError for a log written by an incompatible release."""
     document = json.loads(zlib.decompress(packed))
     if document["version"] != _VERSION or tuple(document["columns"]) != _COLUMNS:
-        raise ConfigurationError("The samples were kept by another release.", "Export them with that one.")
+        raise ConfigurationError("The samples were written by another release.", "Export them with that release.")
     return SampleLog(tuple(starmap(SampleRow, document["rows"])), document["left_out"])
 
 

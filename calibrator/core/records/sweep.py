@@ -1,4 +1,4 @@
-"""A sweep as it is stored, served and printed: immutable, versioned by its history."""
+"""A sweep as it is stored, served and printed: immutable, and versioned by its history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calibrator.core.stats.quantile import LatencySummary
 
 
 class SweepOutcome(StrEnum):
-    """Contract words of `sweeps_total{outcome}`."""
+    """Values of `sweeps_total{outcome}`."""
 
     CALIBRATED = "calibrated"
     INCONCLUSIVE = "inconclusive"
@@ -24,8 +24,34 @@ class SweepOutcome(StrEnum):
     CANCELLED = "cancelled"
 
 
+class EndReason(StrEnum):
+    """Why a sweep ended: the code of `SweepRecord.reason`."""
+
+    BRACKETED = "bracketed"  # the highest level that holds is close to the lowest that does not
+    NEARLY_EXACT = "nearly_exact"  # the capacity is probably little above the highest level that holds
+    AT_MAX = "at_max"  # the highest allowed level holds
+    CONFIRMED = "confirmed"  # the capacity in force still holds
+    INFEASIBLE = "infeasible"  # even the lowest level fails
+    LIVE_TRAFFIC = "live_traffic"  # it left no level to measure
+    INDIFFERENCE_ZONE = "indifference_zone"
+    CAPACITY_KNOWN = "capacity_known"  # closely enough, without a finished test
+    REQUEST_BUDGET = "request_budget"
+    TIME_BUDGET = "time_budget"
+    OVERLOAD_BUDGET = "overload_budget"
+    DAY_REQUESTS = "day_requests"
+    TOKENS = "tokens"
+    WINDOW = "window"  # it closed
+    ABORTED = "aborted"  # to protect live users
+    INVALID_MEASUREMENT = "invalid_measurement"
+    UNMEASURED = "unmeasured"  # answers do not show what an objective is about
+    BURSTS = "bursts"  # they lowered the capacity
+    ALL_LEVELS = "all_levels"  # the requested levels were measured
+    NO_SUCCESS = "no_success"  # every request failed
+    ERROR = "error"
+
+
 class Grade(StrEnum):
-    """How much stands behind a capacity (DESIGN section 3)."""
+    """How well a capacity is supported by evidence (DESIGN section 3)."""
 
     CERTIFIED = "certified"
     PROVISIONAL = "provisional"
@@ -41,7 +67,7 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveVerdict:
-    """What the bits of one objective say about one level."""
+    """The verdict of one objective at one level."""
 
     objective: str
     kind: VerdictKind
@@ -56,7 +82,7 @@ class ObjectiveVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Verdict of a level over all objectives: exceeded if any is, within if all are."""
+    """The verdict of a level: exceeded if any objective is, within if all are."""
 
     kind: VerdictKind
     reasons: tuple[str, ...]
@@ -77,7 +103,7 @@ class LevelReport:
     achieved_concurrency: float
     n: int  # counted requests with a decided bit in every objective
     exceedances: int  # requests that violated at least one objective
-    requests: int  # sent, warm-up and followers included
+    requests: int  # sent in all, including the warm-up and requests after the last counted one
     verdict: Verdict
     ttft: LatencySummary
     ttfc: LatencySummary
@@ -91,12 +117,12 @@ class LevelReport:
     errors: tuple[tuple[str, int], ...]  # (failure kind, count), most frequent first
     audit: Audit = field(default_factory=Audit)
     server: ServerLoadPeak = field(default_factory=ServerLoadPeak)
-    organic_in_flight: float | None = None  # mean, beside ours; None: could not be seen
+    organic_in_flight: float | None = None  # mean of live requests; None: not visible
 
 
 @dataclass(frozen=True, slots=True)
 class BurstReport:
-    """Simultaneous arrivals after idle, beside the steady state at the same level."""
+    """Simultaneous arrivals after idle, compared with the steady state at the same level."""
 
     concurrency: int
     bursts: int
@@ -109,7 +135,7 @@ class BurstReport:
 
 @dataclass(frozen=True, slots=True)
 class ClassAchieved:
-    """Mean lengths of one class as they were sent and answered; None: the server does not count them."""
+    """Mean lengths of one class as sent and answered; None: the server does not report them."""
 
     name: str
     requests: int  # counted ones
@@ -121,7 +147,7 @@ class ClassAchieved:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The conditions, so that the number can be verified by somebody else."""
+    """The conditions of the measurement, so that others can verify it."""
 
     backend: str
     url: str
@@ -132,15 +158,15 @@ class Provenance:
     output_tokens_achieved: float | None
     seed: int
     software: str  # calibrator version
-    cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: it does not say
+    cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: not reported
     classes_achieved: tuple[ClassAchieved, ...] = ()
-    bounds: Bounds | None = None  # None: written by a release that did not keep them
-    adjustments: tuple[str, ...] = ()  # parameters of the probes that the server refused, with what was sent instead
+    bounds: Bounds | None = None  # None: written by a release that did not store them
+    adjustments: tuple[str, ...] = ()  # probe parameters that the server refused, with what was sent instead
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """One run and everything behind its number. `started_at`/`ended_at` are Unix seconds."""
+    """One sweep and all its evidence. `started_at`/`ended_at` are Unix seconds."""
 
     sweep_id: str
     backend: str
@@ -163,10 +189,11 @@ class SweepRecord:
     remedy: str = ""  # for outcome `error`: what to do
     error_exit_code: int = 1  # for outcome `error`: `errors.ExitCode` of its cause
     outcomes: tuple[tuple[str, int], ...] = ()  # probe requests by RequestOutcome
-    burst: BurstReport | None = None  # None: not asked for, or not one burst came to its end
-    aborted: Abort | None = None  # ended to spare live users: it may lower a cap, never raise one
+    burst: BurstReport | None = None  # None: not requested, or no burst was completed
+    aborted: Abort | None = None  # aborted to protect live users: may lower a cap, never raises one
     harm: Harm = field(default_factory=Harm)
     samples: bytes = field(
         default=b"", repr=False
     )  # core.records.sample_log, on its way to the store; empty everywhere else
-    trigger: str = ""  # why it ran, in words; empty: written by a release that did not keep it
+    trigger: str = ""  # why it ran, in words; empty: written by a release that did not store it
+    end_reason: EndReason | None = None  # code of `reason`; None: it runs, or as above

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from calibrator.core.records.history import Stage
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
-from calibrator.core.search.burst import FIRST_VISIT
+from calibrator.core.search.burst import FIRST_BURST_STAGE
 
 Value = str | bool | int | float | Sequence[str]
 SWEEP, PREFLIGHT, LEVEL, BURST = "sweep", "preflight", "level", "burst"
@@ -62,7 +62,7 @@ def trace_id(sweep_id: str) -> int:
 @lru_cache(maxsize=256)  # likewise, for that of its level
 def span_id(sweep_id: str, stage: int = 0) -> int:
     """Of the span that a probe with this label belongs to; 0: of the sweep's own."""
-    return _hashed(f"{sweep_id}/{min(stage, FIRST_VISIT)}", 8)
+    return _hashed(f"{sweep_id}/{min(stage, FIRST_BURST_STAGE)}", 8)
 
 
 def _hashed(text: str, octets: int) -> int:
@@ -94,7 +94,7 @@ def sweep_trace(record: SweepRecord, ended_at: float) -> SweepTrace:
     if record.burst is not None:
         burst = {"calibrator.concurrency": record.burst.concurrency, "calibrator.bursts": record.burst.bursts,
                  "calibrator.exceedances": record.burst.exceedances}  # fmt: skip
-        children.append(Span(BURST, span_id(record.sweep_id, FIRST_VISIT), origin + last_s, ended_at, burst))
+        children.append(Span(BURST, span_id(record.sweep_id, FIRST_BURST_STAGE), origin + last_s, ended_at, burst))
     error = f"{record.reason} {record.remedy}".strip() if record.outcome is SweepOutcome.ERROR else ""
     root = Span(SWEEP, span_id(record.sweep_id), record.started_at, ended_at, _of_sweep(record), error)
     return SweepTrace(trace_id(record.sweep_id), root, tuple(children))

@@ -1,4 +1,4 @@
-"""What a sweep will cost, before it runs; and whether its budget can certify anything at all.
+"""What a sweep will cost before it runs, and whether its budget can certify anything at all.
 
 Verdicts come from Wald's sequential test between the ends of the indifference zone, p0 = a/2 and p1 = 2a for the
 allowance a = 1 - quantile, at 5 % error both ways (`core.search.verdict`). Per sample the log-likelihood ratio moves by
@@ -13,8 +13,8 @@ come in clusters; every step is divided by d, which is 2 from level 3 on as long
     certain minimum   n_min = d ln 19 / ln((1 - p0) / (1 - p1))             a = 1 %: 194 d; a = 0.1 %: 1,947 d
     expected number   n(p)  = 0.9 ln 19 / |E_p[step]|  at p0 and at p1      a = 1 %: 324 and 206   (Wald)
 
-A search needs about two passing and one failing verdict around the capacity, a screen of 24 requests at every doubling
-on the way up, and about a third of all its requests warm levels up: 1,415 for P99 with bounds 1..512, where the
+A search needs about two passing verdicts and one failing one around the capacity, a screen of 24 requests at every
+doubling on the way up, and about a third of its requests to warm levels up: 1,415 for P99 with bounds 1..512, where the
 simulation of the search measured 1,479. Tokens follow from the workload's mix.
 """
 
@@ -31,12 +31,12 @@ from calibrator.core.search.verdict import DECIDED, SCREEN_LEAST, zone
 from calibrator.core.workload.classes import Workload
 
 WARM_UP_RATIO = 0.32  # of all requests sent
-ORDINARY_LEVEL = 3  # from here on clusters count in full; levels 1 and 2 are certified with fewer requests
+ORDINARY_LEVEL = 3  # from here on clusters count in full; levels 1 and 2 need fewer requests to be certified
 
 
 @dataclass(frozen=True, slots=True)
 class SweepCost:
-    """`bound` is where the budget stops the sweep, whatever happens; `expected` is a typical search."""
+    """`bound`: where the budget ends any sweep; `expected`: a typical search."""
 
     requests_expected: int
     requests_bound: int
@@ -66,9 +66,9 @@ def sweep_cost(bounds: Bounds, objectives: Sequence[Objective], workload: Worklo
 
 
 def can_certify(bounds: Bounds, objectives: Sequence[Objective], workload: Workload | None = None) -> str | None:
-    """None, or cause and remedy: why a sweep cannot certify every objective even at the cheapest ordinary level.
+    """Why a sweep cannot certify every objective even at the cheapest ordinary level, and the remedy; None: it can.
 
-    The best case is counted: every user turns over once to warm that level up, then nothing fails.
+    Assumes the best case: every user turns over once to warm up the level, and then nothing fails.
     """
     level = min(bounds.max_level, max(bounds.min_level, ORDINARY_LEVEL))
     budget = request_budget(bounds, level)
@@ -76,31 +76,31 @@ def can_certify(bounds: Bounds, objectives: Sequence[Objective], workload: Workl
         share = 1.0 if workload is None else judged_share(objective, workload)
         if share == 0.0:
             return (
-                f"No class of the workload says anything about '{objective}'. "
+                f"No class of the workload has a value for '{objective}'. "
                 "Stream at least one class (without streaming there is only e2e) within the objective's prompt length."
             )
         needed = math.ceil(passes_needed(objective, level) / share) + level
         if needed > budget:
             return (
-                f"'{objective}' takes at least {needed} requests to certify, all of them in time, but the budget ends "
-                f"at {budget}. Allow {needed - bounds.requests_per_level * level} requests or more, "
+                f"'{objective}' takes at least {needed} requests to certify, all of them in time, but the budget is "
+                f"{budget}. Allow {needed - bounds.requests_per_level * level} requests or more, "
                 "or choose a lower quantile."
             )
     return None
 
 
 def request_budget(bounds: Bounds, level: int) -> int:
-    """Requests that a sweep may send once `level` is the highest it has tried."""
+    """Requests that a sweep may send when `level` is the highest one it has tried."""
     return bounds.requests + bounds.requests_per_level * level
 
 
 def passes_needed(objective: Objective, level: int) -> int:
-    """Violation-free samples after which the sequential test first answers "within"."""
+    """Samples without a violation after which the sequential test first answers "within"."""
     return math.ceil(effect_at(level, PRIOR) * DECIDED / -zone(objective).llr(1.0, 0.0))
 
 
 def judged_share(objective: Objective, workload: Workload) -> float:
-    """Share of the probes that have this metric and are in the objective's scope."""
+    """Share of probes that have this metric and are within the objective's scope."""
     total = sum(cls.share for cls in workload.classes)
     judged = sum(
         cls.share * cls.share_within(objective.applies_to)

@@ -1,19 +1,19 @@
-"""Correlated violations: one stall hits several requests, which are then not several pieces of evidence.
+"""Correlated violations: one stall hits several requests, which then are not independent evidence.
 
-Cluster: violations that follow each other in time (first token, or failure) within `gap`; never longer than one
-residence, because what lasts longer is overload and not a stall.
+A cluster is a run of violations, each within `gap` of the one before (by first token or failure), and no longer than
+one residence: what lasts longer is overload, not a stall.
 
     gap = residence * max(2 / N, min(1/6, 32 / N))
 
-N requests of ours in flight turn over N times per residence, so the gap is a sixth of a residence, but never fewer than
-2 and never more than 32 requests' worth: at high levels independent violations would otherwise be chained by chance.
-Overlapping lifetimes are no criterion: under overload all overlap, and nothing would ever be refuted.
+With N of our requests in flight, N complete per residence. So the gap is a sixth of a residence, but at least the time
+of 2 and at most that of 32 requests: at high levels independent violations would otherwise be chained by chance.
+Overlapping lifetimes are not a criterion: under overload all of them overlap, and nothing would ever be refuted.
 
 Design effect: the variance of a compound-Poisson count against that of independent violations, d = E[s^2] / E[s] over
-cluster sizes s. Few violations are ever seen, so it is shrunk, with the weight of 3 violations, toward what the
-latencies say about slow spells (`core.stats.autocorrelation`), which in turn is shrunk toward 2 with the weight of 100
-latencies; kept within 1..32. Log-likelihood ratios are divided by d. Stages at or above 20 % exceedance teach nothing
-about clusters.
+cluster sizes s. Violations are few, so it is shrunk, with the weight of 3 violations, toward an estimate from
+slow spells in the latencies (`core.stats.autocorrelation`), which in turn is shrunk toward 2 with the weight of 100
+latencies; it is kept within 1..32. Log-likelihood ratios are divided by d. Stages at or above 20 % exceedance are not
+informative about clusters.
 
 Source: runs declustering (extremal index); constants tuned by simulation, see `calibrator simulate`.
 """
@@ -28,7 +28,7 @@ PRIOR = 2.0
 PRIOR_WEIGHT = 3.0  # violations
 PRIOR_SAMPLES = 100.0  # latencies
 LARGEST = 32.0
-LEARN_BELOW_RATIO = 0.2
+INFORMATIVE_BELOW_RATIO = 0.2
 
 
 def gap_s(in_flight: float, residence_s: float) -> float:
@@ -62,7 +62,7 @@ def design_effect(history: History, objective_index: int) -> float:
     squares, total = prior * PRIOR_WEIGHT, PRIOR_WEIGHT
     for stage in history.stages:
         evidence = stage.evidence[objective_index]
-        if stage.invalid_reasons or not 0 < evidence.exceedances < LEARN_BELOW_RATIO * evidence.n:
+        if stage.invalid_reasons or not 0 < evidence.exceedances < INFORMATIVE_BELOW_RATIO * evidence.n:
             continue
         for size in clusters(evidence.violation_at_s, gap_s(stage.probes, stage.residence_s), stage.residence_s):
             squares += size * size
@@ -71,7 +71,7 @@ def design_effect(history: History, objective_index: int) -> float:
 
 
 def _expected_effect(history: History, objective_index: int) -> float:
-    """What the latencies say before there are violations: long series count more, because short ones see no spell."""
+    """The estimate from latencies alone; long series weigh more, because short ones do not show whole spells."""
     newest = {stage.level: stage for stage in history.stages if objective_index < len(stage.correlation)}
     weighted, total = PRIOR * PRIOR_SAMPLES, PRIOR_SAMPLES
     for stage in newest.values():

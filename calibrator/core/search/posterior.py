@@ -7,7 +7,7 @@ For one objective with allowance a, the exceedance ratio at level N is modelled 
 with slope k (1 = shallow ... 70 = cliff), floor f (requests that miss the limit at any level) and ceiling c. N* has a
 log-uniform prior on a grid of 3 % steps from 0.6 of the lowest level (the lowest level fails) to 1.75 of the highest
 (all pass). The log-likelihood of (n, e) is divided by the design effect. Violations saturate at the larger ceiling: how
-bad a bad level is must not move N*, or a smooth curve would be fooled by a cliff.
+bad a bad level is must not move N*, or a cliff would distort the fit of a smooth curve.
 
 With several objectives the capacity is the smallest: its survival function is the product of theirs.
 
@@ -36,12 +36,12 @@ FLOOR_WEIGHTS = (0.4, 0.25, 0.2, 0.15)
 CEILINGS = (30.0, 10.0)  # in allowances
 CEILING_WEIGHTS = (0.7, 0.3)
 HIGHEST_CEILING = 0.95
-LEAST = 0.005  # in allowances: no level is believed to be better than this
+LEAST = 0.005  # in allowances: no level is assumed to be better than this
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one level showed for one objective."""
+    """One objective's evidence at one level."""
 
     level: int
     n: int
@@ -62,7 +62,7 @@ class Posterior:
         return float(self.capacities[min(index, self.capacities.size - 1)])
 
     def given(self, capacities: Sequence[float], weights: Sequence[float]) -> Posterior:
-        """With another prior than log-uniform: its weights on its own grid, which may have other ends."""
+        """With a prior other than log-uniform, given as weights on a grid of its own, which may have other ends."""
         prior = np.interp(np.log(self.capacities), np.log(capacities), weights)
         mass = self.weights * prior
         return Posterior(self.capacities, mass / mass.sum())
@@ -70,7 +70,7 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveData:
-    """Everything known about one objective."""
+    """All evidence about one objective."""
 
     allowance: float
     counts: tuple[Counts, ...]
@@ -120,7 +120,7 @@ def _ceilings(allowance: float) -> Sequence[float]:
     return [min(HIGHEST_CEILING, ceiling * allowance) for ceiling in CEILINGS]
 
 
-@functools.lru_cache(maxsize=256)  # about 130 kB each; a sweep stages some ten levels
+@functools.lru_cache(maxsize=256)  # about 130 kB each; a sweep measures about ten levels
 def _tables(allowance: float, level: int, lowest: int, highest: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """ln p and ln(1 - p) at `level`: one row per capacity, one column per shape."""
     slope, floor, ceiling = (

@@ -1,8 +1,8 @@
-"""The cautious way up: from level 2, at most doubling, with a cheap screen per step (`core.search.verdict`).
+"""The cautious way up: from level 2, at most doubling, with a cheap screen at each step (`core.search.verdict`).
 
-The predicted tail aims the step at 90 % of the limit (tail as a power of N through the last two levels that passed); at
-most x 1.5 after a violation, x 1.15-1.4 while the engine shows queueing or KV pressure. The first failed screen is the
-roof; where it came first, levels are halved until one passes.
+Each step is chosen so that the predicted tail reaches 90 % of the limit (a power of N through the last two levels that
+passed): at most x 1.5 after a violation, and x 1.15-1.4 while the engine shows queueing or KV cache pressure. The ramp
+ends at the first failed screen; if no level has passed before it, levels are halved until one does.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _grown(history: History, passed: Sequence[Stage], bounds: Bounds) -> int:
 
 
 def _aimed(passed: Sequence[Stage], index: int) -> float:
-    """Growth after which the tail of this objective is expected at `AIM_RATIO` of its limit, at most `GROW_MOST`."""
+    """Growth at which the tail of this objective is expected to reach `AIM_RATIO` of its limit, at most `GROW_MOST`."""
     points = [(stage.level, stage.tail_ratio[index]) for stage in passed if index < len(stage.tail_ratio)]
     known = [(level, tail) for level, tail in points if tail is not None and tail > 0.0]
     if not known or known[-1][0] != passed[-1].level:

@@ -1,11 +1,10 @@
-"""What a history says about the capacity: recomputed from the values, never carried along.
+"""What a history says about the capacity: recomputed from its values each time, never carried along.
 
-certified and refuted are distribution-free (`core.search.verdict`); the posterior (`core.search.posterior`) says where
-to look, and what to answer where no test was finished. Budgets are read here too, because a budget that has ended is
-knowledge.
+`certified` and `refuted` are distribution-free (`core.search.verdict`); the posterior (`core.search.posterior`) says
+which level to measure next, and what to answer where no test was finished. Budgets are evaluated here too.
 
-**Warm-ups.** A watched warm-up may fail a level, never pass it: its counts enter the posterior where it was aborted,
-and nowhere else.
+**Warm-ups.** A watched warm-up may fail a level, never pass it: its counts enter the posterior only where the warm-up
+ended the stage.
 """
 
 from __future__ import annotations
@@ -15,39 +14,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from calibrator.core.records.history import Bounds, Capacity, History, RampCount, Stage
-from calibrator.core.records.sweep import VerdictKind
+from calibrator.core.records.sweep import EndReason, VerdictKind
 from calibrator.core.records.unmeasured import is_unmeasured, merged
 from calibrator.core.search.design_effect import design_effect, effect_at
 from calibrator.core.search.posterior import Counts, ObjectiveData, Posterior, capacity_posterior
+from calibrator.core.search.steps import Ending
 from calibrator.core.search.verdict import judged, level_verdict, zone
 
-CLOSING_QUANTILE = 0.3  # of the capacity: the level that gets the closing test
-PUBLISHED_QUANTILE = 0.20  # where no test was finished
+CLOSING_QUANTILE = 0.3  # of the capacity: the level of the closing test
+PUBLISHED_QUANTILE = 0.20  # of the capacity: the answer where no test was finished
 MIDDLE = 0.5
 WARM_BUDGET_RATIO = 0.5
-ENOUGH_SAMPLES = 700  # of a P99: an undecided level is given up after this many
+ENOUGH_SAMPLES = 700  # for a P99: a level that is still undecided after this many is given up
 
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """What is known after the last stage."""
+    """What is known after the latest stage."""
 
     history: History
     bounds: Bounds
     posterior: Posterior
-    certified: int  # highest level that passed its own test below every refuted one; 0: none
-    refuted: int | None  # lowest
-    locally_good: tuple[int, ...]  # levels whose own evidence does not speak against them, ascending
+    certified: int  # highest level that passed its own test, below every refuted one; 0: none
+    refuted: int | None  # lowest level that failed
+    locally_good: tuple[int, ...]  # levels without evidence of their own against them, ascending
 
     @property
-    def spent(self) -> str:
-        """The budget that ended the sweep, in words; empty while none has."""
+    def spent(self) -> Ending | None:
+        """The budget that is spent; None: none is."""
         history = self.history
         if history.requests >= self.request_budget:
-            return f"the request budget ended ({history.requests} sent)"
+            return Ending(EndReason.REQUEST_BUDGET, f"the request budget is spent ({history.requests} sent)")
         if history.elapsed_s >= self.duration_budget_s:
-            return f"the time budget ended ({history.elapsed_s:.0f} s)"
-        return ""
+            return Ending(EndReason.TIME_BUDGET, f"the time budget is spent ({history.elapsed_s:.0f} s)")
+        return None
 
     @property
     def request_budget(self) -> float:
@@ -61,11 +61,11 @@ class SearchState:
 
     @property
     def _share(self) -> float:
-        """A warm sweep starts from what is known."""
+        """A warm sweep starts from the previous result and needs less."""
         return 1.0 if self.history.warm is None else WARM_BUDGET_RATIO
 
     def estimate(self, share: float) -> int:
-        """A quantile, but not above what was seen to be good, nor at a refuted level; 0: none."""
+        """A quantile of the capacity, capped at the highest locally good level and below every refuted one; 0: none."""
         top = max(self.locally_good, default=0)
         estimate = min(math.floor(self.posterior.quantile(share) + 0.15), top, self.bounds.max_level)
         return estimate if self.refuted is None else min(estimate, self.refuted - 1)
@@ -74,7 +74,7 @@ class SearchState:
         return level_verdict(self.history, level).kind is VerdictKind.INCONCLUSIVE
 
     def capacity(self, estimate: int) -> Capacity:
-        """With the 90 % interval of the posterior, cut by what was certified and refuted."""
+        """With the 90 % interval of the posterior, clipped to what was certified and refuted."""
         top = self.bounds.max_level if self.refuted is None else self.refuted - 1
         low = max(self.certified, math.floor(self.posterior.quantile(0.05)))
         high = min(top, math.ceil(self.posterior.quantile(0.95)))
@@ -82,13 +82,13 @@ class SearchState:
 
 
 def candidates(history: History, bounds: Bounds) -> Bounds:
-    """Without the levels that live traffic fills by itself; the highest always stays."""
+    """The levels that live traffic does not fill by itself; the highest always stays."""
     lowest = min(max(bounds.min_level, history.organic_floor + 1), bounds.max_level)
     return replace(bounds, min_level=lowest)
 
 
-def know(history: History, bounds: Bounds) -> SearchState:
-    """Everything that `history` says."""
+def search_state(history: History, bounds: Bounds) -> SearchState:
+    """Everything that `history` shows."""
     levels = sorted({stage.level for stage in judged(history)})
     kinds = {level: level_verdict(history, level).kind for level in levels}
     refuted = min((level for level in levels if kinds[level] is VerdictKind.EXCEEDED), default=None)
@@ -111,7 +111,7 @@ def know(history: History, bounds: Bounds) -> SearchState:
 
 
 def overload_s(history: History, live: Sequence[tuple[float, float]] = ()) -> float:
-    """Seconds above the zone caused by us. `live`: spells in which live requests were, each counted once."""
+    """Seconds above the zone that we caused. `live`: spells in which live requests were; overlaps count once."""
     probed = [stage for stage in history.stages if _is_overloaded(history, stage)]
     shared_s = sum(
         max(0.0, min(end_s, stage.ended_at_s) - max(start_s, stage.started_at_s))
@@ -122,7 +122,7 @@ def overload_s(history: History, live: Sequence[tuple[float, float]] = ()) -> fl
 
 
 def _is_overloaded(history: History, stage: Stage) -> bool:
-    """Two violations or more, at a ratio above the zone's upper end."""
+    """At least two violations, and a ratio above the zone's upper end."""
     return stage.ramp_failed or any(
         part.exceedances >= 2 and part.exceedances > zone(objective).p1 * part.n
         for objective, part in zip(history.objectives, stage.evidence, strict=True)
@@ -130,9 +130,10 @@ def _is_overloaded(history: History, stage: Stage) -> bool:
 
 
 def must_leave(history: History, bounds: Bounds) -> bool:
-    """Is the running stage, last in `history`, to end whatever its test says?
+    """Whether the running stage, last in `history`, has to end whatever its test says.
 
-    Requests need no such limit: a stage asks for few. Once the overload budget is spent, stages that do no harm go on.
+    Requests need no such limit, because a stage sends few. After the overload budget is spent, stages that do no harm
+    continue.
     """
     running = history.stages[-1]
     if running.ramp_failed or running.ended_at_s >= bounds.duration_s:
@@ -141,7 +142,7 @@ def must_leave(history: History, bounds: Bounds) -> bool:
 
 
 def samples_at(history: History, level: int) -> int:
-    """Decided samples that may be judged, of the objective with the fewest."""
+    """Decided samples in valid stages, of the objective with the fewest."""
     stages = [stage for stage in judged(history) if stage.level == level]
     return min(sum(stage.evidence[index].n for stage in stages) for index in range(len(history.objectives)))
 
@@ -171,7 +172,7 @@ def _counts(history: History, index: int) -> tuple[Counts, ...]:
 
 
 def _aborted(allowance: float, stage: Stage, index: int) -> RampCount:
-    """What a warm-up showed that speaks against its level; nothing where the level itself was measured."""
+    """A warm-up's evidence against its level; none where the level itself was measured."""
     count = stage.ramp[index] if index < len(stage.ramp) else RampCount()
     bad = stage.ramp_failed or count.exceedances > 2.0 * allowance * count.n
     return count if bad and not stage.evidence[index].n else RampCount()
@@ -185,7 +186,7 @@ def _is_unmeasured(history: History, level: int) -> bool:
 
 
 def _is_locally_good(data: Sequence[ObjectiveData], level: int) -> bool:
-    """No objective shows more than twice its allowance here, but for one violation."""
+    """No objective exceeds twice its allowance here, one violation apart."""
     return all(
         counts.exceedances <= 2.0 * each.allowance * counts.n + 1
         for each in data

@@ -1,36 +1,37 @@
 """What the evidence says about a level: within the SLA, exceeded, or not known yet.
 
-"P99 <= limit" is a binomial statement: at most the allowance a = 1 % of requests exceed the limit. Near 1 % no
-affordable test can tell (1 % from 1.2 % takes some 30,000 requests), so the contract names an indifference zone:
+"P99 <= limit" is a binomial statement: at most the allowance a = 1 % of requests exceed the limit. Close to 1 % no
+affordable test can decide (telling 1 % from 1.2 % takes about 30,000 requests), so there is an indifference zone:
 
     within <= a / 2   ..  either answer is right  ..   exceeded >= 2 a          (0.5 % and 2 % for P99)
 
 **Test.** Wald's sequential probability ratio test between the ends of the zone, nominal 5 % on both sides, valid at
-every look:  L(n, e) = e ln(p1/p0) + (n-e) ln((1-p1)/(1-p0)), divided by the design effect d
+any number of evaluations:  L(n, e) = e ln(p1/p0) + (n-e) ln((1-p1)/(1-p0)), divided by the design effect d
 (`core.search.design_effect`); exceeded at L >= ln 19, within at L <= -ln 19. For quantiles below P67 the upper end is
 (1+a)/2.
 
-**One stall never decides.** `exceeded` also needs
+**A single stall never decides.** `exceeded` also requires
  - violations at least one residence apart, and
- - that the test still says so when the largest cluster counts as a single violation,
-or, alone: gross overload, at least 25 % in each quarter of a whole residence. A watched warm-up that failed
+ - that the test still decides when the largest cluster counts as one violation,
+or else gross overload: at least 25 % in each quarter of a whole residence. A watched warm-up that failed
 (`Stage.ramp_failed`) is gross overload as well.
 
-**Pooling.** More concurrency is never better for the user, so evidence at higher levels helps a pass and evidence at
-lower levels helps a fail; every pool starts at the level itself. A fail wins over a pass.
+**Pooling.** More concurrency is never better for the user, so evidence from higher levels supports a pass and evidence
+from lower levels supports a fail; every pool starts with the level itself. A fail takes precedence over a pass.
 
-**Screen.** The ramp's cheap question is only "grossly overloaded?": SPRT a against 8 a, alpha 5 %, beta 20 %, on the
-running stage alone; 0 of 24 passes a P99 (0 of 32 from level 64), the second early violation fails. The watched warm-up
-may fail it as well, at half its weight. It refutes nothing.
+**Screen.** The ramp only asks whether a level is grossly overloaded: SPRT a against 8 a, alpha 5 %, beta 20 %, on the
+running stage alone. For a P99, 0 violations of 24 pass (0 of 32 from level 64) and a second early violation fails. The
+watched warm-up may fail a screen too, at half its weight. A screen refutes no level.
 
-**Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the stages at that level alone.
+**Sentinel.** Does a level that held before still hold? SPRT 0.7 a against 4 a at 5 %, on stages at that level alone.
 
-**Unmeasured.** A request that does not show the metric has no bit (`records.unmeasured`). A level with no bit at all,
-or with many such holes, is never `within`, whatever its bits or higher levels say; a fail stands.
+**Unmeasured.** A request that does not show the metric has no bit (`records.unmeasured`). A level without any bit, or
+with many such holes, is never `within`, whatever its bits or higher levels say; a fail stands.
 
-Stages whose audit has reasons, or whose level live traffic changed, are not judged. A level with no other stage is
-inconclusive for those reasons.
-Called by the stage every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
+Stages that the audit rejects, or during which live traffic moved the total off the level, are not judged. A level
+without other stages is inconclusive for those reasons.
+
+Called by the level runner every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ from calibrator.core.stats.quantile import ratio_interval
 DECIDED = math.log(19.0)  # Wald's bounds ln((1-b)/a) for a = b = 5 %
 SCREEN_FAILS = math.log(0.80 / 0.05)  # alpha 5 %, beta 20 %
 SCREEN_PASSES = math.log(0.20 / 0.95)
-SCREEN_LEAST = 24  # samples, so that the step is aimed by something; 32 from SCREEN_WIDE on
+SCREEN_LEAST = 24  # samples, so that the next step has something to go by; 32 from SCREEN_WIDE on
 SCREEN_LEAST_WIDE = 32
 SCREEN_WIDE = 64
-SCREEN_TOLERATED = 3.0  # undecided at its last sample, a screen passes up to this multiple of the allowance
-SENTINEL_PASSES = math.log(0.95 / 0.10)  # alpha 5 %, beta 10 %: the guard and the next sweep look again
-SENTINEL_ENDS = (0.7, 4.0)  # in allowances; wider than the zone: cheap, and blind to small changes
+SCREEN_TOLERATED = 3.0  # allowances: a screen that is undecided at its last sample passes up to this ratio
+SENTINEL_PASSES = math.log(0.95 / 0.10)  # alpha 5 %, beta 10 %: the guard and the next sweep check again
+SENTINEL_ENDS = (0.7, 4.0)  # in allowances; wider than the zone, so cheaper, but insensitive to small changes
 SENTINEL_TOLERATED = 1.5
 GROSS_RATIO = 0.25
 GROSS_COUNT = 4
@@ -80,7 +81,7 @@ def zone(objective: Objective) -> Sprt:
 
 
 def level_verdict(history: History, level: int) -> Verdict:
-    """Over all objectives: exceeded if any is, within if all are. A level without stages is judged by the others."""
+    """Over all objectives: exceeded if any is, within if all are. A level without stages is judged by other levels'."""
     here = history.at_level(level)
     invalid_reasons = [reason for stage in here for reason in stage.invalid_reasons]
     if here and all(stage.invalid_reasons for stage in here):
@@ -98,7 +99,7 @@ def level_verdict(history: History, level: int) -> Verdict:
 
 
 def is_settled(history: History, measure: Measure) -> bool:
-    """May the running stage, last in `history`, end? The sample limit ends any test, a failed ramp all but `fixed`."""
+    """Whether the running stage, last in `history`, may end: at the sample limit, or when its test is decided."""
     running = history.stages[-1]
     if min(evidence.n for evidence in running.evidence) >= measure.max_samples:
         return True
@@ -115,7 +116,7 @@ def is_settled(history: History, measure: Measure) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------ screen
 def screen_result(objectives: Sequence[Objective], stage: Stage) -> bool | None:
-    """Not grossly overloaded? None: not known yet."""
+    """Whether the level is not grossly overloaded; None: undecided."""
     if stage.ramp_failed:
         return False
     results = [
@@ -140,7 +141,7 @@ def _screen(objective: Objective, level: int, evidence: Evidence, watched: RampC
 
 
 def screen_passes_by_point_estimate(objectives: Sequence[Objective], stage: Stage) -> bool:
-    """The answer of a screen that ended undecided: by its point estimate."""
+    """The result of a screen that ended undecided, by its point estimate."""
     return all(
         part.n > 0 and part.exceedances <= SCREEN_TOLERATED * objective.allowance * part.n
         for objective, part in zip(objectives, stage.evidence, strict=True)
@@ -149,7 +150,7 @@ def screen_passes_by_point_estimate(objectives: Sequence[Objective], stage: Stag
 
 # ---------------------------------------------------------------------------------------------------------- sentinel
 def sentinel_result(history: History, level: int) -> bool | None:
-    """Does the level still hold? None: not known yet."""
+    """Whether the level still holds; None: undecided."""
     stages = [stage for stage in judged(history) if stage.level == level]
     if any(stage.ramp_failed for stage in stages):
         return False
@@ -166,7 +167,7 @@ def _sentinel(history: History, stages: Sequence[Stage], level: int, index: int)
 
 
 def sentinel_passes_by_point_estimate(history: History, level: int) -> bool:
-    """The answer of a sentinel that ended undecided: by its point estimate."""
+    """The result of a sentinel that ended undecided, by its point estimate."""
     stages = [stage for stage in judged(history) if stage.level == level]
     return all(
         n > 0 and exceedances <= SENTINEL_TOLERATED * objective.allowance * n
@@ -182,7 +183,7 @@ def _totals(stages: Sequence[Stage], index: int) -> tuple[int, int]:
 
 # ----------------------------------------------------------------------------------------------------------- verdict
 def judged(history: History) -> list[Stage]:
-    """The stages that may be judged."""
+    """The valid stages."""
     return [stage for stage in history.stages if not stage.invalid_reasons]
 
 
@@ -219,7 +220,7 @@ def _judge(
     why = _within(test, above, index, effect)
     if why:
         return VerdictKind.WITHIN, why
-    return VerdictKind.INCONCLUSIVE, f"too few to tell {test.p0:.3g} from {test.p1:.3g} (ratio of exceeding requests)"
+    return VerdictKind.INCONCLUSIVE, f"too few requests to tell a ratio of {test.p0:.3g} from {test.p1:.3g}"
 
 
 def _within(test: Sprt, above: dict[int, list[Stage]], index: int, effect: float) -> str:
@@ -231,7 +232,7 @@ def _within(test: Sprt, above: dict[int, list[Stage]], index: int, effect: float
             ratio += test.llr(part.n, part.exceedances) / effect_at(level, effect)
         if ratio <= -DECIDED:
             pooled = "" if len(above) == 1 else f" ({exceedances} of {n} from here up to {level})"
-            return f"the test for at most {test.p0:.3g} passed{pooled}"
+            return f"the ratio is at most {test.p0:.3g} by the sequential test{pooled}"
     return ""
 
 
@@ -252,7 +253,7 @@ def _exceeded(objective: Objective, below: dict[int, list[Stage]], index: int, e
             ratio += test.llr(part.n, part.exceedances) / effect_at(level, effect)
         if ratio >= DECIDED and _outlasts_a_stall(test, pool, index, effect):
             pooled = "" if len(below) == 1 else f" ({exceedances} of {n} from {level} up to here)"
-            return f"the test for at least {test.p1:.3g} passed{pooled}"
+            return f"the ratio is at least {test.p1:.3g} by the sequential test{pooled}"
     return ""
 
 
@@ -267,12 +268,12 @@ def ramp_has_failed(objective: Objective, count: RampCount) -> bool:
 
 
 def _gross_ratio(test: Sprt) -> float:
-    """25 %, or the upper end of the zone where that is higher: below P90 a quarter is nothing gross."""
+    """25 %, or the upper end of the zone where that is higher: for quantiles below P90 a quarter is not gross."""
     return max(GROSS_RATIO, test.p1)
 
 
 def _is_gross(stage: Stage, index: int, test: Sprt) -> bool:
-    """Enough violations in each quarter of one whole residence; counted from the stage's first violation."""
+    """Enough violations in each quarter of one whole residence, counted from the stage's first violation."""
     evidence = stage.evidence[index]
     per_quarter = _gross_ratio(test) * stage.probes / QUARTERS
     if stage.residence_s <= 0.0 or evidence.exceedances < max(GROSS_COUNT, QUARTERS * per_quarter):
@@ -291,7 +292,7 @@ def _is_gross(stage: Stage, index: int, test: Sprt) -> bool:
 
 
 def _outlasts_a_stall(test: Sprt, pool: Sequence[Stage], index: int, effect: float) -> bool:
-    """Violations a residence apart, and the test decided even if the largest cluster counts as one violation."""
+    """Violations a residence apart, and a test that decides even if the largest cluster counts as one violation."""
     times_s = [at_s for stage in pool for at_s in stage.evidence[index].violation_at_s]
     residence_s = max((stage.residence_s for stage in pool if stage.evidence[index].exceedances), default=0.0)
     if residence_s <= 0.0 or max(times_s) - min(times_s) < residence_s:

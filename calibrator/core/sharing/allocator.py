@@ -1,44 +1,47 @@
-"""One cap, many gateways: who may have how much of it in flight.
+"""One cap, many gateways: how many requests each of them may have in flight.
 
-Stock gateways count per process, so the cap is divided among those that poll. Four numbers belong to each client:
+Stock gateways limit concurrency per process, so the cap is divided among those that poll. Four numbers per client:
 
-    need    what it said it could use: in flight + refused, the highest of late (halved every `HALF_LIFE_S`);
-            at least twice its share if that is full; unknown if it says nothing
-    target  its part of the cap by the needs of all:          sum(target) <= cap
-    told    what it was last answered, until it is silent too long
-    held    what it may really have in flight: told, and what was begun under a larger share and still runs
+    need        what it reported it could use: in flight + rejected, the recent maximum (halved every `HALF_LIFE_S`);
+                at least twice its share while that is full; unknown if it reports nothing
+    target      its part of the cap, given everyone's needs:       sum(target) <= cap
+    advertised  the share it was last given, until the client expires
+    held        what it may actually have in flight: advertised, plus requests started under a larger share that are
+                still running
 
-**The promise: sum(held) <= max(cap, holders), whenever anything is told.** A poll that finds told > target lowers it at
-once. One that finds told < target is given no more than what is free, cap - sum(held): so a joiner (told = 0) waits
-until the others have heard of their smaller parts, or were silent until they expired. Where there are more clients
-than cap nobody can have less than 1, since 0 means "no limit" or "block all" to gateways: then all have 1.
+**Invariant: sum(held) <= max(cap, holders), after every answer.** A poll that finds advertised > target lowers it at
+once. One that finds advertised < target gets at most what is free, cap - sum(held). So a new client (advertised = 0)
+waits until the others have picked up their smaller shares, or have expired. With more clients than cap, shares cannot
+go below 1, because gateways read 0 as "no limit" or "block all": then every client has 1.
 
-**What still runs** is known of those who say it. A poll with `in_flight` shows that what was told before has arrived,
-and how much more is there: held = max(told before, in flight), never more than it was. Whoever says nothing is taken
-at his share at once; requests begun under a larger one then come on top until they end. A count that stays high for
-`RUN_OUT_S` is believed no longer: it counts what was forgotten, or requests longer than anybody waits for.
+**Requests still running** are known only for clients that report them. A poll with `in_flight` shows that the previous
+share has arrived, and how much is running beyond it: held = max(previous share, in flight), never rising. A client that
+reports nothing is assumed to hold its share from now on; requests started under a larger one then exceed the cap until
+they end. A count that stays high for `RUN_OUT_S` is no longer believed: it is a leaked counter, or requests longer than
+any client waits for.
 
-The one exception is the world's: when the cap itself falls, those that have not polled since still hold the old share.
-Nobody is told more until their sum is below the new cap; each gets its smaller part with its next poll.
+One exception is unavoidable: when the cap itself falls, clients that have not polled since still hold their old share.
+No share is raised until the sum is below the new cap, and each client gets its smaller share with its next poll.
 
-| event | targets are worked out again |
+| event | targets are recomputed |
 |---|---|
 | the cap changed | at once |
-| a client joined, left or expired | at once, but at most every `GATHER_S`: a fleet that starts joins in a few steps |
-| somebody is full or refuses requests | at most every `REBALANCE_S`; with nobody pressed shares stay as they are |
+| a client joined, left or expired | at once, but at most every `GATHER_S`: a starting fleet joins in a few steps |
+| a client is full or rejects requests | at most every `REBALANCE_S`; shares stay put while no client is pressed |
 
-**ShareLeader** is max-min fair: nobody gets more than an equal part while somebody needs more than he has; what an idle
-client does not need goes to the others, but for a reserve of `RESERVE_RATIO` of its equal part, so that the first
-requests of a burst are not refused while shares move. What nobody needs is divided equally. Without needs, and when
-nobody was full or refused anything for `HALF_LIFE_S`, this is cap // n, and one more for the first cap % n by name.
+**The division** is max-min fair: no client gets more than an equal part while another needs more than it has. What
+idle clients do not need goes to the others, except for a reserve of `RESERVE_RATIO` of an equal part, so that the first
+requests of a burst are not rejected while shares move. Unneeded capacity is divided equally. Without reported needs,
+and after `HALF_LIFE_S` without pressure, each client gets cap // n, and the first cap % n by name one more.
 
-**Expiry:** 3 x the longest gap seen between two polls of that client, at least 10 s. Gaps above `LONGEST_GAP_S` are no
-rhythm but an absence. An expired client is remembered so long that a slow rhythm is learned from its second poll on.
-Memory is bounded: beyond `MAX_CLIENTS` names the one silent for longest is forgotten, with what it held. A client is a
-name: two processes under one name are told one share and use it twice; a name of its own for each poll dilutes all.
+**Expiry:** after 3 x the longest gap between two polls of that client, at least 10 s. Gaps above `LONGEST_GAP_S` count
+as an absence, not as a polling interval. An expired client is kept long enough to learn a slow interval from its second
+poll. Memory is bounded: beyond `MAX_CLIENTS` names the one silent for longest is dropped, along with what it held. A
+client is a name: two processes with the same name are given one share and use it twice, and a client that polls under
+a new name each time dilutes everyone's share.
 
-Times are the caller's monotonic seconds; clocks of pollers play no part. Cost of a poll: constant, but for a plan
-(n log n) in the cases above, and every `LOOK_S` a look at those that were silent for long.
+Times are the caller's monotonic seconds; pollers' clocks do not matter. A poll costs constant time, except for the
+recomputations above (n log n) and a check every `EXPIRY_CHECK_S` for clients that have been silent for long.
 
 Called by `service.publishing.shares`.
 """
@@ -53,8 +56,8 @@ LEAST_EXPIRY_S = 10.0
 EXPIRY_GAPS = 3.0
 LONGEST_GAP_S = 120.0  # twice the longest long poll
 GATHER_S = 0.1
-LOOK_S = 0.5  # between two looks for the expired
-REBALANCE_S = 5.0  # one usual poll interval: shares that move faster than they are heard of would only swing
+EXPIRY_CHECK_S = 0.5  # between two checks for expired clients
+REBALANCE_S = 5.0  # a typical poll interval: shares that change faster than clients poll would oscillate
 HALF_LIFE_S = 30.0
 RUN_OUT_S = 300.0
 RESERVE_RATIO = 0.25
@@ -63,7 +66,7 @@ UNKNOWN = math.inf
 
 
 def divide(cap: int, needs: Mapping[str, float]) -> dict[str, int]:
-    """Targets of all clients: each >= 1, together the cap; or 1 each where that is more."""
+    """Targets of all clients: each >= 1, and their sum is the cap, or 1 each with more clients than cap."""
     count = len(needs)
     if count == 0 or count >= cap:
         return dict.fromkeys(needs, 1)
@@ -76,7 +79,7 @@ def divide(cap: int, needs: Mapping[str, float]) -> dict[str, int]:
             break
         targets[name] = math.ceil(wanted)
         left -= targets[name]
-    takers = sorted(ascending[len(targets) :] or needs)  # by name: equal parts stay where they are
+    takers = sorted(ascending[len(targets) :] or needs)  # by name, so that equal parts do not move around
     for index, name in enumerate(takers):
         targets[name] = targets.get(name, 0) + left // len(takers) + (index < left % len(takers))
     return targets
@@ -84,17 +87,17 @@ def divide(cap: int, needs: Mapping[str, float]) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Client:
-    """One poller. `told` 0: it waits, or it has expired."""
+    """One poller. `advertised` 0: it is waiting, or has expired."""
 
     seen_s: float
     gap_s: float = 0.0
     advertised: int = 0
-    held: int = 0  # >= told
-    over_since_s: float = 0.0  # since when held > told
+    held: int = 0  # >= advertised
+    over_since_s: float = 0.0  # since when held > advertised
     reports: bool = False  # what it has in flight
     target: int = 0  # 0: not planned yet
     need: float = UNKNOWN
-    noted_s: float = 0.0  # when the need was last worked out
+    noted_s: float = 0.0  # when the need was last updated
     is_live: bool = True
 
     @property
@@ -104,19 +107,19 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class HeldShare:
-    """What a client may have in flight, as it is remembered over a restart."""
+    """What a client may have in flight, as stored across restarts."""
 
     client: str
     requests: int
     gap_s: float
-    advertised: int | None = None  # None: as much; 0: it is gone, and was last told so many
+    advertised: int | None = None  # None: the same as `requests`; 0: the client has left, and this was its last share
 
 
 class FairShareAllocator:
-    """The division of one cap. Mutable; moments must not go backwards."""
+    """Divides one cap. Mutable; times must not go backwards."""
 
     def __init__(self, cap: int, max_clients: int = MAX_CLIENTS, *, is_deferred: bool = False) -> None:
-        """`is_deferred`: what is told here arrives later and elsewhere; `held` falls by `release` alone."""
+        """`is_deferred`: answers reach clients later, through other instances; `held` is lowered by `release` alone."""
         self._cap = cap
         self._is_deferred = is_deferred
         self._max_clients = max_clients
@@ -124,10 +127,10 @@ class FairShareAllocator:
         self._live = 0
         self._holders = 0  # clients with held > 0
         self._held = 0  # their sum
-        self._planned_s = self._looked_s = -math.inf
-        self._is_changed = False  # since the last plan: who is live
-        self._pressed_s = -math.inf  # when somebody could use more than he had
-        self.revision = 0  # grows with each change of a target, or of what is told or held
+        self._planned_s = self._expiry_checked_s = -math.inf
+        self._is_changed = False  # the set of live clients, since the last plan
+        self._pressed_s = -math.inf  # when a client last could have used more than its share
+        self.revision = 0  # grows with each change of a target, an advertised share or what is held
 
     @property
     def clients(self) -> int:
@@ -144,7 +147,7 @@ class FairShareAllocator:
 
     @property
     def over_cap(self) -> int:
-        """Clients that the cap has no request left for: all have 1, and so many in all are too much."""
+        """By how many clients the cap is exceeded when each of them has 1."""
         return max(0, self._live - self._cap)
 
     def set_cap(self, cap: int, now_s: float) -> None:
@@ -153,7 +156,7 @@ class FairShareAllocator:
             self._plan(now_s)
 
     def poll(self, name: str, now_s: float, in_flight: int | None = None, rejected: int | None = None) -> int | None:
-        """What this client may have in flight from now on, >= 1; None: it must wait, for others hold it all."""
+        """What this client may have in flight from now on, >= 1; None: it must wait, others hold the whole cap."""
         self._expire(now_s)
         client = self._seen(name, now_s)
         client.reports = in_flight is not None
@@ -163,8 +166,8 @@ class FairShareAllocator:
             self._note_need(client, now_s, in_flight or 0, rejected or 0)
         return self._answer(client, now_s)
 
-    def look(self, name: str, now_s: float) -> int | None:
-        """A poll that goes on waiting: nothing is heard of the client but that it is there."""
+    def wait_on(self, name: str, now_s: float) -> int | None:
+        """A long poll that is still waiting: it shows that the client is there, and nothing else."""
         self._expire(now_s)
         return self._answer(self._seen(name, now_s), now_s)
 
@@ -180,31 +183,31 @@ class FairShareAllocator:
         elif client.target > client.advertised:
             holders = self._holders + (client.held == 0)
             free = max(0, max(self._cap, holders) - self._held)
-            told = min(client.target, client.held + free)
-            if told > client.advertised:
-                client.advertised = told
-                self._hold(client, max(told, client.held))
+            share = min(client.target, client.held + free)
+            if share > client.advertised:
+                client.advertised = share
+                self._hold(client, max(share, client.held))
                 self.revision += 1
         return client.advertised or None
 
     def tend(self, now_s: float) -> None:
-        """Let the silent expire where nobody polls; called now and then."""
+        """Expire silent clients even when there are no polls; called periodically."""
         self._expire(now_s)
         self._plan_if_due(now_s)
 
     def held(self) -> tuple[HeldShare, ...]:
-        """To be remembered over a restart."""
+        """To be stored across restarts."""
         return tuple(
             HeldShare(name, client.held, client.gap_s) for name, client in self._clients.items() if client.held > 0
         )
 
     def live(self) -> list[tuple[str, Client]]:
-        """Who counts now, by name."""
+        """Live clients, by name."""
         live = ((name, client) for name, client in self._clients.items() if client.is_live)
         return sorted(live, key=lambda one: one[0])
 
     def restore(self, held: Iterable[HeldShare], now_s: float) -> None:
-        """Whoever held a share holds it still. Nobody could poll while we were away: all count as just seen."""
+        """Clients that held a share still hold it. None could poll while we were down, so all count as just seen."""
         for share in held:
             if share.client not in self._clients and len(self._clients) < self._max_clients and share.requests > 0:
                 client = self._clients[share.client] = Client(now_s, min(share.gap_s, LONGEST_GAP_S))
@@ -216,17 +219,17 @@ class FairShareAllocator:
 
     # ------------------------------------------------------------------------- where several calibrators share the cap
     def all(self) -> Iterable[tuple[str, Client]]:
-        """Who holds something, live or not."""
+        """Clients that hold something, live or not."""
         return ((name, client) for name, client in self._clients.items() if client.held > 0)
 
     def tell_all(self, now_s: float) -> None:
-        """As if everybody who is live had asked."""
+        """As if every live client had polled."""
         for client in self._clients.values():
             if client.is_live:
                 self._answer(client, now_s)
 
     def release(self, name: str, most: int) -> None:
-        """It has heard what it was told, and has no more than this beyond it."""
+        """The client has picked up its current share, and at most `most` of its requests are still running."""
         client = self._clients[name]
         self._hold(client, max(client.advertised, min(client.held, most)))
 
@@ -254,9 +257,9 @@ class FairShareAllocator:
         return client
 
     def _expire(self, now_s: float) -> None:
-        if now_s - self._looked_s < LOOK_S:
+        if now_s - self._expiry_checked_s < EXPIRY_CHECK_S:
             return
-        self._looked_s = now_s
+        self._expiry_checked_s = now_s
         forgotten = []
         for name, client in self._clients.items():
             silent_s = now_s - client.seen_s
@@ -285,7 +288,7 @@ class FairShareAllocator:
                 self._hold(client, 0)
 
     def _settle(self, client: Client, now_s: float, in_flight: int) -> None:
-        """It has heard what it was told before, and has no more than this beyond it."""
+        """A poll shows that the previous share has arrived, and how much is still running beyond it."""
         if client.held == client.advertised:
             return
         is_believed = now_s - client.over_since_s < RUN_OUT_S
@@ -303,7 +306,7 @@ class FairShareAllocator:
         need = float(in_flight + rejected)
         if rejected or in_flight >= client.advertised:
             self._pressed_s = now_s
-            need = max(need, 2.0 * client.advertised)  # full: how much more it could use will show
+            need = max(need, 2.0 * client.advertised)  # full: how much more it could use remains to be seen
         if not math.isinf(client.need):
             need = max(need, client.need * 0.5 ** ((now_s - client.noted_s) / HALF_LIFE_S))
         client.need, client.noted_s = min(need, self._cap), now_s

@@ -1,24 +1,24 @@
-"""One cap, several calibrators: what one instance answers its pollers, from the table that the leading one writes.
+"""One cap, several calibrators: how an instance answers its pollers, from the table that the leader writes.
 
-    every second, each instance:    1. write the report: who polled here, and what he was told
+    every second, each instance:    1. write its report: who polled here, and which share was advertised
                                     2. read the newest table                         together: an exchange
-    the leader, besides:            3. hear all reports, divide, write the next table     (core.sharing.leader)
+    the leader, in addition:        3. read all reports, divide, write the next table     (core.sharing.leader)
 
-The database is the only way between instances. Whoever is in the table is told his share by any instance; a new name
-waits (503) until the leader has given it one. Versions of the table grow by one with each change.
+Instances communicate only through the database. Any instance can answer a client that is in the table; a new name waits
+(503) until the leader has granted it a share. The table's version grows by one with each change.
 
-**Alone.** An instance that cannot exchange goes on for a while, and the leader knows for how long:
+**Without the database** an instance goes on for a limited time, which the leader knows:
 
-| since its last exchange began | told to a client of its last report | told to others |
+| since its last exchange began | clients in its last report get | other clients get |
 |---|---|---|
-| below `FRESH_S` | its share in the table | their share in the table |
-| below `KNOWN_S` | the lesser of that and what it was last told here | nothing: they wait |
+| below `FRESH_S` | their share in the table | their share in the table |
+| below `KNOWN_S` | the smaller of that and what was last advertised here | nothing: they wait |
 | after that | nothing: gateways keep what they have | nothing |
 
-So with the database lost known shares go on and nobody joins. The leader takes no share away that an instance out of
-sight may still be telling.
+So if the database is lost, known shares stay in use and no client can join. The leader does not reassign a share that
+an unreachable instance may still be advertising.
 
-Times are monotonic seconds of this machine, counted from before the exchange began: whatever delays it shortens them.
+Times are monotonic seconds of this machine, counted from before the exchange began, so delays only shorten them.
 
 Called by `service.publishing.joint_shares`.
 """
@@ -37,13 +37,13 @@ KNOWN_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the table says of one client."""
+    """One client's entry in the table."""
 
     client: str
-    share: int  # 0: it is gone, and may still have what it holds
-    held: int  # what it may really have; >= share
-    since: int  # version of the table since which it has this share
-    gap_s: int = 0  # its rhythm, rounded up
+    share: int  # 0: the client has left, and may still have what it holds
+    held: int  # what it may actually have in flight; >= share
+    since: int  # version of the table that gave it this share
+    gap_s: int = 0  # its polling interval, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ShareTable:
     """The division of one cap, as all instances read it."""
 
     version: int = 0
-    clients: int = 0  # live ones, those that wait included
+    clients: int = 0  # live, including those that wait
     over_cap: int = 0
     grants: tuple[Grant, ...] = ()
 
@@ -61,8 +61,8 @@ class ClientReport:
     """One poller of one instance."""
 
     client: str
-    advertised: int  # when it last polled; 0: it waits
-    held: int  # what it may have, by what it says and was told here
+    advertised: int  # at its last poll; 0: it waits
+    held: int  # what it may have in flight, given what it reported and what was advertised here
     has_polled: bool  # since the last report
     in_flight: int | None = None
     rejected: int | None = None  # since the last report
@@ -72,22 +72,22 @@ class ClientReport:
 class CacheReport:
     version: int  # of the newest table that this instance has read
     clients: tuple[ClientReport, ...] = ()
-    is_last: bool = False  # it tells nobody anything from here on
+    is_last: bool = False  # this instance answers no more polls
 
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """A report as it stands in the database."""
+    """A report as stored in the database."""
 
     number: int  # of this instance's reports; a lower one never replaces it
     age_s: float  # by the database's clock
     report: CacheReport
-    is_troubled: bool = False  # one before it may have been stored or not
+    is_troubled: bool = False  # whether the report before it was stored is not known
 
 
 @dataclass(frozen=True, slots=True)
 class CapReport:
-    """Whose cap a report is about."""
+    """A report, and the cap it is about."""
 
     backend: str
     per_replica: bool
@@ -96,7 +96,7 @@ class CapReport:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
-    """All that one instance has to say."""
+    """Everything that one instance reports."""
 
     number: int
     caps: tuple[CapReport, ...]
@@ -128,7 +128,7 @@ class ShareCache:
     _is_closed: bool = False
 
     def poll(self, client: str, now_s: float, in_flight: int | None = None, rejected: int | None = None) -> int | None:
-        """What it may have in flight from now on; None: it waits, and keeps what it has."""
+        """What the client may have in flight from now on; None: it waits, and keeps what it has."""
         caller = self._seen(client, now_s)
         caller.in_flight = in_flight
         caller.rejected += rejected or 0
@@ -138,8 +138,8 @@ class ShareCache:
         caller.held = max(caller.advertised, running if now_s - caller.over_since_s < RUN_OUT_S else 0)
         return self._answer(client, caller, now_s)
 
-    def look(self, client: str, now_s: float) -> int | None:
-        """A poll that goes on waiting."""
+    def wait_on(self, client: str, now_s: float) -> int | None:
+        """A long poll that is still waiting."""
         return self._answer(client, self._seen(client, now_s), now_s)
 
     def _seen(self, client: str, now_s: float) -> _Caller:
@@ -167,22 +167,22 @@ class ShareCache:
         return share
 
     def callers(self, now_s: float) -> list[tuple[str, int, int, float, float]]:
-        """Who polls here, by name: told, its share in the table, seconds since its last poll, longest gap."""
+        """Clients that poll here, by name: advertised, share in the table, seconds since the last poll, longest gap."""
         return sorted(
             (client, caller.advertised, self._shares.get(client, 0), now_s - caller.seen_s, caller.gap_s)
             for client, caller in self._callers.items()
         )
 
     def close(self) -> None:
-        """Tell nobody anything; the next report is the last."""
+        """Answer no more polls; the next report is the last."""
         self._is_closed = True
 
     # ------------------------------------------------------------------------------------------------ exchanges
     def report(self, now_s: float) -> CacheReport:
-        """What the leader is to hear.
+        """What the leader needs to know.
 
-        Whoever is silent is listed for twice as long as he counts: he may have come here last before he asked another
-        instance, and may still go by what he was told here when he asked there.
+        A silent client stays listed for twice its expiry: it may have polled another instance since, and may have done
+        so while it still applied the share it got here.
         """
         for client, caller in list(self._callers.items()):
             if now_s - caller.seen_s >= 2.0 * max(LEAST_EXPIRY_S, EXPIRY_GAPS * caller.gap_s):
@@ -196,14 +196,14 @@ class ShareCache:
         )  # fmt: skip
         return CacheReport(self.table.version, tuple(clients), self._is_closed)
 
-    def exchanged(self, told: CacheReport, table: ShareTable, begun_s: float) -> None:
-        """The report was written, and then the table read."""
-        for one in told.clients:
+    def exchanged(self, written: CacheReport, table: ShareTable, begun_s: float) -> None:
+        """The report was written, and the table read after it."""
+        for one in written.clients:
             caller = self._callers.get(one.client)
             if caller is not None:
                 caller.has_polled = caller.has_polled and caller.seen_s >= begun_s
                 caller.rejected -= one.rejected or 0
-        self._reported, self._exchanged_s = frozenset(one.client for one in told.clients), begun_s
+        self._reported, self._exchanged_s = frozenset(one.client for one in written.clients), begun_s
         self.adopt(table)
 
     def adopt(self, table: ShareTable) -> None:

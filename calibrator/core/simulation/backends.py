@@ -1,4 +1,4 @@
-"""Synthetic backends with a known capacity: the field on which the search policy is judged.
+"""Synthetic backends with a known capacity, on which the search policy is evaluated.
 
 A request's latency is given in limits, so that it *exceeds* above 1. A backend is a curve p(N), the exceedance ratio at
 level N, and the true capacity N* is the highest level up to which no level exceeds the allowance (holes count).
@@ -19,7 +19,7 @@ in 1..512; 2 % of backends fail at level 1 and 3 % never fail.
 Gaussian copula of correlation 0-.7, and AR(1) of 0-.5 between neighbouring clusters. **Time.** A request stays
 s0 (1 + growth N / N*), s0 about 3 s. **Drift.** `moved` shifts the knee.
 
-`numpy` random numbers are drawn in a fixed order: a seed is a backend. Used by `core.simulation.play`.
+`numpy` random numbers are drawn in a fixed order: a seed is a backend. Used by `core.simulation.runs`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _given(wanted: float | None, drawn: float) -> float:
 
 @dataclass
 class SyntheticBackend:
-    """Draws latencies of a `Truth`; remembers the stall that is going on."""
+    """Draws latencies of a `Truth`; keeps the state of the current stall."""
 
     truth: Truth
     rng: np.random.Generator

@@ -1,8 +1,8 @@
-"""The table of a simulation: what the search costs, how right it is, and what harm it does.
+"""The table of a simulation: what the search costs, how accurate it is, and how much harm it does.
 
 Figures carry 95 % intervals: means by the central limit, shares by Clopper-Pearson, quantiles by order statistics. The
-error that the product promises (DESIGN section 3) is the one per capacity, and this is where it is measured.
-`requests_bound_mean` is a lower bound for any policy (`core.simulation.play.bound_requests`), a property of the
+error that the product guarantees (DESIGN section 3) is the one per capacity, and it is measured here.
+`requests_bound_mean` is a lower bound for any policy (`core.simulation.runs.bound_requests`), a property of the
 backends.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrator.core.simulation.backends import CORE, Family
-from calibrator.core.simulation.play import OBJECTIVES, CostLedger, Result
+from calibrator.core.simulation.runs import OBJECTIVES, CostLedger, Result
 from calibrator.core.stats.quantile import quantile_estimate, ratio_interval
 
 
@@ -28,22 +28,22 @@ class Figure:
 
 def figures(results: Sequence[Result]) -> dict[str, Figure]:
     """The table of one policy over one group of backends."""
-    books = [result.books for result in results]
-    sent = sum(each.requests for each in books)
+    ledger = [result.ledger for result in results]
+    sent = sum(each.requests for each in ledger)
     return {
-        "requests_mean": _mean([each.requests for each in books]),
-        "minutes_median": _quantile([each.wall_s / 60.0 for each in books], 0.5),
+        "requests_mean": _mean([each.requests for each in ledger]),
+        "minutes_median": _quantile([each.wall_s / 60.0 for each in ledger], 0.5),
         "error_median_ratio": _quantile([result.error_ratio for result in results], 0.5),
         "within_15pct_ratio": _share([result.is_near for result in results]),
         "unsafe_ratio": _share([result.is_unsafe for result in results]),
         "over_twice_allowance_ratio": _share(
             [result.exceedance_ratio > 2.0 * OBJECTIVES[0].allowance for result in results]
         ),
-        "requests_above_ratio": _ratio(books, sent),
-        "seconds_above_mean": _mean([each.above_s for each in books]),
-        "seconds_hard_mean": _mean([each.hard_s for each in books]),
+        "requests_above_ratio": _ratio(ledger, sent),
+        "seconds_above_mean": _mean([each.above_s for each in ledger]),
+        "seconds_hard_mean": _mean([each.hard_s for each in ledger]),
         "highest_probed_p95": _quantile(
-            [result.books.highest_level / max(result.true_capacity, 1) for result in results], 0.95
+            [result.ledger.highest_level / max(result.true_capacity, 1) for result in results], 0.95
         ),
         "certified_ratio": _share([result.is_certified for result in results]),
         "requests_bound_mean": _mean([result.bound_requests for result in results]),
@@ -65,11 +65,11 @@ def _mean(values: Sequence[float]) -> Figure:
     return Figure(mean, mean - margin, mean + margin)
 
 
-def _ratio(books: Sequence[CostLedger], sent: int) -> Figure:
+def _ratio(ledger: Sequence[CostLedger], sent: int) -> Figure:
     """Requests above / requests, of all sweeps together: the ratio estimator's interval."""
-    ratio = sum(each.requests_above for each in books) / sent
-    rest = [each.requests_above - ratio * each.requests for each in books]
-    margin = 1.96 * float(np.std(rest)) * math.sqrt(len(books)) / sent
+    ratio = sum(each.requests_above for each in ledger) / sent
+    rest = [each.requests_above - ratio * each.requests for each in ledger]
+    margin = 1.96 * float(np.std(rest)) * math.sqrt(len(ledger)) / sent
     return Figure(ratio, ratio - margin, ratio + margin)
 
 

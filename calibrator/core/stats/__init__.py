@@ -1,7 +1,7 @@
-"""Statistics that know nothing of sweeps.
+"""Statistics, independent of sweeps.
 
 Does:      quantiles and ratios with distribution-free intervals; how long slow spells last.
 Comes in:  plain sequences of numbers.
-Goes out:  estimates that say what the sample supports, and None where it supports nothing.
+Goes out:  estimates as far as the sample supports them, else None.
 Imports:   numpy and scipy; nothing else of core.
 """

@@ -1,8 +1,8 @@
-"""How long a slow spell lasts, in requests: what makes n requests worth fewer than n.
+"""How long slow spells last, in requests: the reason why n requests carry less information than n independent ones.
 
-Violations come in spells: one long prompt, one full queue, and the next twenty requests are slow as well. A hundred
-good requests inside one quiet spell say little. How long spells last shows in the latencies long before the first
-violation, so the design effect need not wait for violations to learn from:
+Violations come in spells: one long prompt or one full queue, and the next twenty requests are slow as well. A hundred
+good requests within one quiet spell prove little. The length of spells shows in the latencies long before the first
+violation, so the design effect can be estimated before there are violations:
 
     tau_q = 1 + 2 sum_k rho_k      integrated autocorrelation time of the indicator "latency at or above its own
                                    q-quantile", requests in start order; the variance of a count of such requests is
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_SAMPLES = 24  # fewer say nothing about spells
+LEAST_SAMPLES = 24  # fewer show nothing about spells
 SHALLOW, DEEP = 0.8, 0.9  # the two quantiles
 
 
@@ -42,7 +42,7 @@ class CorrelationTime:
     at_p90: float
 
     def at_tail(self, allowance: float) -> float:
-        """Continued to the tail that an objective judges."""
+        """Extrapolated to the tail that an objective is about."""
         if self.at_p80 <= 1.0:
             return 1.0
         decline = min(1.0, (self.at_p90 - 1.0) / (self.at_p80 - 1.0))
@@ -51,7 +51,7 @@ class CorrelationTime:
 
 
 def correlation_time(latencies: Sequence[float]) -> CorrelationTime | None:
-    """Of latencies in start order; infinite ones (failures) are the slowest. None: too few."""
+    """Of latencies in start order; infinite ones (failures) are the slowest. None: too few values."""
     values = np.asarray(latencies, dtype=float)
     if values.size < LEAST_SAMPLES:
         return None

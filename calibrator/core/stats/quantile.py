@@ -1,4 +1,4 @@
-"""Distribution-free quantiles and ratios: what a sample can support, and no more.
+"""Distribution-free quantiles and ratios, as far as a sample can support them.
 
 Quantile. The q-quantile of n values is estimated by the order statistic of rank ceil(n q). The number of values below
 the true quantile is Bin(n, q), so order statistics also bound it (David & Nagaraja, Order Statistics, section 7.1):
@@ -7,7 +7,7 @@ the true quantile is Bin(n, q), so order statistics also bound it (David & Nagar
     high  X(s), s = 1 + smallest k with P(Bin(n, q) <= k) >= 97.5 %     s > n: no upper bound
 
 Support rule: an estimate is given where at least one value is expected above the quantile, n (1 - q) >= 1 (100 values
-for a P99), and the lower bound exists; otherwise None. Below that, the "P99" would be the maximum under another name.
+for a P99), and the lower bound exists; otherwise None. With fewer, a "P99" would merely be the maximum.
 A failed request is an infinite latency; a quantile that falls among failures is None, never a number.
 
 Ratio. Clopper-Pearson at effective counts: correlated bits carry the information of n / d independent ones (d is the
@@ -37,7 +37,7 @@ class QuantileEstimate:
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
-    """Displayed quantiles of one metric; a quantile that n cannot support is None, never a guess."""
+    """Displayed quantiles of one metric; a quantile that n cannot support is None."""
 
     n: int
     p50: QuantileEstimate | None
@@ -59,7 +59,7 @@ def summarise(values: Sequence[float]) -> LatencySummary:
 
 
 def ratio_interval(exceedances: int, n: int, effective_n: float) -> tuple[float, float]:
-    """95 % interval of the true exceedance ratio; (0, 1) when nothing was seen."""
+    """95 % interval of the true exceedance ratio; (0, 1) without samples."""
     if n <= 0 or effective_n <= 0.0:
         return 0.0, 1.0
     seen = exceedances * effective_n / n

@@ -1,12 +1,12 @@
-"""Did the probes look as planned? Prompt and output lengths by class, and what a prefix cache found.
+"""Whether the probes were as intended: prompt and output lengths by class, and prefix cache hits.
 
-Only counted, completed requests with the server's usage say anything: the answers of a warm-up are shortened on
-purpose. What was wanted is added up over the very same requests, so that a wide mix of lengths is no error.
+Only counted, completed requests with the server's usage are used, because answers during a warm-up are shortened on
+purpose. Intended lengths are summed over the same requests, so that a wide mix of lengths causes no difference.
 
-| off by | warning |
+| difference | warning |
 |---|---|
 | more than 10 % in mean prompt or output tokens, with at least `LEAST` requests | the cap holds for other traffic |
-| cached tokens 10 points above the wanted ratio (and beyond the template) | `suspect_cache` |
+| cached tokens 10 points above the intended ratio (and beyond the template) | `suspect_cache` |
 | cached tokens 10 points below it | the engine's cache is off or too small for the shared prefixes |
 """
 
@@ -36,8 +36,8 @@ class _Sums:
 
 
 @dataclass(slots=True)
-class AchievedFold:
-    """Adds up ended requests of a whole sweep."""
+class AchievedLengths:
+    """Sums over the ended requests of a whole sweep."""
 
     workload: Workload
     _by_class: dict[str, _Sums] = field(default_factory=dict)
@@ -64,16 +64,16 @@ class AchievedFold:
 
     @property
     def cached_ratio(self) -> float | None:
-        """Of all prompt tokens; None where the server never says."""
+        """Of all prompt tokens; None: the server does not report it."""
         return self._cached_tokens / self._cacheable_tokens if self._cacheable_tokens else None
 
     def classes(self) -> tuple[ClassAchieved, ...]:
-        """In the workload's order; a class that was never answered is left out."""
+        """In the workload's order, without classes that were never answered."""
         names = dict.fromkeys(cls.name for cls in self.workload.classes if cls.name in self._by_class)
         return tuple(_achieved(name, self._by_class[name]) for name in names)
 
     def warnings(self, template_tokens: float) -> tuple[str, ...]:
-        """`template_tokens`: what the server adds to each prompt; that may be cached whatever we send."""
+        """`template_tokens`: what the server adds to each prompt; those may be cached whatever we send."""
         return (*_length_warnings(self.classes()), *self._cache_warnings(template_tokens))
 
     def _cache_warnings(self, template_tokens: float) -> Iterator[str]:
@@ -84,13 +84,13 @@ class AchievedFold:
         rightly = wanted + (template_tokens + (0 if wanted else CACHE_BLOCK_TOKENS)) / mean_tokens
         if ratio > rightly + CACHED_OFF_RATIO:
             yield (
-                f"suspect_cache: {ratio:.0%} of the prompt tokens came from a cache, {wanted:.0%} were meant to: "
+                f"suspect_cache: {ratio:.0%} of the prompt tokens came from a cache instead of {wanted:.0%}: "
                 "something answers without reading the prompts."
             )
         elif ratio < wanted - CACHED_OFF_RATIO:
             yield (
-                f"Only {ratio:.0%} of the prompt tokens came from the prefix cache, {wanted:.0%} were meant to: "
-                "the engine's cache is off, or too small for the shared prefixes."
+                f"Only {ratio:.0%} of the prompt tokens came from the prefix cache instead of {wanted:.0%}: "
+                "it is off, or too small for the shared prefixes."
             )
 
 
@@ -114,8 +114,8 @@ def _length_warnings(classes: Sequence[ClassAchieved]) -> Iterator[str]:
             if cls.requests < LEAST or not achieved or not wanted or abs(achieved / wanted - 1) <= OFF_RATIO:
                 continue
             yield (
-                f"Class '{cls.name}': {what} had {achieved:.0f} tokens on average, {wanted:.0f} were wanted; "
-                "the cap holds for traffic like what was sent."
+                f"Class '{cls.name}': {what} had {achieved:.0f} tokens on average instead of {wanted:.0f}; "
+                "the cap holds for the traffic that was sent."
             )
 
 

@@ -1,22 +1,22 @@
-"""The probe traffic: classes of requests, and prompts of a wanted length without a tokenizer.
+"""The probe traffic: classes of requests, and prompts of an intended length without a tokenizer.
 
-Stratification: classes are dealt by largest remainder, so that every block of requests carries the same mix; otherwise
-the violations of a level would be the sampling noise of the mix. A class with recorded `sizes` (a trace) is a deck of
+Stratification: classes are dealt by largest remainder, so that every block of requests has the same mix; otherwise a
+level's violations would include the sampling noise of the mix. A class with recorded `sizes` (a trace) is a deck of
 cards: shuffled by the seed, dealt to its end, shuffled again. The deck itself is stratified by prompt length: it is cut
-into tenths, and a card that is the j-th of its tenth lies near j / (cards of the tenth), so that short stretches of the
-deck look like the whole.
+into tenths, and the j-th card of a tenth is placed near j / (cards of the tenth), so that short stretches of the deck
+resemble the whole.
 
 Length: a prompt of w words costs `overhead + per_word * w` tokens. The two numbers are fitted from the server's own
 `usage.prompt_tokens` for a short and a long prompt (`TokenScale.fit`), so no tokenizer is downloaded.
 
-Uniqueness: every prompt starts with a nonce, so it differs from its first token on; prefix caches then cannot turn a
+Uniqueness: every prompt starts with a nonce, so prompts differ from the first token on, and prefix caches cannot turn a
 measurement of the model into one of the cache. Nonces depend on `salt` (the sweep's id), sizes and order only on the
-seed: a second sweep with the same seed sends the same traffic, and finds nothing of the first in a cache.
+seed: a second sweep with the same seed sends the same traffic, but finds nothing of the first in a cache.
 
-Prefix reuse: for a wanted ratio r a prompt of w words is r * w words of a shared prefix, then its nonce, then words of
-its own. The prefixes come from a pool of `PREFIX_POOL`, each as long as the longest prompt needs; a shorter prompt
-takes the head of one, so all that draw the same entry share what they have. The first use of an entry is a miss, and
-engines cache whole blocks (16 to 128 tokens), so a little less than r is achieved; it is measured and reported.
+Prefix reuse: for an intended ratio r, a prompt of w words is r * w words of a shared prefix, then its nonce, then words
+of its own. Prefixes come from a pool of `PREFIX_POOL`, each as long as the longest prompt needs; a shorter prompt takes
+the beginning of one, so all prompts with the same prefix share it. The first use of a prefix is a miss, and engines
+cache whole blocks (16 to 128 tokens), so slightly less than r is achieved; it is measured and reported.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from dataclasses import dataclass, field, replace
 from calibrator.core.records.sample import Label, ProbeRequest
 from calibrator.errors import ConfigurationError
 
-TAIL_CUT_SIGMAS = 3.0  # lognormal prompts are cut here, so that the longest one is known before the sweep
+TAIL_CUT_SIGMAS = 3.0  # lognormal lengths are cut here, so that the longest prompt is known before the sweep
 STRATA = 10  # tenths of a trace, by prompt length
 PREFIX_POOL = 8  # several, as users have several system prompts; few, so that all of them stay in an engine's cache
-MAX_PREFIX_REUSE = 0.95  # the rest must hold at least a nonce
+MAX_PREFIX_REUSE = 0.95  # the rest must hold a nonce
 
 # Short, common, lower-case words: one or two tokens each in every tokenizer we know; the scale is fitted anyway.
 _WORDS = (  # noqa: SIM905 - eighty quoted words are harder to read
@@ -47,8 +47,8 @@ _WORDS = (  # noqa: SIM905 - eighty quoted words are harder to read
 class WorkloadClass:
     """One kind of request. Token counts are fixed, or spread uniformly by +- `spread_ratio` around the value.
 
-    `prompt_sigma` above 0: prompt lengths have a heavy tail instead, lognormal around the median `prompt_tokens`,
-    cut at three sigma. Real prompts do; their tail is what the P99 of the time to first token is made of.
+    With `prompt_sigma` above 0, prompt lengths have a heavy tail instead: lognormal around the median `prompt_tokens`,
+    cut at three sigma. Real prompts do, and their tail determines the P99 of the time to first token.
     """
 
     name: str = "default"
@@ -106,7 +106,7 @@ class WorkloadClass:
 
     @property
     def longest_total_tokens(self) -> int:
-        """Most tokens of context that one request can need."""
+        """The largest context that a request can need, in tokens."""
         if self.sizes:
             return max(self.within(prompt) + output for prompt, output in self.sizes)
         return self.longest_prompt_tokens + round(self.output_tokens * (1 + self.spread_ratio))
@@ -131,7 +131,7 @@ class WorkloadClass:
         return limit if limit <= median - spread else median - (median + spread - limit) ** 2 / (4.0 * spread)
 
     def share_within(self, applies_to: Callable[[int], bool]) -> float:
-        """Share of this class's prompts whose length the predicate accepts; a distribution counts as its middle."""
+        """Share of this class's prompts whose length the predicate accepts; a distribution counts as its median."""
         if not self.sizes:
             return float(applies_to(self.within(self.prompt_tokens)))
         return sum(applies_to(self.within(prompt)) for prompt, _ in self.sizes) / len(self.sizes)
@@ -185,7 +185,7 @@ class Workload:
 
 
 def prompt_lengths(workload: Workload, n: int = 1000) -> tuple[int, ...]:
-    """A sample of what the probes of a workload will be, in tokens."""
+    """A sample of the prompt lengths of a workload's probes, in tokens."""
     factory = PromptFactory(workload, TokenScale(), seed=1)
     return tuple(factory.next_size()[1] for _ in range(n))
 
@@ -199,7 +199,7 @@ class TokenScale:
 
     @staticmethod
     def fit(short: tuple[int, int], long: tuple[int, int]) -> TokenScale:
-        """From two (words, prompt_tokens) pairs. Falls back to one token a word where they do not grow."""
+        """From two (words, prompt_tokens) pairs. Falls back to one token per word where tokens do not grow."""
         words = long[0] - short[0]
         tokens = long[1] - short[1]
         if words <= 0 or tokens <= 0:
@@ -230,7 +230,7 @@ class PromptFactory:
     gap_quantiles: tuple[float, ...] = (0.5, 0.9, 0.99)
     first_id: int = 0
     id_step: int = 1  # workers of one generator interleave their ids
-    salt: str = ""  # of nonces and shared prefixes: another one for each sweep
+    salt: str = ""  # of nonces and shared prefixes: differs for each sweep
     _rng: random.Random = field(init=False)
     _nonces: random.Random = field(init=False)
     _debt: list[float] = field(init=False)
@@ -255,7 +255,7 @@ class PromptFactory:
             prompt_tokens = cls.within(prompt_tokens)
         else:
             prompt_tokens, output_tokens = cls.within(self._prompt_tokens(cls)), self._spread(cls.output_tokens, cls)
-        if residual:  # users that join a running level are met in mid-answer, so that long outputs do not start in step
+        if residual:  # users join a running level as if in mid-answer, so that long answers do not start in step
             output_tokens = max(1, round(output_tokens * self._rng.random()))
         return cls, prompt_tokens, output_tokens
 
@@ -290,7 +290,7 @@ class PromptFactory:
         return self._decks[index].pop()
 
     def _shuffled(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Every size once, each stretch of the result with short and long prompts in proportion."""
+        """Every size once; any stretch of the result has short and long prompts in proportion."""
         cards = sorted(sizes)
         strata = min(STRATA, len(cards))
         placed: list[tuple[float, tuple[int, int]]] = []
@@ -319,7 +319,7 @@ class PromptFactory:
         return " ".join([*head, _nonce(self._nonces), *own])
 
     def _make_prefixes(self) -> tuple[list[str], ...]:
-        """Of the salt alone, so that workers of one sweep share them."""
+        """Depend on the salt alone, so that all workers of a sweep share them."""
         ratio = self.workload.prefix_reuse_ratio
         if not ratio:
             return ()

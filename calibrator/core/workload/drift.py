@@ -1,18 +1,18 @@
-"""Is live traffic still like it was when the cap was measured?
+"""Whether live traffic is still like it was when the cap was measured.
 
 **Prompt lengths:** the population stability index over the engine's own buckets,
 
     PSI = sum over buckets of (p - q) * ln(p / q)        p live, q reference; half an observation added to each bucket
 
-It is symmetric, in nats (Jeffreys' divergence); below 0.1 counts as the same population, above 0.25 as another one
+It is symmetric, in nats (Jeffreys' divergence); below 0.1 counts as the same population, above 0.25 as a different one
 (S. Lewis, An Introduction to Credit Scoring, 1994). By chance alone it is about (k - 1) (1/n + 1/m) for k buckets in
-use: with `LEAST_REQUESTS` on each side and ten buckets 0.036.
+use: 0.036 with ten buckets and `LEAST_REQUESTS` on each side.
 
 **Prefix hits:** the difference of the hit ratios, where enough tokens were looked up.
 
-The reference is live traffic around the last sweep, not the probes': probes are what the configuration says, and
-another sweep would not change that. How far live prompts are from the probes' is told in words beside it
-(`unlike_probes`), because there the remedy is another workload, `mirror` for one.
+The reference is live traffic around the last sweep, not the probes: probes follow the configuration, which another
+sweep would not change. How live prompts differ from the probes' is reported separately (`unlike_probes`), because the
+remedy is another workload, for example `mirror`.
 
 Pure; called by `core.admission.triggers`.
 """
@@ -35,7 +35,7 @@ SMOOTHING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """What counts as other traffic."""
+    """What counts as different traffic."""
 
     prompt_psi: float = 0.25
     hit_ratio: float = 0.15  # difference of the hit ratios
@@ -43,7 +43,7 @@ class DriftPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """`words` empty: nothing drifted. A distance is None where too little was seen to speak of one."""
+    """`words` empty: nothing drifted. A distance is None where there was too little traffic for one."""
 
     prompt_psi: float | None
     hit_ratio_change: float | None
@@ -51,17 +51,17 @@ class Drift:
 
 
 def drift(live: LiveMix, reference: LiveMix, policy: DriftPolicy) -> Drift:
-    psi, change, said = None, None, []
+    psi, change, found = None, None, []
     if live.prompts is not None and reference.prompts is not None and _is_enough(live, reference):
         psi = stability_index(live.prompts, reference.prompts)
         if psi is not None and psi >= policy.prompt_psi:
-            said.append(f"prompts changed (stability index {psi:.2f}): {moved_most(live.prompts, reference.prompts)}")
+            found.append(f"prompts changed (stability index {psi:.2f}): {moved_most(live.prompts, reference.prompts)}")
     if min(live.queried_tokens, reference.queried_tokens) >= LEAST_TOKENS:
         now, then = live.hit_ratio or 0.0, reference.hit_ratio or 0.0
         change = now - then
         if abs(change) >= policy.hit_ratio:
-            said.append(f"prefix hits went from {then:.0%} to {now:.0%}")
-    return Drift(psi, change, "; ".join(said))
+            found.append(f"prefix hits went from {then:.0%} to {now:.0%}")
+    return Drift(psi, change, "; ".join(found))
 
 
 def is_enough(mix: LiveMix) -> bool:
@@ -74,7 +74,7 @@ def _is_enough(*mixes: LiveMix) -> bool:
 
 
 def stability_index(live: Histogram, reference: Histogram) -> float | None:
-    """None: their bounds differ. Buckets that nobody used do not count."""
+    """None: the bounds differ. Buckets that are empty in both do not count."""
     if live.bounds != reference.bounds:
         return None
     pairs = [(p, q) for p, q in zip(_parts(live), _parts(reference), strict=True) if p + q > 0.0]
@@ -87,7 +87,7 @@ def stability_index(live: Histogram, reference: Histogram) -> float | None:
 
 
 def moved_most(live: Histogram, reference: Histogram) -> str:
-    """The bucket whose share changed most, in words; of histograms with the same bounds."""
+    """The bucket whose share changed most, in words. Both histograms have the same bounds."""
     now, then = _shares(live), _shares(reference)
     index = max(range(len(now)), key=lambda i: abs(now[i] - then[i]))
     low = 0.0 if index == 0 else live.bounds[index - 1]
@@ -97,7 +97,7 @@ def moved_most(live: Histogram, reference: Histogram) -> str:
 
 
 def in_buckets(lengths: Sequence[int], bounds: tuple[float, ...]) -> Histogram:
-    """What an engine would have counted."""
+    """The histogram that an engine would show for these lengths."""
     parts = [0] * len(bounds)
     for length in lengths:
         parts[bisect_left(bounds, length)] += 1
@@ -109,7 +109,7 @@ def in_buckets(lengths: Sequence[int], bounds: tuple[float, ...]) -> Histogram:
 
 
 def unlike_probes(live: LiveMix, probe_lengths: Sequence[int], policy: DriftPolicy) -> str:
-    """Empty: live prompts are much like the probes', or nobody knows."""
+    """How live prompts differ from the probes', in words; empty: they do not, or it is not known."""
     if live.prompts is None or live.requests < LEAST_REQUESTS or not probe_lengths:
         return ""
     probes = in_buckets(probe_lengths, live.prompts.bounds)
@@ -117,8 +117,8 @@ def unlike_probes(live: LiveMix, probe_lengths: Sequence[int], policy: DriftPoli
     if psi is None or psi < policy.prompt_psi:
         return ""
     return (
-        f"Live prompts are unlike the probes' (stability index {psi:.2f}; {moved_most(live.prompts, probes)}): "
-        "the cap holds for traffic like the probes. Change the workload, or mirror the live one."
+        f"Live prompts differ from the probes' (stability index {psi:.2f}; {moved_most(live.prompts, probes)}): "
+        "the cap holds for traffic like the probes. Change the workload, or mirror live traffic."
     )
 
 

@@ -1,12 +1,12 @@
 """What live users sent over some time: lengths of prompts and answers, prefix reuse, how busy the engine was.
 
-A `LiveMix` is the difference of two scrapes of one replica, or the sum of such differences over time and replicas; it
-adds up (`summed`), so a day is kept as a few dozen of them. Drift compares two mixes, the mirror workload is made of
-one.
+A `LiveMix` is the difference of two scrapes of one replica, or the sum of such differences over time and replicas.
+Mixes can be added (`summed`), so a day is kept as a few dozen of them. Drift compares two mixes; the mirror workload is
+built from one.
 
-A histogram's observation is a request that ended, so it says how users' requests are, not how they arrive. An engine
-that tells no histograms leaves them None; sums keep the histogram that most observations share the bounds of, because
-replicas of one kind have the same bounds, and adding others would be guessing.
+Each observation in a histogram is a request that ended, so histograms describe the requests, not their arrival. They
+are None for an engine without them. A sum keeps the histogram whose bounds most observations share: replicas of one
+kind have the same bounds, and counts under other bounds cannot be added.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calibrator.core.records.server_load import Histogram, ServerLoad, grown
+from calibrator.core.records.server_load import Histogram, ServerLoad, grown, has_restarted
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMix:
-    """Over `seconds` of one replica each, added up."""
+    """Totals over `seconds` of replica time."""
 
     seconds: float = 0.0
     busy_s: float = 0.0  # requests in flight, integrated over time
     prompts: Histogram | None = None  # prompt tokens of requests that ended
     outputs: Histogram | None = None
-    prompt_tokens: float = 0.0  # of all requests; 0: not told
+    prompt_tokens: float = 0.0  # of all requests; 0: not reported
     output_tokens: float = 0.0
     queried_tokens: float = 0.0  # prompt tokens looked up in the prefix cache, and found there
     hit_tokens: float = 0.0
 
     @property
     def requests(self) -> float:
-        """That ended, as far as the histogram tells."""
+        """Requests that ended, by the histogram of prompt lengths."""
         return 0.0 if self.prompts is None else self.prompts.total
 
     @property
     def hit_ratio(self) -> float | None:
-        """None: nothing was looked up."""
+        """Of prefix cache lookups; None: there were none."""
         return min(1.0, self.hit_tokens / self.queried_tokens) if self.queried_tokens > 0.0 else None
 
     @property
     def in_flight(self) -> float:
-        """On average."""
+        """Mean requests in flight."""
         return self.busy_s / self.seconds if self.seconds > 0.0 else 0.0
 
 
 def mix_between(before: ServerLoad, now: ServerLoad, seconds: float) -> LiveMix | None:
-    """Of one replica. None: it restarted meanwhile, so nobody knows what it did."""
-    if before.process_start != now.process_start or before.engine != now.engine or _fell(before, now):
+    """Of one replica. None: it restarted in between, or another engine took its place: the differences mean nothing."""
+    if before.engine != now.engine or has_restarted(before, now):
         return None
     in_flight = ((before.in_flight_requests or 0.0) + (now.in_flight_requests or 0.0)) / 2.0
     return LiveMix(
@@ -76,27 +76,6 @@ def summed(mixes: Iterable[LiveMix]) -> LiveMix:
         queried_tokens=math.fsum(part.queried_tokens for part in parts),
         hit_tokens=math.fsum(part.hit_tokens for part in parts),
     )
-
-
-def counter_fell(before: ServerLoad, now: ServerLoad) -> bool:
-    """The sign of a restart where an engine tells no start; one that tells it is believed."""
-    return before.process_start is None and now.process_start is None and _fell(before, now)
-
-
-def _fell(before: ServerLoad, now: ServerLoad) -> bool:
-    pairs = (
-        (before.finished_total, now.finished_total),
-        (before.prompt_tokens_total, now.prompt_tokens_total),
-        (before.output_tokens_total, now.output_tokens_total),
-        (before.preemptions_total, now.preemptions_total),
-        (_total(before.e2e_s), _total(now.e2e_s)),
-        (_total(before.prompt_tokens), _total(now.prompt_tokens)),
-    )
-    return any(earlier is not None and later is not None and later < earlier for earlier, later in pairs)
-
-
-def _total(histogram: Histogram | None) -> float | None:
-    return None if histogram is None else histogram.total
 
 
 def _since(now: Histogram | None, before: Histogram | None) -> Histogram | None:

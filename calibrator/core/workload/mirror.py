@@ -1,21 +1,21 @@
 """The mirror workload: probes like the live traffic of the last hours, from the engine's own histograms and counters.
 
-An engine tells how many prompts, and how many answers, fell into each bucket, not which prompt had which answer. So
+An engine shows how many prompts, and how many answers, fell into each bucket, but not which prompt had which answer. So
 
-1. `CARDS` lengths are laid into the buckets of either histogram at the quantiles (i + 1/2) / CARDS; each lies within
-   the bucket that the source's quantile lies in, so every quantile agrees with the source within one bucket;
-2. inside a bucket from a to b a length is a + (b - a) u^theta, u the place in the bucket. One theta for all buckets is
-   chosen so that the mean agrees with the engine's token counters, as far as buckets allow; without counters theta = 1;
-3. prompts and answers are paired at random (independent; seeded), but a pair that is longer than the longest prompt
-   ever seen fits exchanges its answer with a shorter prompt, because the engine's context bounds the sum;
-4. the cards are a deck of recorded sizes (`core.workload.classes`), dealt stratified.
+1. `CARDS` lengths are placed into the buckets of each histogram at the quantiles (i + 1/2) / CARDS; each is in the
+   bucket of the source's quantile, so every quantile agrees with the source to within one bucket;
+2. in a bucket from a to b a length is a + (b - a) u^theta, with u the place in the bucket. One theta for all buckets is
+   chosen so that the mean matches the engine's token counters, as far as buckets allow; without counters theta = 1;
+3. prompts and answers are paired at random (independently, seeded), but a pair that is too long for the engine's
+   context, which bounds the sum, exchanges its answer with that of a shorter prompt;
+4. the pairs are a deck of recorded sizes (`core.workload.classes`), dealt in strata.
 
-The bucket without an upper end counts as its lower one: nobody knows more.
+Lengths in the unbounded last bucket count as its lower bound.
 
-Prefix reuse is hits / queries of the prefix cache. `peak` weighs towards busy hours: only the busiest quarter of the
-time slices counts, because that is when a cap is used.
+Prefix reuse is hits / queries of the prefix cache. `peak` favours busy hours: only the busiest quarter of the time
+slices counts, because that is when a cap is used.
 
-Pure; fed by `service.backend.traffic`.
+Called by `service.backend.traffic`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from calibrator.core.workload.classes import MAX_PREFIX_REUSE, Workload, Workloa
 from calibrator.core.workload.live_mix import LiveMix, summed
 
 CARDS = 256
-LEAST_REQUESTS = 200.0  # below them a P99 of prompt lengths is a guess
+LEAST_REQUESTS = 200.0  # with fewer, the P99 of prompt lengths is a guess
 LEAST_TOKENS = 20_000.0  # looked up in the prefix cache
 PEAK_SHARE = 0.25  # of the slices
 NAME = "mirrored"
@@ -46,7 +46,7 @@ class MirrorWeight(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MirrorPolicy:
-    """What of live traffic the probes copy."""
+    """Which properties of live traffic the probes copy."""
 
     lengths: bool = True
     prefix_reuse: bool = True
@@ -56,35 +56,35 @@ class MirrorPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """The workload to use, and in words what it was made of or why it is the configured one."""
+    """The workload to use, and in words what it was derived from, or why it is the configured one."""
 
     workload: Workload
     words: str
-    is_live: bool = True  # everything asked for was known
+    is_live: bool = True  # everything requested was available
 
 
 def mirrored(slices: Sequence[LiveMix], policy: MirrorPolicy, configured: Workload) -> Mirrored:
-    """`slices`: of the time that the policy names."""
+    """`slices`: those within the policy's time span."""
     live = summed(_chosen(slices, policy.weight))
-    workload, said, missing = configured, [], []
+    workload, copied, missing = configured, [], []
     if policy.lengths:
         if live.prompts is not None and live.outputs is not None and _requests(live) >= LEAST_REQUESTS:
             stream = any(cls.stream for cls in configured.classes)
             sizes = _cards(live, live.prompts, live.outputs)
             limit = configured.classes[0].max_prompt_tokens  # one for all classes
             workload = replace(workload, classes=(WorkloadClass.recorded(NAME, sizes, stream=stream),)).cut(limit)
-            said.append(f"the lengths of {_requests(live):.0f} live requests")
+            copied.append(f"the lengths of {_requests(live):.0f} live requests")
         else:
             missing.append(_too_few(live))
     if policy.prefix_reuse:
         if live.hit_ratio is not None and live.queried_tokens >= LEAST_TOKENS:
             workload = replace(workload, prefix_reuse_ratio=round(min(MAX_PREFIX_REUSE, live.hit_ratio), 3))
-            said.append(f"their prefix reuse of {live.hit_ratio:.0%}")
+            copied.append(f"their prefix reuse of {live.hit_ratio:.0%}")
         else:
-            missing.append("the engine showed too few look-ups in its prefix cache")
-    words = f"mirrored: {' and '.join(said)}" if said else ""
+            missing.append("the engine showed too few prefix cache lookups")
+    words = f"mirrored: {' and '.join(copied)}" if copied else ""
     if missing:
-        words += f"{'; ' if words else ''}not mirrored, the configured workload stands in: {'; '.join(missing)}"
+        words += f"{'; ' if words else ''}not mirrored, the configured workload is used: {'; '.join(missing)}"
     return Mirrored(workload, words, is_live=not missing)
 
 
@@ -99,7 +99,7 @@ def _requests(live: LiveMix) -> float:
 
 
 def _chosen(slices: Sequence[LiveMix], weight: MirrorWeight) -> Sequence[LiveMix]:
-    """For the peak the busiest slices, and as many more as it takes to have enough requests."""
+    """For `peak`, the busiest slices, and as many more as are needed for enough requests."""
     if weight is MirrorWeight.REQUESTS:
         return slices
     busiest = sorted(slices, key=lambda one: one.in_flight, reverse=True)
@@ -122,7 +122,7 @@ def _cards(live: LiveMix, prompts: Histogram, outputs: Histogram) -> list[tuple[
 
 
 def laid(histogram: Histogram, mean: float | None = None) -> list[int]:
-    """`CARDS` lengths, ascending. `mean`: what their mean shall be, as far as the buckets allow."""
+    """`CARDS` lengths, ascending. `mean`: their intended mean, as far as the buckets allow."""
     if mean is None:
         return _laid(histogram, 1.0)
     low, high = _THETAS
@@ -137,7 +137,7 @@ def _laid(histogram: Histogram, theta: float) -> list[int]:
 
 
 def _quantile(histogram: Histogram, q: float, theta: float) -> int:
-    """In the bucket of the source's own quantile: above its lower bound, at most its upper one."""
+    """A length in the bucket of the source's own quantile: above its lower bound, at most its upper one."""
     rank = q * histogram.total
     index = bisect_left(histogram.counts, rank)
     before = histogram.counts[index - 1] if index else 0.0
@@ -154,7 +154,7 @@ def _finite(bounds: tuple[float, ...]) -> list[float]:
 
 
 def _fitted(lengths: list[int], answers: list[int], most: float) -> list[tuple[int, int]]:
-    """Pairs of at most `most` tokens, where exchanging answers can do it; both marginals stay as they are."""
+    """Pairs of at most `most` tokens, as far as exchanging answers allows; both marginals stay as they are."""
     for index in reversed(range(len(lengths))):  # the longest prompt chooses first
         if lengths[index] + answers[index] > most:
             other = min(range(len(answers)), key=lambda i: (answers[i], i) if i <= index else (math.inf, i))

@@ -1,4 +1,4 @@
-"""A recorded workload: one request a line (JSON Lines), turned into classes that deal exactly its lengths.
+"""A recorded workload: one request per line (JSON Lines), turned into classes with exactly its lengths.
 
 | our own field | Mooncake's name | meaning |
 |---|---|---|
@@ -6,14 +6,13 @@
 | `output_tokens` | `output_length` | required |
 | `stream` | | optional, default true |
 | `class` | | optional, the name in reports; default "default" |
-| | `timestamp`, `hash_ids` | accepted and not used |
+| | `timestamp`, `hash_ids` | accepted but not used |
 
 Mooncake: the traces published with Qin et al., "Mooncake" (FAST 2025). Their timestamps say when requests arrive; a
-closed loop sends the next request when one has ended, so only lengths and mix are taken. Their block hashes say which
+closed loop sends the next request when one has ended, so only lengths and mix are used. Their block hashes say which
 prefixes repeat; how much of a prompt is shared is the workload's own setting (`prefix_reuse`).
 
-Everything else is refused with its line number: a field that is misspelt and passed over would change the workload in
-silence.
+Anything else is rejected with its line number: ignoring a misspelt field would silently change the workload.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from calibrator.core.workload.classes import WorkloadClass
 from calibrator.errors import ConfigurationError
 
 MAX_TRACE_BYTES = 64 * 2**20
-MAX_TRACE_REQUESTS = 200_000  # more say nothing new about a mix, and the sweep's process gets its own copy
-MAX_TRACE_CLASSES = 64  # more is a column of ids, not of classes
+MAX_TRACE_REQUESTS = 200_000  # more add nothing to a mix, and the sweep's process gets its own copy
+MAX_TRACE_CLASSES = 64  # more would be a column of ids, not of classes
 MAX_TOKENS = 10_000_000
 
 _PROMPT, _OUTPUT = ("prompt_tokens", "input_length"), ("output_tokens", "output_length")
@@ -47,7 +46,7 @@ def parse_trace(lines: Iterable[str], name: str) -> tuple[WorkloadClass, ...]:
         requests += 1
         if requests > MAX_TRACE_REQUESTS:
             raise ConfigurationError(
-                f"{name}: has more than {MAX_TRACE_REQUESTS:,} requests.", "Give a random part of it."
+                f"{name}: has more than {MAX_TRACE_REQUESTS:,} requests.", "Use a random sample of it."
             )
         try:
             key, size = _request(line)
@@ -74,7 +73,7 @@ def _request(line: str) -> tuple[tuple[str, bool], tuple[int, int]]:
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
     if not isinstance(fields, dict):
-        raise ValueError("is not a JSON object")  # noqa: TRY004 - one class of error for whatever stands in the line
+        raise ValueError("is not a JSON object")  # noqa: TRY004 - one class of error for anything wrong with a line
     unknown = next((key for key in fields if key not in _KNOWN), None)
     if unknown is not None:
         raise ValueError(f"has the unknown field '{unknown[:40]}'")

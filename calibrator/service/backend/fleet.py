@@ -17,17 +17,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 
-from calibrator.core.live.metrics_sanity import PageTrust
+from calibrator.core.live.metrics_sanity import MetricsSanity
 from calibrator.core.publish.balance import Balance, BalanceWatch, FleetSize
 from calibrator.core.publish.fleet import (
     BALANCED,
-    FleetLook,
+    FleetScrape,
     Found,
     Kind,
     Member,
     Probes,
     ReplicaAddress,
-    ReplicaLook,
+    ReplicaScrape,
     fleet_kind,
     replica_view,
     statuses,
@@ -73,7 +73,7 @@ class FleetObserver(Protocol):
     """Called with each scrape, by the task that made it."""
 
     def context(self, backend: str) -> ScrapeContext: ...
-    def scraped(self, backend: str, scrape: FleetLook) -> None: ...
+    def scraped(self, backend: str, scrape: FleetScrape) -> None: ...
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Fleet:
     discovery: Discovery
     telemetry: Callable[[Target], Telemetry]
     clock: Clock
-    newest: FleetLook | None = None  # scrape; None: there was none yet
+    newest: FleetScrape | None = None  # scrape; None: there was none yet
     problem: str = ""  # of discovery
     members: dict[str, Member] = field(default_factory=dict)
     status: dict[str, ReplicaStatus] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Fleet:
     kind: Kind | None = None  # what the replicas are, as far as they report it
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
-    _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL
+    _trust: dict[str, MetricsSanity] = field(default_factory=dict)  # by URL
     _shown: dict[str, int] = field(default_factory=dict)  # scrapes that showed a process start, by URL
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
     _scraping: asyncio.Task[None] | None = None
@@ -196,7 +196,7 @@ class Fleet:
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
             ours = 0 if probes is None else probes.in_flight
-            self._trust[url] = self._trust.get(url, PageTrust()).after(load, ours, now_s)
+            self._trust[url] = self._trust.get(url, MetricsSanity()).after(load, ours, now_s)
             if load is not None and load.process_start is not None:
                 self._shown[url] = self._shown.get(url, 0) + 1
 
@@ -208,7 +208,7 @@ class Fleet:
             self.capacities, self._measured_kind = {}, None  # what was measured was something else
         self.kind = kind or self.kind
         self.status = statuses(members, self._measured_kind, now_s)
-        scrape = self.newest = FleetLook(
+        scrape = self.newest = FleetScrape(
             at_s=now_s,
             at=self.clock.wall(),
             replicas=tuple(self._replica(member, context) for member in members if member.in_rotation),
@@ -223,10 +223,10 @@ class Fleet:
         self.balance.add(scrape)
         observer.scraped(self.plan.name, scrape)
 
-    def _replica(self, member: Member, context: ScrapeContext) -> ReplicaLook:
+    def _replica(self, member: Member, context: ScrapeContext) -> ReplicaScrape:
         probes = context.probes_on(member.url) or Probes()
         is_ready = self.status[member.url] is ReplicaStatus.READY
-        return ReplicaLook(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
+        return ReplicaScrape(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
 
     # ---------------------------------------------------------------------------------------------------- answers
     @property
@@ -245,7 +245,9 @@ class Fleet:
     def metrics_problem(self) -> str:
         """Why a replica's metrics are missing or cannot be believed; of several the first one's."""
         for url, member in self.members.items():
-            problem = self._readers[url].problem if member.load is None else self._trust.get(url, PageTrust()).problem
+            problem = (
+                self._readers[url].problem if member.load is None else self._trust.get(url, MetricsSanity()).problem
+            )
             if problem:
                 return problem
         return ""

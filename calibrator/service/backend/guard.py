@@ -39,10 +39,10 @@ from calibrator.core.live.change_test import (
 )
 from calibrator.core.live.liveness import Queue, Residence, Silence, finished_total
 from calibrator.core.publish.checkpoint import GuardCheckpoint
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.publish.snapshot import GuardView
 from calibrator.core.records.objective import Objective, format_duration
-from calibrator.core.records.server_load import ServerLoad, grown
+from calibrator.core.records.server_load import ServerLoad, grown, has_restarted
 
 GAP_S = 30.0  # scrapes are a second apart; over a longer gap anything may have happened in between
 AFTER_PROBES_S = 10.0  # at least, and one residence
@@ -116,7 +116,7 @@ class GuardWatch:
         self._begin_clean_period()
 
     def observe(
-        self, scrape: FleetLook, *, is_guarded: bool = False, is_sweeping: bool = False, queue_allowed: float = 0.0
+        self, scrape: FleetScrape, *, is_guarded: bool = False, is_sweeping: bool = False, queue_allowed: float = 0.0
     ) -> GuardEvent | None:
         """One scrape later. `queue_allowed`: queued requests on a replica that the last sweep found within the SLA."""
         if not self._policy.enabled:
@@ -139,7 +139,7 @@ class GuardWatch:
         return self._clean(elapsed_s if has_traffic else 0.0, is_guarded=is_guarded)
 
     # ---------------------------------------------------------------------------------------------- counting
-    def _follow(self, scrape: ReplicaLook, fleet: FleetLook, queue_allowed: float) -> _Replica:
+    def _follow(self, scrape: ReplicaScrape, fleet: FleetScrape, queue_allowed: float) -> _Replica:
         known = self._replicas.get(scrape.url, _Replica())
         return _Replica(
             scrape.load,
@@ -154,13 +154,13 @@ class GuardWatch:
         for replica in self._replicas.values():
             replica.silence, replica.queue = Silence(), Queue()
 
-    def _count(self, before: Mapping[str, _Replica], scrape: FleetLook, elapsed_s: float) -> bool:
+    def _count(self, before: Mapping[str, _Replica], scrape: FleetScrape, elapsed_s: float) -> bool:
         """Take in what grew since the last scrape; True if users were being served."""
         pairs = [
             (one, one.load, earlier)
             for one in scrape.ready
             if one.load is not None and (earlier := before.get(one.url, _Replica()).load) is not None
-            and one.load.process_start == earlier.process_start
+            and not has_restarted(earlier, one.load)
         ]  # fmt: skip
         in_flight = sum(load.in_flight_requests or 0.0 for _, load, _ in pairs)
         finished = sum(grown(finished_total(load), finished_total(earlier)) or 0.0 for _, load, earlier in pairs)
@@ -172,8 +172,8 @@ class GuardWatch:
     def _count_objective(
         self,
         watched: _Watched,
-        pairs: Sequence[tuple[ReplicaLook, ServerLoad, ServerLoad]],
-        scrape: FleetLook,
+        pairs: Sequence[tuple[ReplicaScrape, ServerLoad, ServerLoad]],
+        scrape: FleetScrape,
         elapsed_s: float,
     ) -> bool:
         n = exceeding = 0.0
@@ -197,7 +197,7 @@ class GuardWatch:
         return n > 0.0
 
     # ---------------------------------------------------------------------------------------------- deciding
-    def _alarm(self, scrape: FleetLook) -> GuardReason | None:
+    def _alarm(self, scrape: FleetScrape) -> GuardReason | None:
         usable = [one for one in self._watched if one.bound_s is not None]
         threshold_s = alarm_at_s(self._policy, len(usable))
         if any(one.test.evidence_s >= threshold_s for one in usable):
@@ -208,7 +208,7 @@ class GuardWatch:
             return GuardReason.QUEUE
         return None
 
-    def _tripped(self, reason: GuardReason, scrape: FleetLook) -> GuardEvent | None:
+    def _tripped(self, reason: GuardReason, scrape: FleetScrape) -> GuardEvent | None:
         share, words = self._share(reason, scrape), self._words(reason)
         for one in self._watched:
             one.test, one.weight = ChangeTest(), 0.0
@@ -231,7 +231,7 @@ class GuardWatch:
             self._resweep_from_s = scrape.at_s + self._policy.resweep_s
         return GuardEvent(GuardAction.CUT, reason, f"{words} with {near}", wants_sweep=wants_sweep)
 
-    def _share(self, reason: GuardReason, scrape: FleetLook) -> float:
+    def _share(self, reason: GuardReason, scrape: FleetScrape) -> float:
         """In flight / cap where it went wrong."""
         if reason is GuardReason.LATENCY:
             worst = max(self._watched, key=lambda one: one.test.evidence_s)
@@ -278,7 +278,7 @@ class GuardWatch:
             one.clean_allowed = one.clean_exceeding = 0.0
 
 
-def _share_of_cap(one: ReplicaLook, scrape: FleetLook) -> float:
+def _share_of_cap(one: ReplicaScrape, scrape: FleetScrape) -> float:
     """The fuller of the replica against its own cap and the fleet against the whole one."""
     fleet = scrape.organic_in_flight
     return max((one.organic_in_flight or 0.0) / scrape.replica_cap, 0.0 if fleet is None else fleet / scrape.cap)

@@ -21,7 +21,7 @@ from calibrator.core.publish.fleet import SETTLE_S, Probes
 from calibrator.core.publish.snapshot import Health, Progress, SweepSummary
 from calibrator.core.records.history import History, WarmStart
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
-from calibrator.core.search.recalibration import looked_above, warm_start
+from calibrator.core.search.recalibration import probed_above, warm_start
 from calibrator.core.workload.classes import prompt_lengths
 from calibrator.core.workload.mirror import Mirrored, mirrored
 from calibrator.ports.store import SweepStatus
@@ -141,7 +141,7 @@ class SweepResults:
             self.calibration = None
         if record.outcome is SweepOutcome.CALIBRATED and record.capacity is not None and record.capacity.estimate >= 1:
             before = 0 if self.calibration is None else self.calibration.sweeps_since_upward_probe
-            sweeps_since_upward_probe = 0 if looked_above(record.history) else before + 1
+            sweeps_since_upward_probe = 0 if probed_above(record.history) else before + 1
             self.calibration = Calibration(record.history, record.capacity.estimate, sweeps_since_upward_probe)
 
     def show(self, record: SweepRecord) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from calibrator.core.publish.checkpoint import TrafficCheckpoint, packed, unpacked
-from calibrator.core.publish.fleet import FleetLook
-from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.publish.fleet import FleetScrape
+from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.live_mix import LiveMix, mix_between, summed
 
 SLICE_S = 900.0
@@ -42,7 +42,7 @@ class TrafficLog:
     _slices: deque[tuple[float, LiveMix]] = field(default_factory=deque)  # start (monotonic), mix
     _ignore_until_s: float = float("-inf")
 
-    def observe(self, scrape: FleetLook, *, is_sweeping: bool) -> None:
+    def observe(self, scrape: FleetScrape, *, is_sweeping: bool) -> None:
         now_s = scrape.at_s
         if is_sweeping or scrape.probes_in_flight:
             self._ignore_until_s = now_s + AFTER_PROBES_S
@@ -75,7 +75,7 @@ class TrafficLog:
         if known is None or now_s - known.last_s > GAP_S:
             self._replicas[url] = _Replica(load, now_s, load, now_s)
             return
-        if known.last.process_start != load.process_start:
+        if has_restarted(known.last, load):
             self._close(known)
             self._replicas[url] = _Replica(load, now_s, load, now_s)
             return

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 
 from calibrator.core.admission.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
 from calibrator.core.publish.checkpoint import TriggerCheckpoint, last_seen, restored_triggers, trigger_checkpoint
-from calibrator.core.publish.fleet import FleetLook, Kind, ReplicaLook, is_same_kind, kind_of
-from calibrator.core.records.server_load import ServerLoad
+from calibrator.core.publish.fleet import FleetScrape, Kind, ReplicaScrape, is_same_kind, kind_of
+from calibrator.core.records.server_load import ServerLoad, has_restarted
 from calibrator.core.workload.drift import drift, is_enough, unlike_probes
-from calibrator.core.workload.live_mix import LiveMix, counter_fell
+from calibrator.core.workload.live_mix import LiveMix
 from calibrator.service.backend.traffic import TrafficLog
 
 DRIFT_EVERY_S = 60.0
@@ -98,7 +98,7 @@ class TriggerWatch:
             self._reference_from_s = now_s - checkpoint.reference_ago_s
 
     # ----------------------------------------------------------------------------------------------------- scrapes
-    def observe(self, scrape: FleetLook, *, is_sweeping: bool = False) -> TriggeredSweep | None:
+    def observe(self, scrape: FleetScrape, *, is_sweeping: bool = False) -> TriggeredSweep | None:
         """One scrape later: the sweep that is due."""
         for replica in scrape.replicas:
             if replica.load is not None:
@@ -113,9 +113,9 @@ class TriggerWatch:
             self._note_traffic(scrape.at_s)
         return self.triggers.due(scrape.at_s)
 
-    def _note(self, replica: ReplicaLook, load: ServerLoad, scrape: FleetLook) -> None:
+    def _note(self, replica: ReplicaScrape, load: ServerLoad, scrape: FleetScrape) -> None:
         known = self._known.get(replica.url)
-        if known is not None and _has_restarted(known[0], load):
+        if known is not None and has_restarted(known[0], load):
             self._fresh(TriggerKind.RESTART, f"{replica.url} started anew", scrape.at_s)
         elif known is None and not replica.is_ready:
             return  # until it counts in the cap
@@ -123,7 +123,7 @@ class TriggerWatch:
             self._fresh(TriggerKind.REPLICAS, f"{replica.url} joined", scrape.at_s)
         self._known[replica.url] = (load, scrape.at_s)
 
-    def _note_kind(self, scrape: FleetLook) -> None:
+    def _note_kind(self, scrape: FleetScrape) -> None:
         kinds = [kind_of(replica.load) for replica in scrape.ready if replica.load is not None]
         if not kinds:
             return
@@ -151,12 +151,6 @@ class TriggerWatch:
             self.triggers = self.triggers.with_cause(Cause(TriggerKind.DRIFT, found.words, now_s))
         else:
             self.triggers = self.triggers.without(TriggerKind.DRIFT)
-
-
-def _has_restarted(before: ServerLoad, now: ServerLoad) -> bool:
-    if before.process_start is not None and now.process_start is not None:
-        return before.process_start != now.process_start
-    return counter_fell(before, now)
 
 
 def _filled(kind: Kind, before: Kind) -> Kind:

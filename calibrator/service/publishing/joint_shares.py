@@ -71,7 +71,7 @@ class JointShares:
             return Share(cap, clients, version * VERSION_STEP + cap)
         cache, now_s = self._caches.setdefault(key, ShareCache()), self._clock.monotonic()
         if poll.is_waiting:
-            share = cache.look(poll.client, now_s)
+            share = cache.wait_on(poll.client, now_s)
         else:
             share = cache.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
@@ -173,7 +173,7 @@ class JointShares:
         division = ShareLeader(cap, table, now_s) if ours is None else ours[1]
         self._divisions[key] = (lease, division)
         division.sync(table)
-        division.hear(reports, asked_s, now_s)
+        division.receive(reports, asked_s, now_s)
         made = division.next(cap, now_s)
         if made is not None:
             await self._store.save_share_table(backend, made, lease, per_replica=per_replica)

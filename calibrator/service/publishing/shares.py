@@ -84,7 +84,7 @@ class ShareKeeper:
             allocator = self._allocators[key] = FairShareAllocator(cap)
         allocator.set_cap(cap, now_s)
         if poll.is_waiting:
-            share = allocator.look(poll.client, now_s)
+            share = allocator.wait_on(poll.client, now_s)
         else:
             share = allocator.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:

@@ -1,14 +1,14 @@
-"""The burst: N simultaneous arrivals after idle, at the capacity, against the steady state at the same level.
+"""Bursts: N simultaneous arrivals on an idle backend, at the capacity, compared with the steady state at that level.
 
     idle ─▶ N users start at once, one request each ─▶ all ended ─▶ idle ─▶ ...
 
-A closed loop spreads its requests over time; a gateway that has just restarted, or users after a page load, do not.
-By default the burst is reported beside the capacity and decides nothing: bursts that queue in front of the cap are
-shaped by the gateway, and the objectives are those of the steady state. `enforce` lowers the capacity until bursts
-hold as well (`core.search.burst`).
+A closed loop spreads its requests over time; a gateway that has just restarted, or users after a page load, do not. By
+default bursts are reported next to the capacity and decide nothing: bursts that queue in front of the cap are shaped by
+the gateway, and the objectives are those of the steady state. `enforce` lowers the capacity until bursts hold as well
+(`core.search.burst`).
 
-Bounded: `SAMPLES` requests or `MOST_BURSTS` bursts to report, `TEST_SAMPLES` to judge a level, and `LIMIT_S` in all for
-each level. The bursts end early, with what they have, if the backend does not become idle in time or the generator
+Limits: `SAMPLES` requests or `MOST_BURSTS` bursts to report, `TEST_SAMPLES` to judge a level, and `LIMIT_S` in all for
+each level. Bursts end early, with the results so far, if the backend does not become idle in time or the generator
 breaks.
 """
 
@@ -24,13 +24,13 @@ from calibrator.core.records.objective import Objective
 from calibrator.core.records.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.sweep import BurstReport, LevelReport, VerdictKind
 from calibrator.core.search.burst import (
-    FIRST_VISIT,
+    FIRST_BURST_STAGE,
     BurstBits,
     burst_bits,
     burst_verdict,
     limited,
+    next_lower_level,
     passes_by_point_estimate,
-    step_down,
     unlimited,
 )
 from calibrator.core.search.burst_mode import BurstMode
@@ -48,23 +48,23 @@ POLL_S = 0.05
 
 
 @dataclass(slots=True)
-class Burster:
+class BurstRunner:
     """`measure` once, after the search."""
 
     load: LoadGenerator
     clock: Clock
     objectives: Sequence[Objective]
     on_batch: Callable[[Batch], None]
-    organic: Callable[[], float] = float  # live requests in flight: a burst fills the level up
-    report: BurstReport | None = None  # of the last level; None: nothing of a burst was seen
+    organic: Callable[[], float] = float  # live requests in flight, which a burst adds to
+    report: BurstReport | None = None  # of the last level; None: no request of a burst ended
     requests: int = 0  # of all levels
-    _label: Label = field(default_factory=lambda: Label(FIRST_VISIT, Phase.RAMP))
+    _label: Label = field(default_factory=lambda: Label(FIRST_BURST_STAGE, Phase.RAMP))
     _is_broken: bool = False
 
     async def follow(
         self, found: Conclusion, mode: BurstMode, levels: Sequence[LevelReport], lowest: int
     ) -> Conclusion:
-        """The conclusion after the bursts. `levels`: what the search saw, to stand beside them."""
+        """The conclusion after the bursts. `levels`: the steady state, to compare them with."""
         capacity = found.capacity
         if mode is BurstMode.OFF or capacity is None or capacity.estimate < 1:
             return found
@@ -80,11 +80,11 @@ class Burster:
             proven = verdict is VerdictKind.WITHIN
             if proven or (verdict is VerdictKind.INCONCLUSIVE and passes_by_point_estimate(self.objectives, bursts)):
                 return limited(found, capacity, level, proven=proven)
-            level = step_down(level, lowest)
+            level = next_lower_level(level, lowest)
         return unlimited(found) if level is not None else limited(found, capacity, None, proven=True)
 
     async def measure(self, level: int, steady: LevelReport | None, *, judged: bool = False) -> Sequence[BurstBits]:
-        """Bursts of one level: a few, or if `judged` until the test has decided. `steady`: the search's, at `level`."""
+        """Bursts of one level: a few, or with `judged` until the test decides. `steady`: that level in the search."""
         ends_at_s = self.clock.monotonic() + LIMIT_S
         strictest = min(objective.allowance for objective in self.objectives)
         wanted = TEST_SAMPLES * 0.01 / strictest if judged else SAMPLES
@@ -96,7 +96,7 @@ class Burster:
                 break
             await self.clock.sleep(IDLE_S)
             users = probes_for(level, self.organic())
-            one = await self._one(users, Label(FIRST_VISIT + index, Phase.COUNTED), ends_at_s)
+            one = await self._one(users, Label(FIRST_BURST_STAGE + index, Phase.COUNTED), ends_at_s)
             samples += one
             if self._is_broken:
                 break

@@ -1,21 +1,21 @@
 """The generator's own error during one stage, and whether it is material against the objectives.
 
-| sign                                                              | spoils        | because                    |
+| sign                                                              | invalidates   | because                    |
 |-------------------------------------------------------------------|---------------|----------------------------|
-| violations that our own lateness may have made (`suspect`): two,  | an exceedance | lateness only ever adds    |
-|   a quarter of all violations, and half the allowance of all bits |               | latency                    |
+| violations that our own lateness may have caused (`suspect`): two,| an exceedance | lateness only adds latency |
+|   a quarter of all violations, and half the allowance of all bits |               |                            |
 | two suspect violations while the busiest process used 90 % of a   | an exceedance | stamps queue behind work   |
 |   core, half of the time                                          |               |                            |
-| fewer in flight than 90 % of the users asked for                  | both          | another level was measured |
+| fewer in flight than 90 % of the requested users                  | both          | another level was measured |
 | a part of the generator died                                      | both          | requests are missing       |
 
-Violations that cannot be ours are the backend's, however late we were: where they alone are gross overload, no doubt
-about the others matters.
+Violations that our lateness cannot have caused are the backend's, however late we were: where they alone are gross
+overload, the suspect ones do not matter.
 
-In flight is what the backend had, not what we thought: a request whose end we saw late by d of its residence R was not
-there for that time. The mean delay of an event, if the loop was late by L in a fraction of its time, is the integral
-of the waiting: sum L^2 / 2 over sum (probe interval + L). Where the backend refuses requests, it keeps the level down,
-not we.
+In flight is what the backend had, not what we counted: a request whose end we noticed late by d of its residence R was
+no longer there for that time. If the loop was late by L for a fraction of the time, the mean delay of an event is the
+integral of the waiting: sum L^2 / 2 over sum (probe interval + L). Where the backend refuses requests, it keeps the
+level down itself.
 """
 
 from __future__ import annotations
@@ -31,29 +31,31 @@ from calibrator.core.records.objective import Objective
 from calibrator.core.search.verdict import ramp_has_failed
 from calibrator.ports.load import Batch
 
-DOUBTFUL_RATIO = 0.25  # of the violations; the test's ends are a factor 4 apart, so the rest decides as well
-DOUBTFUL_LEAST = 2  # one violation never decides a level, so one doubt spoils none
+SUSPECT_RATIO = 0.25  # of the violations; the test's ends are a factor of 4 apart, so the others still decide
+SUSPECT_LEAST = 2  # one violation never decides a level, so one suspect violation invalidates none
 CPU_ALLOWED_RATIO = 0.9  # of one core
-HELD_RATIO = 0.9  # of the wanted concurrency
+HELD_RATIO = 0.9  # of the requested concurrency
 REFUSAL_RATIO = 0.05  # above this share of failures the backend, not the generator, keeps the level down
 MIN_POLLS_TO_JUDGE_HOLD = 10
 
 
 @dataclass(slots=True)
 class GeneratorAudit:
-    """Fed with every batch of one stage."""
+    """Takes every batch of one stage."""
 
     broken: str = ""
     _lags_s: list[float] = field(default_factory=list)
     _send_delays_s: list[float] = field(default_factory=list)
     _cpu_ratios: list[float] = field(default_factory=list)
     _in_flight: list[int] = field(default_factory=list)
-    _lateness_s: float = 0.0  # time that events spent unseen: the integral of the lag
+    _lateness_s: float = 0.0  # time for which events went unnoticed: the integral of the lag
     _watched_s: float = 0.0
     _ended: int = 0
     _failed: int = 0
     _decided: Counter[int] = field(default_factory=Counter)  # bits, by objective
-    _suspect: dict[tuple[int, int], bool] = field(default_factory=dict)  # violations (request, objective): last word
+    _suspect: dict[tuple[int, int], bool] = field(
+        default_factory=dict
+    )  # by violation (request, objective), as last reported
 
     def add(self, batch: Batch, *, counted: bool) -> None:
         self.broken = self.broken or batch.broken
@@ -74,7 +76,7 @@ class GeneratorAudit:
             self._in_flight.append(batch.in_flight)
 
     def audit(self, wanted: float, objectives: Sequence[Objective], residence_s: float) -> Audit:
-        """`wanted`: users asked for; `residence_s`: median time that a request stayed; 0.0 where none ended."""
+        """`wanted`: requested users; `residence_s`: median duration of requests; 0.0 if none ended."""
         lag_s, delay_s = _p99(self._lags_s), _p99(self._send_delays_s)
         cpu_ratio = float(np.median(self._cpu_ratios)) if self._cpu_ratios else 0.0
         held = self._held(residence_s)
@@ -94,7 +96,7 @@ class GeneratorAudit:
         )
 
     def _held(self, residence_s: float) -> float:
-        """Mean number of requests that the backend had, as far as we can know."""
+        """Mean number of requests that the backend had, as far as can be known."""
         if not self._in_flight:
             return 0.0
         delay_s = self._lateness_s / self._watched_s if self._watched_s > 0.0 else 0.0
@@ -107,12 +109,12 @@ class GeneratorAudit:
             violations = [suspect for (_, of), suspect in self._suspect.items() if of == index]
             suspect = sum(violations)
             certain = RampCount(self._decided[index], len(violations) - suspect)
-            if suspect < DOUBTFUL_LEAST or ramp_has_failed(objective, certain):
+            if suspect < SUSPECT_LEAST or ramp_has_failed(objective, certain):
                 continue
             harmless = objective.allowance / 2.0 * self._decided[index]
-            if suspect >= max(DOUBTFUL_RATIO * len(violations), harmless):
+            if suspect >= max(SUSPECT_RATIO * len(violations), harmless):
                 reasons.append(
-                    f"generator saturated: its own lateness may have made {suspect} of {len(violations)} violations "
+                    f"generator saturated: its own lateness may have caused {suspect} of {len(violations)} violations "
                     f"of '{objective}' (P99 of its lag: {lag_s * 1e3:.0f} ms)"
                 )
             if cpu_ratio > CPU_ALLOWED_RATIO:

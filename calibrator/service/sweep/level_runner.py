@@ -1,19 +1,20 @@
-"""One stage: hold a level, warm it up under watch, count until the test is settled.
+"""One stage: hold a level, watch its warm-up, count until the test is settled.
 
     aim(level) ─▶ RAMP ── every user has turned over ─▶ COUNTED ── settled | ramp failed | limit hit ─▶ Stage
 
 Users are added over one residence, and one more for each doubling: the residence may grow in proportion to the level,
-and first requests, being residual, are followed by another after half of it. Added within the one residence of the
-level below, a doubling to just under the capacity is an overload of its own making, which the watched warm-up takes for
-the level's: of a prefill-limited engine it refuted every third time a level that holds. A slower ramp costs more than
-it saves: with two more residences, engines that are limited by their slots take a tenth more requests and find less.
+and first requests, being residual, are followed by another after half of it. If users were added within one residence
+of the level below, a doubling to just under the capacity would itself cause an overload, which the watched warm-up
+would attribute to the level: for a prefill-limited engine it refuted a level that holds in one of three cases. A slower
+ramp costs more than it saves: with two more residences, engines limited by their slots need a tenth more requests and
+find less.
 
-The warm-up ends when each user has ended one request, at the latest three P90 residences of the level before (so that
-long answers do not make it endless; users start with residual lengths). Every `POLL_S` the generator is polled, the
-events folded, and the running stage judged by pure functions; all this file adds is the waiting.
+The warm-up ends when each user has completed one request, at the latest after three P90 residences of the level before,
+so that long answers do not prolong it (users start with residual lengths). Every `POLL_S` the generator is polled, the
+events are accumulated, and the running stage is judged by pure functions; this file only adds the waiting.
 
-A level is the total on the replica: beside live traffic fewer probes are held, and after each scrape their number is
-steered anew (`core.live.organic_load`).
+A level is the total on the replica: with live traffic fewer probes are held, and their number is adjusted after each
+scrape (`core.live.organic_load`).
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from calibrator.service.sweep.live_traffic import LiveTraffic
 
 POLL_S = 0.05
 WARM_UP_RESIDENCES = 3.0  # DESIGN section 2
-JOIN_RESIDENCES = 1.0  # for as many users as there were
-DEAD_AFTER_REQUESTS = 12  # this many connection failures in a row, and nothing else: the backend is gone
+JOIN_RESIDENCES = 1.0  # for as many users as there already are
+DEAD_AFTER_REQUESTS = 12  # after this many consecutive connection failures the backend is gone
 
 
 @dataclass(slots=True)
-class ServerWatch:
-    """Peaks of the engine's own gauges since `reset`; fed by whoever scrapes."""
+class ServerPeaks:
+    """Peaks of the engine's own gauges since `reset`."""
 
     peak: ServerLoadPeak = field(default_factory=ServerLoadPeak)
     engine: str | None = None
@@ -75,7 +76,7 @@ def _larger(known: float | None, seen: float | None) -> float | None:
 
 
 @dataclass(slots=True)
-class _Beside:
+class _Means:
     """Time integrals of one stage."""
 
     seconds: float = 0.0
@@ -100,71 +101,73 @@ class _Beside:
 
 @dataclass(slots=True)
 class LevelRunner:
-    """Runs stages one after the other on one generator; remembers where it stands."""
+    """Runs one stage after the other on one generator, and keeps its state in between."""
 
     load: LoadGenerator
     clock: Clock
     objectives: tuple[Objective, ...]
     origin_s: float
-    server: ServerWatch
+    server: ServerPeaks
     live: LiveTraffic
     on_batch: Callable[[Batch], None]
     level: int = 0
-    probes: int = 0  # users asked for
+    probes: int = 0  # requested users
     stage: int = 0
     phase: Phase = Phase.RAMP
     in_flight: int = 0
     residence_s: float = 0.0
     residence_p90_s: float = 0.0
-    _folds: dict[int, LevelAccumulator] = field(default_factory=dict)  # of all levels so far
-    _residence_level: int = 0  # where `residence_s` was seen
+    _accumulators: dict[int, LevelAccumulator] = field(default_factory=dict)  # of all levels so far
+    _residence_level: int = 0  # where `residence_s` was measured
     _dead_streak: int = 0
-    _looks: int = 0  # scrapes that the probes were steered by
-    _beside: _Beside = field(default_factory=_Beside)
+    _scrapes: int = 0  # that the number of probes already follows
+    _means: _Means = field(default_factory=_Means)
 
-    async def hold(self, measure: Measure, fold: LevelAccumulator, should_leave: Callable[[Stage], bool]) -> Stage:
-        """Raises ConfigurationError or UnreachableError when the backend's answers say that load is not the matter."""
+    async def hold(
+        self, measure: Measure, accumulator: LevelAccumulator, should_leave: Callable[[Stage], bool]
+    ) -> Stage:
+        """Raises ConfigurationError or UnreachableError when the backend fails for reasons other than load."""
         started_at_s = self._now_s()
-        self._folds[measure.level] = fold
+        self._accumulators[measure.level] = accumulator
         if measure.level != self.level:
             self.stage += 1
-            fold.begin(self.stage)
+            accumulator.begin(self.stage)
             self.phase, self.level = Phase.RAMP, measure.level
-            self._aim(probes_for(self.level, self.live.watch.estimate), self._stagger_s)
+            self._aim(probes_for(self.level, self.live.organic.estimate), self._stagger_s)
         self.server.reset()
-        self._beside = _Beside()
-        watch = GeneratorAudit()
+        self._means = _Means()
+        audit = GeneratorAudit()
         ramp_done_at_s: float | None = None
         last_s = self._now_s()
         while True:
             await self.clock.sleep(POLL_S)
             batch = await self.load.poll()
             now_s = self._now_s()
-            self._absorb(fold, batch, now_s - last_s, watch)
+            self._absorb(accumulator, batch, now_s - last_s, audit)
             self._steer()
             last_s = now_s
             if self.phase is Phase.RAMP and batch.all_started:
                 if ramp_done_at_s is None:
                     ramp_done_at_s = now_s
-                    fold.ramp_complete(self.clock.monotonic())
+                    accumulator.ramp_complete(self.clock.monotonic())
                 if self._is_warm(batch, now_s - ramp_done_at_s):
                     self.phase = Phase.COUNTED
                     self._aim(self.probes, 0.0)
-            running = self._value(measure, fold, started_at_s, now_s)
-            if should_leave(running) or watch.broken:
+            running = self._value(measure, accumulator, started_at_s, now_s)
+            if should_leave(running) or audit.broken:
                 break
         stage = replace(
             running,
-            tail_ratio=fold.tail_ratio(),
-            correlation=fold.correlation(),
-            audit=watch.audit(self._beside.mean_wanted(self.probes), self.objectives, running.residence_s),
+            tail_ratio=accumulator.tail_ratio(),
+            correlation=accumulator.correlation(),
+            audit=audit.audit(self._means.mean_wanted(self.probes), self.objectives, running.residence_s),
         )
-        if watch.broken:  # requests that nobody will end stand in the start order: the next stage begins a new one
+        if audit.broken:  # the start order contains requests that will never end: the next stage begins a new one
             self.level = 0
         if stage.residence_s > 0.0:
             self.residence_s, self._residence_level = stage.residence_s, stage.level
-        self.residence_p90_s = fold.residence_p90_s() or self.residence_p90_s
-        fold.cut()
+        self.residence_p90_s = accumulator.residence_p90_s() or self.residence_p90_s
+        accumulator.cut()
         return stage
 
     @property
@@ -173,17 +176,17 @@ class LevelRunner:
         return self.residence_s * (1.0 + JOIN_RESIDENCES * grown)
 
     async def pause(self, seconds: float) -> None:
-        """Without probes; the next stage warms up anew."""
+        """Hold no probes; the next stage warms up again."""
         self.level, self.phase = 0, Phase.RAMP
         self._aim(0, 0.0)
         until_s = self._now_s() + seconds
         while self._now_s() < until_s:
             await self.clock.sleep(POLL_S)
             self._note(await self.load.poll())
-            self._looked()
+            self._has_scraped()
 
     def _note(self, batch: Batch) -> None:
-        self.live.watch.ours(self.clock.monotonic(), batch.in_flight)
+        self.live.organic.ours(self.clock.monotonic(), batch.in_flight)
         self.in_flight = batch.in_flight
         self.on_batch(batch)
 
@@ -192,43 +195,45 @@ class LevelRunner:
         self.load.aim(probes, Label(self.stage, self.phase), stagger_s)
 
     def _steer(self) -> None:
-        """Once a scrape."""
-        if not self._looked():
+        """Once per scrape."""
+        if not self._has_scraped():
             return
-        probes = steered(self.level, self.live.watch.estimate, self.probes)
+        probes = steered(self.level, self.live.organic.estimate, self.probes)
         if probes != self.probes:
             self._aim(probes, 0.0)
 
-    def _looked(self) -> bool:
-        """Was there a scrape since the last poll? What it puts in doubt is taken back, at whatever level it started."""
-        watch = self.live.watch
-        if watch.looks == self._looks:
+    def _has_scraped(self) -> bool:
+        """Whether there was a scrape since the last poll. Samples that it makes suspect are taken back at any level."""
+        organic = self.live.organic
+        if organic.scrapes == self._scrapes:
             return False
-        self._looks = watch.looks
-        for fold in self._folds.values():
-            if is_suspect(fold.level, watch.doubt):
-                fold.take_back(watch.doubt_s)
+        self._scrapes = organic.scrapes
+        for accumulator in self._accumulators.values():
+            if is_suspect(accumulator.level, organic.change):
+                accumulator.take_back(organic.suspect_since_s)
         return True
 
     def _is_warm(self, batch: Batch, since_last_start_s: float) -> bool:
         longest_s = WARM_UP_RESIDENCES * self.residence_p90_s
         return batch.turned_over >= batch.users or 0.0 < longest_s < since_last_start_s
 
-    def _absorb(self, fold: LevelAccumulator, batch: Batch, seconds: float, watch: GeneratorAudit) -> None:
-        organic = self.live.watch.estimate
+    def _absorb(self, accumulator: LevelAccumulator, batch: Batch, seconds: float, audit: GeneratorAudit) -> None:
+        organic = self.live.organic.estimate
         on_level = is_on_level(self.level, organic, batch.users)
         for start in batch.started:
-            fold.started(start.request_id, start.label, start.started_s, on_level=on_level)
+            accumulator.started(start.request_id, start.label, start.started_s, on_level=on_level)
         for bit in batch.decided:
-            fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s, missing=bit.missing)
+            accumulator.decided(
+                bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s, missing=bit.missing
+            )
         for sample in batch.ended:
-            fold.ended(sample)
+            accumulator.ended(sample)
             self._check(sample)
         counted = self.phase is Phase.COUNTED
         if counted:
-            fold.held(seconds, batch.in_flight, batch.ended, organic or 0.0)
-        watch.add(batch, counted=counted)
-        self._beside.add(seconds, organic, self.probes, counted=counted)
+            accumulator.held(seconds, batch.in_flight, batch.ended, organic or 0.0)
+        audit.add(batch, counted=counted)
+        self._means.add(seconds, organic, self.probes, counted=counted)
         self._note(batch)
 
     def _check(self, sample: Sample) -> None:
@@ -243,20 +248,20 @@ class LevelRunner:
                 "Check that it still runs; the last good cap stays published.",
             )
 
-    def _value(self, measure: Measure, fold: LevelAccumulator, started_at_s: float, now_s: float) -> Stage:
+    def _value(self, measure: Measure, accumulator: LevelAccumulator, started_at_s: float, now_s: float) -> Stage:
         limit = measure.max_samples if measure.test is Test.FIXED else None
-        fold.ended_in_order(limit)
+        accumulator.ended_in_order(limit)
         return Stage(
             level=self.level,
             started_at_s=started_at_s,
             ended_at_s=now_s,
-            residence_s=fold.residence_s(),
-            evidence=fold.evidence(self.origin_s, limit),
-            ramp=fold.ramp(),
-            ramp_failed=has_failed_warm_up(self.objectives, fold.ramp()),
-            requests=fold.stage_requests,
+            residence_s=accumulator.residence_s(),
+            evidence=accumulator.evidence(self.origin_s, limit),
+            ramp=accumulator.ramp(),
+            ramp_failed=has_failed_warm_up(self.objectives, accumulator.ramp()),
+            requests=accumulator.stage_requests,
             server=self.server.peak,
-            organic=None if self.live.watch.estimate is None else self._beside.mean_organic,
+            organic=None if self.live.organic.estimate is None else self._means.mean_organic,
             number=self.stage,
         )
 

@@ -6,13 +6,14 @@
 
 With `order.levels` there is no policy: exactly those levels are measured, each judged on its own requests.
 
-Failures of the backend are data until they say that load is not the matter (credentials, model, nobody listening): then
-the sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
+Failures of the backend are data, unless they have a cause other than load (credentials, model, no listener): then the
+sweep ends as `error` with cause and remedy. Cancelling ends all probes within a second and re-raises.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,15 +24,15 @@ from calibrator.core.publish.snapshot import Progress
 from calibrator.core.records.history import Evidence, History, Stage
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
-from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
+from calibrator.core.records.sweep import EndReason, LevelReport, Provenance, SweepOutcome, SweepRecord
 from calibrator.core.records.unmeasured import UnmeasuredTally, holes
 from calibrator.core.search.burst import unlimited
 from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.state import must_leave, overload_s
-from calibrator.core.search.steps import Conclusion, Measure, Step, Test
+from calibrator.core.search.steps import Conclusion, Ending, Measure, Step, Test
 from calibrator.core.search.verdict import is_settled, level_verdict
-from calibrator.core.workload.achieved import AchievedFold
+from calibrator.core.workload.achieved import AchievedLengths
 from calibrator.errors import CalibratorError, ExitCode
 from calibrator.ports.backend import BackendFacts, Inspector
 from calibrator.ports.clock import Clock
@@ -39,12 +40,12 @@ from calibrator.ports.load import Batch, LoadGenerator
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
 from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
-from calibrator.service.sweep.burst import Burster
+from calibrator.service.sweep.burst import BurstRunner
 from calibrator.service.sweep.failures import FailureTally, quota_error, refuse_unmeasurable
-from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
+from calibrator.service.sweep.level_runner import LevelRunner, ServerPeaks
 from calibrator.service.sweep.live_traffic import LiveTraffic
-from calibrator.service.sweep.sample_buffer import SampleKeeper
-from calibrator.service.sweep.ttft_agreement import CrossWatch
+from calibrator.service.sweep.sample_buffer import SampleBuffer
+from calibrator.service.sweep.ttft_agreement import TtftAgreement
 
 SCRAPE_S = 1.0
 PROGRESS_S = 0.2
@@ -52,7 +53,7 @@ PROGRESS_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class SweepParts:
-    """What wiring gives to a sweep."""
+    """What wiring provides for a sweep."""
 
     inspector: Inspector
     telemetry: Telemetry
@@ -63,7 +64,7 @@ class SweepParts:
 
 @dataclass(slots=True)
 class _Tally:
-    """CostLedger of the whole sweep."""
+    """Totals over the whole sweep."""
 
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
@@ -76,13 +77,13 @@ class _Tally:
 
 
 async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
-    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes ended."""
+    """Run to the end; outcome `error` is a record too. Cancellation re-raises after all probes have ended."""
     sweep = _Sweep(order, parts, listener)
     try:
         conclusion = await sweep.run()
     except CalibratorError as error:
         return sweep.record(
-            Conclusion(SweepOutcome.ERROR, None, None, error.cause),
+            Conclusion(SweepOutcome.ERROR, None, None, Ending(EndReason.ERROR, error.cause)),
             remedy=error.remedy,
             error_exit_code=error.exit_code,
         )
@@ -100,21 +101,21 @@ class _Sweep:
         self._parts = parts
         self._listener = listener
         self._history = History(order.objectives, warm=order.warm)
-        self._folds: dict[int, LevelAccumulator] = {}
+        self._accumulators: dict[int, LevelAccumulator] = {}
         self._tally = _Tally()
-        self._achieved = AchievedFold(order.workload)
+        self._achieved = AchievedLengths(order.workload)
         self._unmeasured = UnmeasuredTally(order.objectives)
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
-        self._server = ServerWatch()
+        self._server = ServerPeaks()
         self._live = LiveTraffic(parts.clock)
         self._abort_monitor = AbortMonitor(order, parts.clock)
-        self._cross = CrossWatch()
-        self._samples = SampleKeeper(parts.clock)
+        self._ttft_agreement = TtftAgreement()
+        self._samples = SampleBuffer(parts.clock)
         self._load: LoadGenerator | None = None
-        self._holder: LevelRunner | None = None
-        self._burster: Burster | None = None
+        self._runner: LevelRunner | None = None
+        self._burst_runner: BurstRunner | None = None
 
     async def run(self) -> Conclusion:
         clock = self._parts.clock
@@ -125,67 +126,66 @@ class _Sweep:
         self._origin_s = clock.monotonic()
         load = self._load = self._parts.load(self._facts)
         load.allow(self._parts.permit())
-        self._holder = LevelRunner(
-            load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._book
+        self._runner = LevelRunner(
+            load, clock, self._order.objectives, self._origin_s, self._server, self._live, self._record_batch
         )
         watcher = asyncio.create_task(self._watch_server())
         try:
             await load.start()
             await self._live.begin()
-            conclusion = await self._measure_all(self._holder)
+            conclusion = await self._measure_all(self._runner)
             return await self._measure_burst(load, conclusion)
         finally:
             watcher.cancel()
             await load.stop()
             await asyncio.gather(watcher, return_exceptions=True)
 
-    async def _measure_all(self, holder: LevelRunner) -> Conclusion:
+    async def _measure_all(self, runner: LevelRunner) -> Conclusion:
         while True:
             step = self._next()
             if isinstance(step, Conclusion):
-                if await self._was_shaken(holder, step):
+                if await self._was_invalidated(runner, step):
                     continue
                 return step
-            fold = self._folds.setdefault(step.level, LevelAccumulator(step.level, self._order.objectives))
             measure = step
-
-            def should_leave(running: Stage, measure: Measure = measure, fold: LevelAccumulator = fold) -> bool:
-                return self._should_leave(running, measure, fold)
-
-            stage = self._live.left(await holder.hold(measure, fold, should_leave))
-            self._cross.leave(stage.level)
-            before = self._live.voided(self._history.stages, self._origin_s)
+            accumulator = self._accumulators.setdefault(
+                measure.level, LevelAccumulator(measure.level, self._order.objectives)
+            )
+            should_leave = functools.partial(self._should_leave, measure, accumulator)
+            stage = self._live.left(await runner.hold(measure, accumulator, should_leave))
+            self._ttft_agreement.leave(stage.level)
+            before = self._live.invalidated(self._history.stages, self._origin_s)
             self._history = replace(self._history, stages=(*before, stage))
             self._listener.partial(self.record(None))
 
-    async def _was_shaken(self, holder: LevelRunner, conclusion: Conclusion) -> bool:
-        """Did live traffic change just before the end? Then the last stage is void, and the search goes on.
+    async def _was_invalidated(self, runner: LevelRunner, conclusion: Conclusion) -> bool:
+        """Whether live traffic changed just before the end and invalidated the last stage: the search then continues.
 
-        Where nobody else was seen nothing is waited for, unless the whole backend is to be called infeasible.
+        Without live traffic so far there is no wait, unless the conclusion is that the backend is infeasible.
         """
         live = self._live
-        is_waiting = live.most > 0.0 or (live.watch.looks > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
+        is_waiting = live.most > 0.0 or (live.organic.scrapes > 0 and conclusion.outcome is SweepOutcome.INFEASIBLE)
         if not is_waiting or not self._history.stages or self._abort_monitor.abort is not None:
             return False
-        await holder.pause(LAG_S + SCRAPE_S)
+        await runner.pause(LAG_S + SCRAPE_S)
         before = self._history.stages
-        self._history = replace(self._history, stages=self._live.voided(before, self._origin_s))
+        self._history = replace(self._history, stages=self._live.invalidated(before, self._origin_s))
         return self._history.stages != before
 
     async def _measure_burst(self, load: LoadGenerator, conclusion: Conclusion) -> Conclusion:
-        clock, watch = self._parts.clock, self._live.watch
+        clock, organic = self._parts.clock, self._live.organic
         objectives = self._order.objectives
-        self._burster = Burster(load, clock, objectives, self._book, lambda: watch.estimate or 0.0)
+        self._burst_runner = BurstRunner(load, clock, objectives, self._record_batch, lambda: organic.estimate or 0.0)
         order, mode = self._order, self._order.burst if self._abort_monitor.abort is None else BurstMode.OFF
         try:
-            return await self._burster.follow(conclusion, mode, self._levels(), order.bounds.min_level)
+            return await self._burst_runner.follow(conclusion, mode, self._levels(), order.bounds.min_level)
         except AbortedError:
             return unlimited(conclusion) if mode is BurstMode.ENFORCE else conclusion
 
     # --------------------------------------------------------------------------------------------- decisions
     def _next(self) -> Step:
         order = self._order
-        self._history = replace(self._history, organic_floor=self._live.watch.floor)
+        self._history = replace(self._history, organic_floor=self._live.organic.floor)
         ended = self._abort_monitor.conclusion(self._history)
         if ended is not None:
             return self._nothing_worked() or ended
@@ -198,15 +198,18 @@ class _Sweep:
         if done < len(order.levels) and self._history.elapsed_s < order.bounds.duration_s:
             return Measure(order.levels[done], Test.FIXED, order.requests_per_level, "asked for")
         if done < len(order.levels):
-            return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, "the time budget ended before the last level")
-        return self._nothing_worked() or Conclusion(SweepOutcome.CALIBRATED, None, None, "all levels were measured")
+            late = Ending(EndReason.TIME_BUDGET, "the time budget is spent before the last level")
+            return Conclusion(SweepOutcome.INCONCLUSIVE, None, None, late)
+        complete = Ending(EndReason.ALL_LEVELS, "all levels were measured")
+        return self._nothing_worked() or Conclusion(SweepOutcome.CALIBRATED, None, None, complete)
 
     def _nothing_worked(self) -> Conclusion | None:
-        """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
-        why = self._tally.failures.nothing_worked
-        return Conclusion(SweepOutcome.ERROR, None, None, why) if why else None
+        """If no request succeeded in the whole sweep, the backend is broken; that is not a small capacity."""
+        words = self._tally.failures.nothing_worked
+        why = Ending(EndReason.NO_SUCCESS, words)
+        return Conclusion(SweepOutcome.ERROR, None, None, why) if words else None
 
-    def _should_leave(self, running: Stage, measure: Measure, fold: LevelAccumulator) -> bool:
+    def _should_leave(self, measure: Measure, accumulator: LevelAccumulator, running: Stage) -> bool:
         now_s = running.ended_at_s
         history = replace(self._history, stages=(*self._history.stages, running))
         self._show(running, measure, history, now_s)
@@ -214,21 +217,21 @@ class _Sweep:
         if (
             now_s >= bounds.duration_s
             or self._abort_monitor.must_stop(history)
-            or running.level <= self._live.watch.floor
+            or running.level <= self._live.organic.floor
         ):
             return True
         if measure.test is Test.FIXED:
             enough = all(_is_enough(part, measure.max_samples) for part in running.evidence)
-            return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
+            return enough and accumulator.ended_in_order(measure.max_samples) >= measure.max_samples
         return must_leave(history, bounds) or is_settled(history, measure)
 
     # -------------------------------------------------------------------------------------------- observation
-    def _book(self, batch: Batch) -> None:
+    def _record_batch(self, batch: Batch) -> None:
         if self._load is not None:
             self._load.allow(self._parts.permit())
-        self._cross.ended(batch.ended)
+        self._ttft_agreement.ended(batch.ended)
         self._samples.add(batch.ended)
-        self._abort_monitor.book(batch)
+        self._abort_monitor.record(batch)
         self._unmeasured.add(batch.ended)
         tally = self._tally
         tally.failures.add(batch.ended)
@@ -237,9 +240,9 @@ class _Sweep:
             tally.prompt_tokens += sample.prompt_tokens or 0
             tally.output_tokens += sample.completion_tokens or 0
             self._achieved.add(sample)
-        quota = quota_error(batch.ended, 0 if self._holder is None else self._holder.level)
-        if self._burster is not None and (quota is not None or self._abort_monitor.abort is not None):
-            raise AbortedError  # what the search has found stands
+        quota = quota_error(batch.ended, 0 if self._runner is None else self._runner.level)
+        if self._burst_runner is not None and (quota is not None or self._abort_monitor.abort is not None):
+            raise AbortedError  # the result of the search stands
         if quota is not None:
             raise quota
 
@@ -251,35 +254,35 @@ class _Sweep:
             answered_s = clock.monotonic()
             if load is not None:
                 self._server.add(load)
-                if self._holder is not None and self._holder.phase is Phase.COUNTED:
-                    self._cross.scraped(load)
-            await self._abort_monitor.saw(load)
-            self._live.saw(asked_s, answered_s, load)
+                if self._runner is not None and self._runner.phase is Phase.COUNTED:
+                    self._ttft_agreement.scraped(load)
+            await self._abort_monitor.scraped(asked_s, load)
+            self._live.scraped(asked_s, answered_s, load)
             await self._parts.clock.sleep(SCRAPE_S - SETTLE_S)
 
     def _show(self, running: Stage, measure: Measure, history: History, now_s: float) -> None:
-        if now_s - self._shown_at_s < PROGRESS_S or self._holder is None:
+        if now_s - self._shown_at_s < PROGRESS_S or self._runner is None:
             return
         self._shown_at_s = now_s
-        metric, fold = self._order.objectives[0].metric, self._folds[running.level]
+        metric, accumulator = self._order.objectives[0].metric, self._accumulators[running.level]
         progress = replace(
             self._progress(running.level),
-            phase="ramp" if self._holder.phase is Phase.RAMP else measure.test.value,
+            phase="ramp" if self._runner.phase is Phase.RAMP else measure.test.value,
             n=min(part.n for part in running.evidence),
             exceedances=max(part.exceedances for part in running.evidence),
             verdict=level_verdict(history, running.level).kind.value,
-            p50_s=fold.quick_quantile(metric, 0.5),
-            p99_s=fold.quick_quantile(metric, 0.99),
+            p50_s=accumulator.quick_quantile(metric, 0.5),
+            p99_s=accumulator.quick_quantile(metric, 0.99),
             requests=history.requests,
             elapsed_s=now_s,
-            in_flight=self._holder.in_flight,
-            organic=self._live.watch.estimate,
+            in_flight=self._runner.in_flight,
+            organic=self._live.organic.estimate,
             overload_s=overload_s(history, self._abort_monitor.overload(self._origin_s)),
         )
         self._listener.progress(progress)
 
     def _progress(self, level: int) -> Progress:
-        """A blank one, with the budgets."""
+        """An initial one, with the budgets."""
         order = self._order
         fixed = len(order.levels) * order.requests_per_level
         return Progress(
@@ -316,7 +319,8 @@ class _Sweep:
             grade=None if conclusion is None else conclusion.grade,
             capacity=None if conclusion is None else conclusion.capacity,
             reason="" if conclusion is None else conclusion.reason,
-            requests=self._history.requests + (0 if self._burster is None else self._burster.requests),
+            end_reason=None if conclusion is None else conclusion.why.code,
+            requests=self._history.requests + (0 if self._burst_runner is None else self._burst_runner.requests),
             duration_s=elapsed_s,
             overload_s=overload_s(self._history, self._abort_monitor.overload(self._origin_s)),
             prompt_tokens=tally.prompt_tokens,
@@ -341,7 +345,7 @@ class _Sweep:
             history=self._history,
             remedy=remedy,
             error_exit_code=int(error_exit_code),
-            burst=None if self._burster is None else self._burster.report,
+            burst=None if self._burst_runner is None else self._burst_runner.report,
             aborted=self._abort_monitor.abort,
             harm=self._abort_monitor.harm,
             trigger=order.trigger,
@@ -354,11 +358,11 @@ class _Sweep:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
         failures, live = self._tally.failures.warnings, self._live.warnings(self._parts.telemetry.problem)
-        watched = (*self._unmeasured.warnings, *self._cross.warnings, *live)
-        return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *watched)
+        measured = (*self._unmeasured.warnings, *self._ttft_agreement.warnings, *live)
+        return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *measured)
 
     def _levels(self) -> tuple[LevelReport, ...]:
-        return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))
+        return tuple(self._level_report(level) for level in sorted(self._accumulators) if self._history.at_level(level))
 
     def _level_report(self, level: int) -> LevelReport:
         stages = self._history.at_level(level)
@@ -370,4 +374,4 @@ class _Sweep:
         )
         known = [(stage.organic, stage.duration_s) for stage in stages if stage.organic is not None]
         organic = sum(one * s for one, s in known) / sum(s for _, s in known) if known else None
-        return self._folds[level].report(verdict, (n, exceedances), stages[-1].audit, stages[-1].server, organic)
+        return self._accumulators[level].report(verdict, (n, exceedances), stages[-1].audit, stages[-1].server, organic)

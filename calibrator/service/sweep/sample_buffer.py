@@ -1,4 +1,4 @@
-"""Keeps the ended requests of a sweep for its export, up to a bound (core.records.sample_log)."""
+"""Collects the ended requests of a sweep for export, up to a limit (core.records.sample_log)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calibrator.core.records.sample_log import MOST_SAMPLES, pack
 from calibrator.ports.clock import Clock
 
 
-class SampleKeeper:
+class SampleBuffer:
     def __init__(self, clock: Clock) -> None:
         self._clock_offset_s = clock.wall() - clock.monotonic()
         self._samples: list[Sample] = []
@@ -23,6 +23,6 @@ class SampleKeeper:
         self._left_out += max(0, len(ended) - room)
 
     def packed(self, history: History, objectives: Sequence[Objective]) -> bytes:
-        """Empty if there was no request."""
+        """Empty without requests."""
         levels = {stage.number: stage.level for stage in history.stages}
         return pack(self._samples, levels, objectives, self._clock_offset_s, self._left_out) if self._samples else b""

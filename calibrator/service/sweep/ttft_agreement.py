@@ -1,7 +1,7 @@
-"""Collects what `core.live.ttft_agreement` compares: the engine's histogram and our own times, over the same stretch.
+"""Collects what `core.live.ttft_agreement` compares: the engine's histogram and our own times, over the same time.
 
 scrape ─────── scrape ── ... ── scrape        of the counted part of one stage
-   └ start: forget ours            └ latest: remember how many of ours had ended by then
+   └ start: drop our times so far  └ latest: note how many of ours have ended by then
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from calibrator.core.records.server_load import Histogram, ServerLoad
 
 
 @dataclass(slots=True)
-class CrossWatch:
-    """Of one sweep."""
+class TtftAgreement:
+    """One for each sweep."""
 
     _start: Histogram | None = None
     _latest: Histogram | None = None
@@ -36,7 +36,7 @@ class CrossWatch:
         self._ours_s += [sample.ttft_s for sample in samples if sample.ttft_s is not None]
 
     def leave(self, level: int) -> None:
-        """The stage is over: compare, and begin anew."""
+        """The stage has ended: compare, and start over."""
         if self._start is not None and self._latest is not None:
             delta = self._latest.since(self._start)
             self._found += compare(level, delta, self._ours_s[: self._ended_by_latest])

@@ -1,4 +1,4 @@
-"""Gauges that count a request twice, or only some of them, are found out by how they move with ours; users are not."""
+"""Gauges that count a request twice, or only some of them, are detected by how they move with ours; users are not."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import random
 
 import pytest
 
-from calibrator.core.live.gauge_scale import FEWER_LOOKS, GaugeFault, GaugeScale
-from calibrator.core.live.organic_load import OrganicWatch, steered
+from calibrator.core.live.gauge_scale import BLIND_SCRAPES, GaugeFault, GaugeScale
+from calibrator.core.live.organic_load import OrganicEstimate, steered
 
 LEVELS = (2, 4, 8, 16, 12)
 HELD_S = 6
 
 
-def sweep(scale: float, users: list[int], lag_s: int = 0) -> tuple[OrganicWatch, int]:
+def sweep(scale: float, users: list[int], lag_s: int = 0) -> tuple[OrganicEstimate, int]:
     """A ramp above what the gauges show at first, one scrape a second, probes steered by them.
 
     Returns the second at which they were found out.
     """
-    watch, probes, history = OrganicWatch(), 0, []
+    watch, probes, history = OrganicEstimate(), 0, []
     for second in range(len(users)):
         level = LEVELS[min(len(LEVELS) - 1, max(0, second - 3) // HELD_S)] + round(scale * users[0])
         probes = 0 if second < 3 else steered(level, watch.estimate, probes)
         history.append(scale * (probes + users[second]))
         watch.ours(second - 0.5, probes)
         watch.ours(float(second), probes)
-        watch.saw(float(second), float(second), max(0.0, round(history[max(0, second - lag_s)])))
+        watch.scraped(float(second), float(second), max(0.0, round(history[max(0, second - lag_s)])))
         if watch.is_blind:
             return watch, second
     return watch, -1
@@ -81,22 +81,22 @@ def test_users_at_the_first_look_are_no_fault() -> None:
 def test_one_jump_of_users_with_a_jump_of_ours_is_no_proof() -> None:
     scale = GaugeScale()
     for ours, users in ((0, 0), (8, 8), (8, 8), (8, 8), (16, 8), (16, 8)):
-        scale.saw(float(ours + users), ours, ours)
+        scale.scraped(float(ours + users), ours, ours)
     assert scale.fault is None
 
 
-def test_a_few_looks_too_low_are_no_proof_either() -> None:
+def test_a_few_scrapes_too_low_are_no_proof_either() -> None:
     scale = GaugeScale()
-    for _ in range(FEWER_LOOKS - 1):
-        scale.saw(2.0, 8, 8)
-    scale.saw(8.0, 8, 8)
-    scale.saw(2.0, 8, 8)
+    for _ in range(BLIND_SCRAPES - 1):
+        scale.scraped(2.0, 8, 8)
+    scale.scraped(8.0, 8, 8)
+    scale.scraped(2.0, 8, 8)
     assert scale.fault is None
 
 
 def test_what_wrong_gauges_told_is_taken_back_once() -> None:
     watch, _ = sweep(2, [5] * 40)
-    assert watch.doubt >= 10.0
-    assert watch.doubt_s == float("-inf")
-    watch.saw(90.0, 90.0, 30.0)
-    assert watch.doubt == 0.0
+    assert watch.change >= 10.0
+    assert watch.suspect_since_s == float("-inf")
+    watch.scraped(90.0, 90.0, 30.0)
+    assert watch.change == 0.0

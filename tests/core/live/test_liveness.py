@@ -1,4 +1,4 @@
-"""The guard's rules for engines without histograms, one look at a time."""
+"""The guard's rules for engines without histograms, one scrape at a time."""
 
 from __future__ import annotations
 

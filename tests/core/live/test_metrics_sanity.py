@@ -6,24 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from calibrator.core.live.metrics_sanity import BLIND, BLIND_LOOKS, FROZEN, FROZEN_S, PageTrust
+from calibrator.core.live.gauge_scale import BLIND_SCRAPES
+from calibrator.core.live.metrics_sanity import BLIND, FROZEN, FROZEN_S, MetricsSanity
+from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.records.server_load import ServerLoad
 
 LOAD = ServerLoad("vllm", 8.0, 0.0, output_tokens_total=10.0)
 
 
-def after(looks: list[tuple[ServerLoad | None, int]], trust: PageTrust | None = None) -> PageTrust:
-    """One look a second."""
-    trust = trust or PageTrust()
-    for second, (load, probes) in enumerate(looks):
+def after(scrapes: list[tuple[ServerLoad | None, int]], trust: MetricsSanity | None = None) -> MetricsSanity:
+    """One scrape per second."""
+    trust = trust or MetricsSanity()
+    for second, (load, probes) in enumerate(scrapes):
         trust = trust.after(load, probes, float(second))
     return trust
 
 
 def test_a_page_that_never_changes_while_our_requests_come_and_go_is_frozen() -> None:
-    looks: list[tuple[ServerLoad | None, int]] = [(LOAD, 4 + second % 3) for second in range(int(FROZEN_S) + 2)]
-    assert after(looks[:10]).problem == ""
-    assert after(looks).problem == FROZEN
+    scrapes: list[tuple[ServerLoad | None, int]] = [(LOAD, 4 + second % 3) for second in range(int(FROZEN_S) + 2)]
+    assert after(scrapes[:10]).problem == ""
+    assert after(scrapes).problem == FROZEN
 
 
 def test_one_long_request_changes_nothing_and_that_is_no_sign() -> None:
@@ -35,19 +37,22 @@ def test_an_idle_engine_is_not_frozen() -> None:
 
 
 def test_another_engines_page_shows_fewer_requests_than_ours() -> None:
-    looks = [(replace(LOAD, output_tokens_total=float(second)), 16) for second in range(BLIND_LOOKS + 2)]
-    assert after([*looks[:BLIND_LOOKS]]).problem == ""
-    assert after([*looks]).problem == BLIND
+    scrapes = [(replace(LOAD, output_tokens_total=float(second)), 16) for second in range(int(LAG_S) + BLIND_SCRAPES)]
+    assert after([*scrapes[:-1]]).problem == ""
+    assert after([*scrapes]).problem == BLIND
 
 
 def test_gauges_that_lag_while_we_rise_are_believed() -> None:
-    """The page shows what we had a look ago."""
-    looks = [(replace(LOAD, running_requests=float(n), output_tokens_total=float(n)), n + 8) for n in range(8, 80, 8)]
-    assert after([*looks]).problem == ""
+    """The page shows what we had as long ago as a gauge may lag."""
+    rise = int(LAG_S) * 8
+    scrapes = [
+        (replace(LOAD, running_requests=float(n), output_tokens_total=float(n)), n + rise) for n in range(8, 160, 8)
+    ]
+    assert after([*scrapes]).problem == ""
 
 
 @pytest.mark.parametrize("gap", [None, LOAD])
 def test_the_word_stays_until_a_page_with_our_requests_looks_right(gap: ServerLoad | None) -> None:
-    frozen = PageTrust(FROZEN)
+    frozen = MetricsSanity(FROZEN)
     assert after([(gap, 0)] * 5, frozen).problem == FROZEN
     assert after([(LOAD, 8), (replace(LOAD, output_tokens_total=11.0), 8)], frozen).problem == ""

@@ -37,7 +37,7 @@ def times(n: int, seed: int = 1) -> np.ndarray:
         (times(300), times(300) + 0.003, ""),
         # a queue of 300 ms in front of the engine, and a histogram of something slower
         (times(300), times(300) + 0.3, "we measure 364 ms (P80), the engine's own histogram says 40 to 80 ms"),
-        (times(300) + 0.5, times(300), "may be another engine's"),
+        (times(300) + 0.5, times(300), "another engine"),
         # live users in the same histogram: nothing can be said, however far apart
         (times(400), times(300) + 0.3, ""),
         # fewer of them than STRANGERS, but all of them slow: our own are still seen to agree

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from calibrator.core.publish.balance import LOOKS_NEEDED, Balance, BalanceWatch, FleetSize
-from calibrator.core.publish.fleet import Balancing, FleetLook, ReplicaLook
+from calibrator.core.publish.balance import RATIOS_NEEDED, Balance, BalanceWatch, FleetSize
+from calibrator.core.publish.fleet import Balancing, FleetScrape, ReplicaScrape
 from calibrator.core.records.server_load import ServerLoad
 
 
@@ -79,31 +79,31 @@ def test_a_measured_ratio_replaces_the_table() -> None:
     assert Balance(Balancing.RANDOM, busiest_to_mean=9.0).fleet_cap(40, 4) == 40, "never below one replica's"
 
 
-def look(*in_flight: float, cap: int = 40, probes: int = 0) -> FleetLook:
+def scrape(*in_flight: float, cap: int = 40, probes: int = 0) -> FleetScrape:
     replicas = tuple(
-        ReplicaLook(f"http://r{index}/v1", ServerLoad("vllm", count), probes) for index, count in enumerate(in_flight)
+        ReplicaScrape(f"http://r{index}/v1", ServerLoad("vllm", count), probes) for index, count in enumerate(in_flight)
     )
-    return FleetLook(0.0, 0.0, replicas, cap, cap)
+    return FleetScrape(0.0, 0.0, replicas, cap, cap)
 
 
 def test_the_balance_is_measured_while_much_of_the_cap_is_in_use() -> None:
     watch = BalanceWatch()
-    for _ in range(LOOKS_NEEDED):
-        watch.add(look(0.0, 3.0))  # hardly anybody there: extremely uneven, and meaningless
-        watch.add(look(30.0, 8.0, probes=2))
+    for _ in range(RATIOS_NEEDED):
+        watch.add(scrape(0.0, 3.0))  # hardly any requests: extremely uneven, and meaningless
+        watch.add(scrape(30.0, 8.0, probes=2))
     assert watch.busiest_to_mean is None
-    for _ in range(LOOKS_NEEDED):
-        watch.add(look(22.0, 18.0))
+    for _ in range(RATIOS_NEEDED):
+        watch.add(scrape(22.0, 18.0))
     assert watch.busiest_to_mean == pytest.approx(1.1)
-    watch.add(look(22.0, 18.0, 20.0))
+    watch.add(scrape(22.0, 18.0, 20.0))
     assert watch.busiest_to_mean is None, "another set of replicas"
 
 
 def test_one_replica_or_one_that_does_not_tell_measures_nothing() -> None:
     watch = BalanceWatch()
-    silent = FleetLook(0.0, 0.0, (*look(30.0).replicas, ReplicaLook("http://x/v1", None)), 40, 40)
-    for _ in range(2 * LOOKS_NEEDED):
-        watch.add(look(30.0))
+    silent = FleetScrape(0.0, 0.0, (*scrape(30.0).replicas, ReplicaScrape("http://x/v1", None)), 40, 40)
+    for _ in range(2 * RATIOS_NEEDED):
+        watch.add(scrape(30.0))
         watch.add(silent)
     assert watch.busiest_to_mean is None
 

@@ -42,7 +42,7 @@ def test_validity_counts_from_the_question_and_not_from_the_answer() -> None:
         (LeaseState(), 0.0, Ask.ACQUIRE),
         (LeaseState(3, 110.0, 105.0), 104.9, Ask.NOTHING),
         (LeaseState(3, 110.0, 105.0), 105.0, Ask.RENEW),
-        (LeaseState(3, 110.0, 105.0), 500.0, Ask.RENEW),  # it ran out here, but perhaps nobody took it
+        (LeaseState(3, 110.0, 105.0), 500.0, Ask.RENEW),  # it expired here, but may still be free
         (LeaseState().refused(50.0, POLICY), 50.5, Ask.NOTHING),
         (LeaseState().refused(50.0, POLICY).due_now(), 50.5, Ask.ACQUIRE),
         (LeaseState(3, 110.0, 105.0).due_now(), 100.0, Ask.NOTHING),  # a holder has nothing to hurry for

@@ -23,7 +23,7 @@ CASES = [
     # asked, cap, per replica, requests per second, queue wait
     (20, 20, 10, 10.0, 0.1),  # lower: the measured rates in proportion, the measured wait still bounds
     (32, 32, 16, 16.0, 0.1),
-    (50, 50, 25, 16.0, None),  # higher: never more than was seen, and nobody knows the wait
+    (50, 50, 25, 16.0, None),  # higher: never more than was measured, and the wait is unknown
     (500, 100, 50, 16.0, None),
     (1, 4, 2, 2.0, 0.1),
 ]

@@ -6,11 +6,11 @@ import pytest
 
 from calibrator.core.publish.fleet import (
     SUSPICION_S,
-    FleetLook,
+    FleetScrape,
     Member,
     Probes,
     ReplicaAddress,
-    ReplicaLook,
+    ReplicaScrape,
     fleet_kind,
     kind_of,
     replica_view,
@@ -47,7 +47,7 @@ def status(*members: Member, at_s: float = 0.0) -> list[ReplicaStatus]:
         ((BUSY, None), True, ReplicaStatus.DOWN),  # at the first scrape that fails
         ((BUSY, None, IDLE), True, ReplicaStatus.JOINING),  # back, but as new
         ((BUSY, None, BUSY), True, ReplicaStatus.READY),
-        ((None,), True, ReplicaStatus.READY),  # nobody shows metrics: unknown is not down
+        ((None,), True, ReplicaStatus.READY),  # none shows metrics: unknown is not down
         ((None,) * 30, False, ReplicaStatus.JOINING),
         ((None,) * 62, False, ReplicaStatus.READY),
     ],
@@ -145,14 +145,14 @@ def test_a_reserve_takes_no_users_and_decides_nothing_about_the_others() -> None
 
 def test_a_look_counts_the_ready_only() -> None:
     replicas = (
-        ReplicaLook("a", BUSY, probes_in_flight=1),
-        ReplicaLook("b", None, is_ready=False),
-        ReplicaLook("c", BUSY, is_ready=False),
+        ReplicaScrape("a", BUSY, probes_in_flight=1),
+        ReplicaScrape("b", None, is_ready=False),
+        ReplicaScrape("c", BUSY, is_ready=False),
     )
-    seen = FleetLook(0.0, 0.0, replicas, 10, 10)
+    seen = FleetScrape(0.0, 0.0, replicas, 10, 10)
     assert (seen.organic_in_flight, seen.probes_in_flight) == (3.0, 1)
-    assert FleetLook(0.0, 0.0, (replicas[0], ReplicaLook("b", None)), 10, 10).organic_in_flight is None
-    assert FleetLook(0.0, 0.0, (), 10, 10).organic_in_flight is None
+    assert FleetScrape(0.0, 0.0, (replicas[0], ReplicaScrape("b", None)), 10, 10).organic_in_flight is None
+    assert FleetScrape(0.0, 0.0, (), 10, 10).organic_in_flight is None
 
 
 def test_the_view_names_what_a_replica_runs() -> None:

@@ -141,6 +141,8 @@ def test_content_is_no_earlier_than_the_first_token() -> None:
         ("ttft p99 <= 1s", {"cancelled": True, "ttft_s": None, "duration_s": 0.5}, None),
         ("ttft p99 <= 1s", {"cancelled": True, "ttft_s": None, "duration_s": 1.5}, True),
         ("ttft p99 <= 1s", {"cancelled": True}, False),  # its token had come
+        ("itl p99 <= 1ms", {"cancelled": True}, None),  # only the end tells
+        ("ttft p99 <= 1ms for prompts <= 1 tokens", {}, None),  # not about this prompt
         ("e2e p99 <= 3s", {"cancelled": True}, None),
         ("e2e p99 <= 1s", {"cancelled": True}, True),
         ("ttft p99 <= 1ms", {"failure": Failure(FailureKind.STATUS, "no such model", 404)}, None),  # our mistake

@@ -10,7 +10,7 @@ from support.records import sweep
 from calibrator.core.records.history import Audit, History, Stage
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.report.spans import ProbeTrace, SweepTrace, span_id, sweep_trace, trace_id
-from calibrator.core.search.burst import FIRST_VISIT
+from calibrator.core.search.burst import FIRST_BURST_STAGE
 
 
 def record(*stages: Stage, **changes: object) -> SweepRecord:
@@ -76,7 +76,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert all(value is not None for span in (trace.root, *trace.children) for value in span.attributes.values())
 
 
-def test_a_spoilt_level_says_why() -> None:
+def test_an_invalid_level_says_why() -> None:
     invalid_reasons = stage(4, 1, 0, 5, audit=Audit(reasons=("generator saturated",)), level_lost="users came")
     (level,) = [child for child in sweep_trace(record(invalid_reasons), 0.0).children if child.name == "level"]
     assert level.attributes["calibrator.invalid_reasons"] == ("generator saturated", "users came")
@@ -109,9 +109,9 @@ def test_a_probe_names_the_trace_of_its_sweep_and_the_span_of_its_level() -> Non
 
 def test_probes_outside_levels_belong_to_the_sweep_and_those_of_bursts_to_the_burst() -> None:
     trace = sweep_trace(record(), 0.0)
-    parent = {number: ProbeTrace("s1").traceparent(0, number).split("-")[2] for number in (0, FIRST_VISIT + 3)}
+    parent = {number: ProbeTrace("s1").traceparent(0, number).split("-")[2] for number in (0, FIRST_BURST_STAGE + 3)}
     assert parent[0] == f"{trace.root.span_id:016x}"
-    assert parent[FIRST_VISIT + 3] == f"{trace.children[-1].span_id:016x}"
+    assert parent[FIRST_BURST_STAGE + 3] == f"{trace.children[-1].span_id:016x}"
     assert trace.children[-1].name == "burst"
 
 

@@ -12,7 +12,7 @@ from support.synthetic import P99, Player, Synthetic, cliff, run_sweep
 from calibrator.core.records.history import Bounds, History, WarmStart
 from calibrator.core.records.sweep import Grade, SweepOutcome
 from calibrator.core.search.policy import next_step
-from calibrator.core.search.recalibration import looked_above, warm_start
+from calibrator.core.search.recalibration import probed_above, warm_start
 from calibrator.core.search.steps import Conclusion, Measure, Test
 
 LONG = Bounds(duration_s=1e9, overload_s=1e9)
@@ -35,7 +35,7 @@ def again(
     return run_sweep(player(knee, 2), bounds, warm=warm)
 
 
-def test_an_unchanged_backend_is_confirmed_by_one_visit() -> None:
+def test_an_unchanged_backend_is_confirmed_by_one_stage() -> None:
     before = cold()
     conclusion, history = again(before, 44)
     assert len(history.stages) == 1
@@ -45,7 +45,7 @@ def test_an_unchanged_backend_is_confirmed_by_one_visit() -> None:
     assert conclusion.capacity is not None
     assert before[0].capacity is not None
     assert conclusion.capacity.estimate == before[0].capacity.estimate
-    assert not looked_above(history)
+    assert not probed_above(history)
 
 
 def test_without_the_earlier_evidence_a_sentinel_confirms_only_provisionally() -> None:
@@ -71,14 +71,14 @@ def test_a_risen_capacity_is_found_when_a_look_is_due() -> None:
     conclusion, history = again(before, 80, sweeps_since_upward_probe=2)
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate > 44
-    assert looked_above(history)
+    assert probed_above(history)
     assert max(stage.level for stage in history.stages) <= 2.1 * 80
 
 
 def test_a_look_that_fails_confirms() -> None:
     before = cold()
     conclusion, history = again(before, 44, sweeps_since_upward_probe=2)
-    assert looked_above(history)
+    assert probed_above(history)
     assert len({stage.level for stage in history.stages}) == 2
     assert conclusion.capacity is not None
     assert before[0].capacity is not None
@@ -131,12 +131,12 @@ def test_a_failed_warm_up_of_the_sentinel_opens_the_search() -> None:
     assert conclusion.capacity.estimate <= 5
 
 
-def test_a_spoilt_sentinel_is_repeated_and_then_provisional() -> None:
+def test_an_invalid_sentinel_is_repeated_and_then_provisional() -> None:
     conclusion, history = cold()
     assert conclusion.capacity is not None
     warm = warm_start(history, LONG, conclusion.capacity.estimate, 0)
     source = player(44)
-    source.spoil = lambda _: ("generator saturated: late",)
+    source.invalidate = lambda _: ("generator saturated: late",)
     ended, seen = run_sweep(source, LONG, warm=warm)
     assert len(seen.stages) == 2
     assert ended.outcome is SweepOutcome.INCONCLUSIVE

@@ -11,10 +11,10 @@ from support.synthetic import P99, Player, Synthetic, cliff, logistic, run_sweep
 from calibrator.core.records.history import Bounds, History, Stage
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import ServerLoadPeak
-from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.core.records.sweep import EndReason, Grade, SweepOutcome
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.posterior import Counts, ObjectiveData, capacity_posterior
-from calibrator.core.search.state import know, must_leave, overload_s
+from calibrator.core.search.state import must_leave, overload_s, search_state
 from calibrator.core.search.steps import Conclusion, Measure, Test
 from calibrator.errors import ConfigurationError
 
@@ -105,16 +105,16 @@ def test_nothing_above_a_hole_is_published_once_it_is_seen() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- budgets
 @pytest.mark.parametrize(
-    ("bounds", "word"),
+    ("bounds", "code"),
     [
-        (Bounds(requests=300, requests_per_level=0), "request budget"),
-        (Bounds(duration_s=60.0), "time budget"),
-        (Bounds(overload_s=0.0), "overload budget"),
+        (Bounds(requests=300, requests_per_level=0), EndReason.REQUEST_BUDGET),
+        (Bounds(duration_s=60.0), EndReason.TIME_BUDGET),
+        (Bounds(overload_s=0.0), EndReason.OVERLOAD_BUDGET),
     ],
 )
-def test_budgets_end_the_sweep(bounds: Bounds, word: str) -> None:
+def test_budgets_end_the_sweep(bounds: Bounds, code: EndReason) -> None:
     conclusion, history = run_sweep(synthetic(logistic(30.0)), bounds)
-    assert word in conclusion.reason
+    assert conclusion.why.code is code
     assert conclusion.outcome is SweepOutcome.CALIBRATED
     assert conclusion.grade in (Grade.PROVISIONAL, Grade.CERTIFIED)
     assert history.requests <= 1300
@@ -131,10 +131,10 @@ def test_a_level_inside_the_indifference_zone_is_given_up(seed: int) -> None:
     """True ratio 1 %: no affordable test decides, so the sweep ends instead of spending the whole budget there."""
     conclusion, history = run_sweep(synthetic(lambda _: 0.01, seed), Bounds(min_level=4, max_level=4, requests=5000))
     assert history.requests <= 900
-    assert "indifference zone" in conclusion.reason or conclusion.grade in (Grade.AT_MAX, Grade.INFEASIBLE)
+    assert conclusion.why.code in (EndReason.INDIFFERENCE_ZONE, EndReason.AT_MAX, EndReason.INFEASIBLE)
 
 
-def test_overload_counts_only_visits_above_the_zone() -> None:
+def test_overload_counts_only_stages_above_the_zone() -> None:
     _, history = run_sweep(synthetic(cliff(10)), LONG)
     above = sum(stage.duration_s for stage in history.stages if stage.level > 10)
     assert 0.0 < overload_s(history) <= above
@@ -299,7 +299,7 @@ def test_organic_traffic_above_a_level_takes_it_out_of_the_search() -> None:
         step = next_step(history, LONG)
         assert isinstance(step, Measure)
         history = replace(history, stages=(*history.stages, player.stage(history, step)))
-        certified = know(history, LONG).certified
+        certified = search_state(history, LONG).certified
     raised = replace(LONG, min_level=40)
     while isinstance(step := next_step(history, raised), Measure):
         assert step.level >= 40
@@ -307,7 +307,7 @@ def test_organic_traffic_above_a_level_takes_it_out_of_the_search() -> None:
     assert step.grade is Grade.CERTIFIED
     assert step.capacity is not None
     assert step.capacity.estimate == certified
-    assert "now the lowest possible" in step.reason
+    assert step.why.code is EndReason.LIVE_TRAFFIC
 
 
 def test_a_ramp_whose_floor_rises_goes_on_above_it() -> None:
@@ -318,7 +318,7 @@ def test_a_ramp_whose_floor_rises_goes_on_above_it() -> None:
 
 
 # ------------------------------------------------------------------------------------------- when a stage must end
-def test_an_overloaded_visit_ends_with_the_budget_and_a_harmless_one_goes_on() -> None:
+def test_an_overloaded_stage_ends_with_the_budget_and_a_harmless_one_goes_on() -> None:
     bad = with_stage(History((P99,)), 8, 0.9, bits="01" * 12)
     good = with_stage(bad, 4, 0.1)
     spent = Bounds(overload_s=0.0)
@@ -333,7 +333,7 @@ def test_after_the_overload_budget_the_answer_still_gets_its_test() -> None:
     assert conclusion.grade is Grade.CERTIFIED
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate <= 24
-    assert "overload budget" in conclusion.reason
+    assert conclusion.why.code is EndReason.OVERLOAD_BUDGET
     assert len([stage.level for stage in history.stages if stage.level > 24]) == 1
 
 
@@ -351,17 +351,17 @@ def test_a_history_of_another_version_is_refused() -> None:
         History((P99,), (), version=99)
 
 
-def test_a_spoilt_visit_is_repeated_once() -> None:
+def test_an_invalid_stage_is_repeated_once() -> None:
     player = synthetic(logistic(40.0))
     invalid_once: list[int] = []
 
-    def spoil(level: int) -> tuple[str, ...]:
+    def invalidate(level: int) -> tuple[str, ...]:
         if level >= 8 and not invalid_once:
             invalid_once.append(level)
             return ("generator saturated: late",)
         return ()
 
-    player.spoil = spoil
+    player.invalidate = invalidate
     conclusion, history = run_sweep(player, LONG)
     index = next(index for index, stage in enumerate(history.stages) if stage.audit.reasons)
     assert history.stages[index + 1].level == history.stages[index].level
@@ -370,9 +370,10 @@ def test_a_spoilt_visit_is_repeated_once() -> None:
 
 def test_a_saturated_generator_ends_the_sweep_below_itself() -> None:
     player = synthetic(lambda _: 0.0)
-    player.spoil = lambda level: ("generator saturated: late",) if level >= 16 else ()
+    player.invalidate = lambda level: ("generator saturated: late",) if level >= 16 else ()
     conclusion, history = run_sweep(player, LONG)
-    assert "generator saturated" in conclusion.reason
+    assert conclusion.why.code is EndReason.INVALID_MEASUREMENT
+    assert "generator saturated: late" in conclusion.reason, "the audit's own words are part of the reason"
     assert conclusion.capacity is not None
     assert conclusion.capacity.estimate < 16
     assert conclusion.grade is not Grade.CERTIFIED or conclusion.capacity.estimate <= 8
@@ -381,20 +382,20 @@ def test_a_saturated_generator_ends_the_sweep_below_itself() -> None:
 
 def test_a_generator_that_is_always_saturated_is_inconclusive() -> None:
     player = synthetic(lambda _: 0.0)
-    player.spoil = lambda _: ("generator saturated: late",)
+    player.invalidate = lambda _: ("generator saturated: late",)
     conclusion, history = run_sweep(player)
-    assert conclusion == Conclusion(SweepOutcome.INCONCLUSIVE, None, None, conclusion.reason)
-    assert "generator saturated" in conclusion.reason
+    assert conclusion == Conclusion(SweepOutcome.INCONCLUSIVE, None, None, conclusion.why)
+    assert conclusion.why.code is EndReason.INVALID_MEASUREMENT
     assert len(history.stages) == 2
 
 
 def test_the_time_budget_ends_a_closing_test_too() -> None:
     conclusion, history = run_sweep(synthetic(logistic(30.0)), Bounds(duration_s=40.0))
-    assert "the time budget ended" in conclusion.reason
+    assert conclusion.why.code is EndReason.TIME_BUDGET
     assert history.elapsed_s < 60.0
 
 
-def test_a_visit_without_samples_says_nothing() -> None:
+def test_a_stage_without_samples_says_nothing() -> None:
     nothing = capacity_posterior([ObjectiveData(0.01, ())], 1, 64)
     empty = capacity_posterior([ObjectiveData(0.01, (Counts(8, 0, 0),))], 1, 64)
     assert np.array_equal(nothing.weights, empty.weights)

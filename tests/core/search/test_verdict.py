@@ -111,7 +111,7 @@ def test_one_stall_and_a_stray_violation_do_not_decide() -> None:
     assert level_verdict(history(stage(16, stall)), 16).kind is OPEN
 
 
-def test_a_stall_that_spans_two_visits_is_still_one() -> None:
+def test_a_stall_that_spans_two_stages_is_still_one() -> None:
     first = Evidence("0" * 100 + "1" * 8, tuple(50.0 + 0.01 * i for i in range(8)))
     second = Evidence("1" * 8 + "0" * 100, tuple(50.08 + 0.01 * i for i in range(8)))
     assert level_verdict(history(stage(16, first), stage(16, second)), 16).kind is OPEN
@@ -158,7 +158,7 @@ def test_sentinel(n: int, violations: int, result: bool | None) -> None:  # noqa
     assert sentinel_result(history(stage(16, evidence(0, 0), ramp_failed=True)), 16) is False
 
 
-def test_a_failed_warm_up_fails_the_level_until_it_is_visited_again() -> None:
+def test_a_failed_warm_up_fails_the_level_until_it_is_measured_again() -> None:
     failed = stage(16, evidence(0, 0), ramp_failed=True)
     assert level_verdict(history(failed), 16).kind is EXCEEDED
     assert level_verdict(history(failed), 20).kind is EXCEEDED
@@ -167,7 +167,7 @@ def test_a_failed_warm_up_fails_the_level_until_it_is_visited_again() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- not to be judged
-def test_spoilt_visits_are_not_judged() -> None:
+def test_invalid_stages_are_not_judged() -> None:
     invalid_reasons = stage(16, evidence(300, 100), reasons=("generator saturated: late",))
     verdict = level_verdict(history(invalid_reasons), 16)
     assert verdict.kind is OPEN
@@ -220,7 +220,7 @@ def test_design_effect_is_shrunk_toward_two_and_bounded() -> None:
     assert design_effect(history(stage(64, stalls)), 0) == 32.0
 
 
-def test_gross_overload_and_spoilt_visits_teach_no_design_effect() -> None:
+def test_gross_overload_and_invalid_stages_show_no_design_effect() -> None:
     overloaded = stage(16, evidence(100, 40, to_s=10.0))
     invalid_reasons = stage(16, evidence(2000, 20), reasons=("late",))
     assert design_effect(history(overloaded, invalid_reasons), 0) == 2.0
@@ -252,14 +252,14 @@ def test_sample_limit_counts_the_objective_with_the_fewest_bits() -> None:
     assert is_settled(seen, Measure(8, Test.FIXED, 20, ""))
 
 
-def test_a_failed_warm_up_ends_every_visit_but_a_fixed_one() -> None:
+def test_a_failed_warm_up_ends_every_stage_but_a_fixed_one() -> None:
     running = history(stage(8, evidence(0, 0), ramp_failed=True))
     assert is_settled(running, Measure(8, Test.SCREEN, 96, ""))
     assert is_settled(running, Measure(8, Test.VERDICT, 96, ""))
     assert not is_settled(running, Measure(8, Test.FIXED, 96, ""))
 
 
-def test_a_verdict_visit_ends_with_its_verdict() -> None:
+def test_a_verdict_stage_ends_with_its_verdict() -> None:
     before = stage(8, evidence(200, 0))
     assert not is_settled(history(before, stage(8, evidence(100, 0))), Measure(8, Test.VERDICT, 900, ""))
     assert is_settled(history(before, stage(8, evidence(200, 0))), Measure(8, Test.VERDICT, 900, ""))

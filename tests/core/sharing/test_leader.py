@@ -1,4 +1,4 @@
-"""One cap, several calibrators on one database: the sum that gateways may have, whoever leads, leaves or is cut off."""
+"""One cap, several calibrators on one database: what gateways may have, whichever instance leads, leaves or is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Site:
     late: list[tuple[int, ShareTable]] = field(default_factory=list)  # writes on their way: epoch, table
 
     def lead(self, name: str) -> None:
-        """Take the lease over. Who had it finds out when he writes."""
+        """Take the lease over; the previous holder finds out at its next write."""
         instance = self.instances[name]
         if not instance.is_cut:
             self.epoch += 1
@@ -60,7 +60,7 @@ class Site:
             return
         division.sync(self.table)
         rows = {name: replace(stored, age_s=self.now_s - at_s) for name, (at_s, stored) in self.rows.items()}
-        division.hear(rows, self.now_s, self.now_s)
+        division.receive(rows, self.now_s, self.now_s)
         made = division.next(self.cap, self.now_s)
         if made is None:
             return
@@ -97,15 +97,15 @@ def led(*, cap: int = CAP) -> Site:
 
 def settled(site: Site, polls: dict[str, str], seconds: int = 15) -> list[int | None]:
     for _ in range(seconds):
-        told = [site.poll(client, name) for client, name in polls.items()]
+        advertised = [site.poll(client, name) for client, name in polls.items()]
         site.rounds(1)
-    return told
+    return advertised
 
 
 # ------------------------------------------------------------------------------------------------------------- the way
 def test_pollers_of_all_instances_share_one_cap() -> None:
     site = led()
-    assert site.poll("a", "x") is None, "nobody is told anything before the leader has given it"
+    assert site.poll("a", "x") is None, "no share is advertised before the leader has granted it"
     site.rounds(2)
     assert site.poll("a", "x") == 12
     assert site.poll("b", "y") is None
@@ -141,7 +141,7 @@ def test_what_still_runs_at_another_instance_is_held() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
-def test_with_the_database_lost_known_shares_go_on_and_nobody_joins() -> None:
+def test_with_the_database_lost_known_shares_stay_in_use_and_no_client_joins() -> None:
     site = led()
     settled(site, {"a": "x", "b": "y"})
     for instance in site.instances.values():
@@ -181,8 +181,8 @@ def test_a_client_that_comes_over_from_a_dead_instance_has_its_share_at_once() -
     site.instances["y"].is_cut = True
     site.rounds(2)
     assert site.poll("b", "z") == 6
-    told = settled(site, {"a": "x", "b": "z", "c": "x"}, 30)
-    assert told == [4, 4, 2], "y may still tell b its 6, for all we know"
+    advertised = settled(site, {"a": "x", "b": "z", "c": "x"}, 30)
+    assert advertised == [4, 4, 2], "y may still advertise 6 to b"
     assert settled(site, {"a": "x", "b": "z", "c": "x"}, int(KNOWN_S)) == [4, 4, 4]
 
 
@@ -256,7 +256,7 @@ NAMES = "abcdef"  # the first four say what they have in flight
 
 
 @dataclass
-class Play:
+class Scenario:
     """A fleet of gateways and its calibrators, with faults: seconds at random, of a seed."""
 
     draws: random.Random
@@ -300,7 +300,7 @@ class Play:
         gateway.running = min(gateway.running, self.draws.randrange(31))  # some have ended
         gateway.answer = self.site.poll(name, at, gateway.running if gateway.reports else None)
         gateway.running = max(gateway.running, min(wanted, gateway.limit))  # begun while the answer is on its way
-        if gateway.answer is not None:  # told nothing, it counts as one that reaches no calibrator
+        if gateway.answer is not None:  # without an answer it counts as one that reaches no calibrator
             gateway.seen_s = self.site.now_s
         if not gateway.reports or self.draws.random() < 0.7:
             gateway.hear()
@@ -322,8 +322,10 @@ class Play:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_gateways_may_have_never_exceeds_the_cap_whoever_is_cut_off_leads_or_writes_late(seed: int) -> None:
-    play = Play(random.Random(seed))
+def test_what_gateways_may_have_never_exceeds_the_cap_whichever_instance_is_cut_off_leads_or_writes_late(
+    seed: int,
+) -> None:
+    scenario = Scenario(random.Random(seed))
     for _ in range(300):
-        play.second()
-    assert play.site.table.version > 4, "shares have moved"
+        scenario.second()
+    assert scenario.site.table.version > 4, "shares have moved"

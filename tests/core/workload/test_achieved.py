@@ -8,7 +8,7 @@ import pytest
 
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, Sample
 from calibrator.core.records.sweep import ClassAchieved
-from calibrator.core.workload.achieved import LEAST, AchievedFold
+from calibrator.core.workload.achieved import LEAST, AchievedLengths
 from calibrator.core.workload.classes import Workload, WorkloadClass
 
 SAMPLE = Sample(
@@ -18,8 +18,8 @@ SAMPLE = Sample(
 TWO = Workload((WorkloadClass("a"), WorkloadClass("b"), WorkloadClass("never")))
 
 
-def fold(*samples: Sample, n: int = LEAST, workload: Workload = TWO) -> AchievedFold:
-    result = AchievedFold(workload)
+def fold(*samples: Sample, n: int = LEAST, workload: Workload = TWO) -> AchievedLengths:
+    result = AchievedLengths(workload)
     for sample in samples:
         for _ in range(n):
             result.add(sample)
@@ -53,9 +53,9 @@ def test_a_server_without_usage_is_not_guessed_about() -> None:
     [
         ({}, LEAST, None),
         ({"prompt_tokens": 109}, LEAST, None),
-        ({"prompt_tokens": 112}, LEAST, "prompts had 112 tokens on average, 100 were wanted"),
+        ({"prompt_tokens": 112}, LEAST, "prompts had 112 tokens on average instead of 100"),
         ({"prompt_tokens": 88}, LEAST, "prompts had 88 tokens"),
-        ({"completion_tokens": 5}, LEAST, "answers had 5 tokens on average, 20 were wanted"),
+        ({"completion_tokens": 5}, LEAST, "answers had 5 tokens on average instead of 20"),
         ({"completion_tokens": 5}, LEAST - 1, None),
     ],
 )
@@ -68,7 +68,7 @@ def test_lengths_off_by_more_than_a_tenth_are_said(change: dict[str, int], n: in
     ("wanted", "cached", "template", "words"),
     [
         (0.0, 0, 0.0, None),
-        (0.0, 600, 0.0, "suspect_cache: 60% of the prompt tokens came from a cache, 0% were meant to"),
+        (0.0, 600, 0.0, "suspect_cache: 60% of the prompt tokens came from a cache instead of 0%"),
         (0.5, 600, 0.0, None),  # intended reuse, in whole blocks
         (0.5, 500, 0.0, None),
         (0.5, 900, 0.0, "suspect_cache: 90%"),

@@ -107,7 +107,7 @@ def test_the_bucket_that_moved_most_is_named() -> None:
 def test_users_unlike_the_probes_are_told_with_the_remedy() -> None:
     assert unlike_probes(mix(), lengths(200, 1000, 7), POLICY) == ""
     words = unlike_probes(mix(800), lengths(200, 1000, 7), POLICY)
-    assert "unlike the probes'" in words
-    assert words.endswith("Change the workload, or mirror the live one.")
+    assert words.startswith("Live prompts differ from the probes'")
+    assert words.endswith("Change the workload, or mirror live traffic.")
     assert unlike_probes(LiveMix(), lengths(200, 1000, 7), POLICY) == ""
     assert unlike_probes(mix(800), (), POLICY) == ""

@@ -1,8 +1,6 @@
-"""Differences of scrapes add up to what was served, and what nobody knows is left out."""
+"""Differences of scrapes add up to what was served, and what is not known is left out."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from support.live_traffic import Users, token_histogram
 
 from calibrator.core.records.server_load import Histogram, ServerLoad
-from calibrator.core.workload.live_mix import LiveMix, counter_fell, mix_between, summed
+from calibrator.core.workload.live_mix import LiveMix, mix_between, summed
 
 
 def test_a_mix_is_what_was_served_between_two_scrapes() -> None:
@@ -52,13 +50,6 @@ def test_over_a_restart_nothing_is_known(start: str | None) -> None:
     users.restart(start)
     users.served(5)
     assert mix_between(before, users.load(), 10.0) is None
-
-
-def test_a_fallen_counter_is_a_restart_only_where_no_start_is_told() -> None:
-    before, now = ServerLoad("x", output_tokens_total=5.0), ServerLoad("x", output_tokens_total=4.0)
-    assert counter_fell(before, now)
-    assert not counter_fell(now, before)
-    assert not counter_fell(replace(before, process_start="1"), replace(now, process_start="1"))
 
 
 def test_an_engine_without_histograms_has_counters_only() -> None:

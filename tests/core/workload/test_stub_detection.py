@@ -11,9 +11,9 @@ from scipy.stats import mannwhitneyu
 
 from calibrator.core.workload.stub_detection import (
     FLOOR_S_PER_TOKEN,
-    Look,
-    Looks,
+    CheckAnswer,
     Reading,
+    StubCheck,
     read_price,
     shift_bounds,
     suspicions,
@@ -22,7 +22,7 @@ from calibrator.core.workload.stub_detection import (
 SHORT, LONG = 20, 8_000
 
 
-def looks(
+def checked(
     price_s: float,
     *,
     base_s: float = 0.05,
@@ -31,24 +31,24 @@ def looks(
     seed: int = 1,
     cached: int | None = 0,
     repeat_decoding_s: float = 0.04,
-) -> Looks:
+) -> StubCheck:
     """A server of `base_s` plus `price_s` a prompt token, with exponential jitter; answers decode in 40 ms."""
     rng = random.Random(seed)
 
-    def look(tokens: int, decoding_s: float = 0.04) -> Look:
+    def answer(tokens: int, decoding_s: float = 0.04) -> CheckAnswer:
         jitter = rng.expovariate(1 / jitter_s) if jitter_s else 0.0
-        return Look(tokens, base_s + price_s * tokens + jitter, decoding_s, cached if tokens == LONG else 0)
+        return CheckAnswer(tokens, base_s + price_s * tokens + jitter, decoding_s, cached if tokens == LONG else 0)
 
-    return Looks(
-        [look(SHORT) for _ in range(rounds)],
-        [look(LONG) for _ in range(rounds)],
-        [look(SHORT, repeat_decoding_s) for _ in range(2)],
+    return StubCheck(
+        [answer(SHORT) for _ in range(rounds)],
+        [answer(LONG) for _ in range(rounds)],
+        [answer(SHORT, repeat_decoding_s) for _ in range(2)],
     )
 
 
 @pytest.mark.parametrize("base_s", [0.0005, 0.05, 1.0])
 def test_a_fixed_latency_stub_is_named_whatever_its_latency(base_s: float) -> None:
-    fired = [suspicions(looks(0.0, base_s=base_s, seed=seed), 0.0) for seed in range(50)]
+    fired = [suspicions(checked(0.0, base_s=base_s, seed=seed), 0.0) for seed in range(50)]
     assert all(len(one) == 1 and one[0].startswith("suspect_stub: a prompt of 8000 tokens") for one in fired)
 
 
@@ -57,26 +57,26 @@ def test_a_fixed_latency_stub_is_named_whatever_its_latency(base_s: float) -> No
 )
 @pytest.mark.parametrize("jitter_s", [0.0, 0.0003, 0.005])
 def test_whatever_reads_its_prompts_is_no_stub(price_s: float, jitter_s: float) -> None:
-    fired = [suspicions(looks(price_s, jitter_s=jitter_s, seed=seed), 0.0) for seed in range(200)]
+    fired = [suspicions(checked(price_s, jitter_s=jitter_s, seed=seed), 0.0) for seed in range(200)]
     allowed = 0.05 * 200 if price_s == FLOOR_S_PER_TOKEN else 1  # the bound's error, and far less above the floor
     assert sum(map(bool, fired)) <= allowed
 
 
 def test_a_noisy_network_decides_nothing() -> None:
     """20 ms of jitter hide 4 ms of prefill and their absence alike."""
-    readings = [read_price(looks(0.0, jitter_s=0.02, seed=seed)) for seed in range(100)]
+    readings = [read_price(checked(0.0, jitter_s=0.02, seed=seed)) for seed in range(100)]
     assert readings.count(Reading.GROWS) <= 8, "5 % by the bound's error"
     assert readings.count(Reading.UNKNOWN) > 60
 
 
 def test_the_price_is_clear_after_three_rounds_of_a_real_model() -> None:
-    assert read_price(looks(10e-6, rounds=3)) is Reading.GROWS
-    assert read_price(looks(10e-6, rounds=2)) is Reading.UNKNOWN
+    assert read_price(checked(10e-6, rounds=3)) is Reading.GROWS
+    assert read_price(checked(10e-6, rounds=2)) is Reading.UNKNOWN
 
 
 def test_prompts_of_the_same_length_say_nothing() -> None:
-    same = [Look(SHORT, 0.05)] * 5
-    assert read_price(Looks(same, same)) is Reading.UNKNOWN
+    same = [CheckAnswer(SHORT, 0.05)] * 5
+    assert read_price(StubCheck(same, same)) is Reading.UNKNOWN
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(3, 3), (4, 4), (5, 5), (3, 5)])
@@ -96,7 +96,7 @@ def test_the_bounds_are_those_of_the_rank_test(lower: int, upper: int) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- cache
 def test_cached_tokens_of_prompts_never_seen_are_suspect() -> None:
-    (warning,) = suspicions(looks(10e-6, cached=7_900), 0.0)
+    (warning,) = suspicions(checked(10e-6, cached=7_900), 0.0)
     assert warning.startswith("suspect_cache: the server reports 7900 of 8000")
 
 
@@ -105,30 +105,30 @@ def test_cached_tokens_of_prompts_never_seen_are_suspect() -> None:
     ids=["not reported", "none", "a block", "a gateway's own long system prompt"],
 )  # fmt: skip
 def test_a_template_may_be_cached(cached: int | None, template: float) -> None:
-    assert suspicions(looks(10e-6, cached=cached), template) == ()
+    assert suspicions(checked(10e-6, cached=cached), template) == ()
 
 
 def test_an_answer_that_is_replayed_is_suspect() -> None:
-    (warning,) = suspicions(looks(10e-6, repeat_decoding_s=0.0), 0.0)
-    assert warning.startswith("suspect_cache: a repeated prompt gets its whole answer without decoding")
+    (warning,) = suspicions(checked(10e-6, repeat_decoding_s=0.0), 0.0)
+    assert warning.startswith("suspect_cache: a repeated prompt is answered without decoding")
 
 
 def test_a_prefix_cache_makes_repeats_faster_and_is_not_suspect() -> None:
     """It saves the prompt's time, never the decoding (llama.cpp, vLLM: on by default)."""
-    base = looks(10e-6)
-    faster = [Look(SHORT, 0.041, 0.036, SHORT - 1)] * 2
-    assert suspicions(Looks(base.short, base.long, faster), 0.0) == ()
+    base = checked(10e-6)
+    faster = [CheckAnswer(SHORT, 0.041, 0.036, SHORT - 1)] * 2
+    assert suspicions(StubCheck(base.short, base.long, faster), 0.0) == ()
 
 
 def test_answers_in_one_piece_say_nothing_about_replaying() -> None:
-    whole = [Look(SHORT, 0.05, span) for span in (0.0, 0.0002, None)]
-    assert suspicions(Looks(whole, [Look(LONG, 0.2)] * 3, [Look(SHORT, 0.05, 0.0)] * 2), 0.0) == ()
+    whole = [CheckAnswer(SHORT, 0.05, span) for span in (0.0, 0.0002, None)]
+    assert suspicions(StubCheck(whole, [CheckAnswer(LONG, 0.2)] * 3, [CheckAnswer(SHORT, 0.05, 0.0)] * 2), 0.0) == ()
 
 
 def test_nothing_seen_nothing_said() -> None:
-    assert suspicions(Looks(), 0.0) == ()
+    assert suspicions(StubCheck(), 0.0) == ()
     for part in itertools.product((1, 2), repeat=2):
-        assert suspicions(Looks([Look(SHORT, 0.1)] * part[0], [Look(LONG, 0.1)] * part[1]), 0.0) == ()
+        assert suspicions(StubCheck([CheckAnswer(SHORT, 0.1)] * part[0], [CheckAnswer(LONG, 0.1)] * part[1]), 0.0) == ()
 
 
 def test_the_floor_is_two_million_tokens_a_second() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calibrator.core.live.change_test import GuardAction, GuardEvent, GuardPolicy, GuardReason
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import Histogram, ServerLoad
 from calibrator.service.backend.guard import GuardWatch
@@ -84,10 +84,10 @@ class Bench:
             for engine in self.engines.values():
                 engine.second()
             replicas = tuple(
-                ReplicaLook(url, None if url in self.silent else engine.load(), probes)
+                ReplicaScrape(url, None if url in self.silent else engine.load(), probes)
                 for url, engine in self.engines.items()
             )
-            look = FleetLook(self.time_s, self.time_s, replicas, self.cap, self.replica_cap)
+            look = FleetScrape(self.time_s, self.time_s, replicas, self.cap, self.replica_cap)
             if (event := self.watch.observe(look, **more)) is not None:
                 yield self.time_s - began_s, event
 

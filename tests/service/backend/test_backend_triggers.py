@@ -8,7 +8,7 @@ import pytest
 from support.live_traffic import Users, lognormal
 
 from calibrator.core.admission.triggers import TriggeredSweep, TriggerKind, TriggerPolicy
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.service.backend.traffic import TrafficLog
 from calibrator.service.backend.triggers import TriggerWatch
@@ -21,12 +21,12 @@ def watch(policy: TriggerPolicy | None = None) -> TriggerWatch:
     return TriggerWatch(policy or TriggerPolicy(), TrafficLog(), probe_lengths=[200] * 100)
 
 
-def look(at_s: float, *loads: ServerLoad | None, ready: tuple[bool, ...] = ()) -> FleetLook:
+def look(at_s: float, *loads: ServerLoad | None, ready: tuple[bool, ...] = ()) -> FleetScrape:
     replicas = tuple(
-        ReplicaLook(f"http://r{index}/v1", load, 0, load is not None and (not ready or ready[index]))
+        ReplicaScrape(f"http://r{index}/v1", load, 0, load is not None and (not ready or ready[index]))
         for index, load in enumerate(loads)
     )
-    return FleetLook(at_s, 1e9 + at_s, replicas, cap=32, replica_cap=32)
+    return FleetScrape(at_s, 1e9 + at_s, replicas, cap=32, replica_cap=32)
 
 
 def first_due(one: TriggerWatch, *loads: ServerLoad | None, since_s: float, for_s: float = 2000.0) -> tuple[float, str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from support.live_traffic import Users, token_histogram
 
-from calibrator.core.publish.fleet import FleetLook, ReplicaLook
+from calibrator.core.publish.fleet import FleetScrape, ReplicaScrape
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.service.backend.traffic import AFTER_PROBES_S, SLICE_S, TrafficLog
 
 
-def look(at_s: float, *loads: ServerLoad | None, probes: int = 0) -> FleetLook:
-    replicas = tuple(ReplicaLook(f"http://r{index}/v1", load, probes) for index, load in enumerate(loads))
-    return FleetLook(at_s, 1e9 + at_s, replicas, cap=32, replica_cap=32)
+def look(at_s: float, *loads: ServerLoad | None, probes: int = 0) -> FleetScrape:
+    replicas = tuple(ReplicaScrape(f"http://r{index}/v1", load, probes) for index, load in enumerate(loads))
+    return FleetScrape(at_s, 1e9 + at_s, replicas, cap=32, replica_cap=32)
 
 
 def follow(log: TrafficLog, users: Users, seconds: range, rate: int = 2, *, probes: int = 0) -> None:

@@ -137,7 +137,7 @@ def test_probes_become_like_the_users_once_enough_were_seen() -> None:
             await here.pass_(15_000)
             first, second = here.runner.orders[:2]
             assert first.workload == MIRROR.workload
-            assert first.prior_warnings[0].startswith("not mirrored, the configured workload stands in: ")
+            assert first.prior_warnings[0].startswith("not mirrored")
             assert second.prior_warnings == ()
             (cls,) = second.workload.classes
             assert cls.name == NAME

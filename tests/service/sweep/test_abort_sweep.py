@@ -17,7 +17,7 @@ from calibrator.core.records.harm import AbortLimits, AbortReason, SweepLimits
 from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.server_load import ServerLoad
-from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.records.sweep import EndReason, SweepOutcome, SweepRecord
 from calibrator.core.workload.classes import Workload
 from calibrator.ports.sweeps import SweepOrder, Target
 
@@ -41,11 +41,11 @@ def test_live_traffic_that_jumps_far_above_capacity_ends_the_sweep() -> None:
         await asyncio.sleep(TURN_S - 5.0)
         scene.users(80)
 
-    record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, play=jump))
+    record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, script=jump))
     show(scene, ended_s)
     assert record.aborted is not None
     assert record.aborted.reason is AbortReason.LIVE_LATENCY
-    assert record.reason.startswith("aborted: ")
+    assert record.end_reason is EndReason.ABORTED
     assert record.harm.live_exceedances >= 60
     assert record.overload_s >= record.harm.live_overload_s > 0.0
     assert 0.0 < ended_s - TURN_S <= 2.0 + 0.5, "the first of them are late after 250 ms, and answered soon after"
@@ -93,7 +93,7 @@ def test_metrics_that_fall_silent_beside_live_users_end_it() -> None:
 
 
 def test_an_idle_engine_may_be_filled_to_the_brim() -> None:
-    """Preemptions, a full memory and late answers hurt nobody but our own probes, however strict the limits."""
+    """Preemptions, a full memory and late answers affect only our own probes, however strict the limits."""
     order = replace(
         ORDER, abort=AbortLimits(1, 1, 1, 1, 0.5, 0.1, 1.0), objectives=(parse_objective("ttft p99 <= 1s"),)
     )
@@ -124,7 +124,7 @@ def test_a_token_budget_ends_a_sweep_with_what_it_knows() -> None:
     record, _, _ = run_virtual(sweep_beside(order, SEED, 0))
     spent = record.prompt_tokens + record.output_tokens
     assert record.aborted is None
-    assert "token budget" in record.reason
+    assert record.end_reason is EndReason.TOKENS
     assert 54_000 <= spent <= 66_000, "what is in flight at the end is counted before"
 
 
@@ -132,10 +132,10 @@ def test_a_window_that_closes_ends_a_sweep() -> None:
     order = replace(ORDER, limits=SweepLimits(ends_at=1_800_000_000.0 + 20.0))
     record, _, ended_s = run_virtual(sweep_beside(order, SEED, 0))
     assert ended_s == pytest.approx(20.0, abs=1.0)
-    assert record.reason.startswith("the window closed")
+    assert record.end_reason is EndReason.WINDOW
 
 
 def test_the_requests_left_for_today_end_a_sweep() -> None:
     record, _, _ = run_virtual(sweep_beside(replace(ORDER, limits=SweepLimits(requests=300)), SEED, 0))
     assert 300 <= record.requests <= 340
-    assert "left for today" in record.reason
+    assert record.end_reason is EndReason.DAY_REQUESTS

@@ -13,14 +13,14 @@ from calibrator.clock import LoopClock
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import FailureKind, ProbeRequest
-from calibrator.core.records.sweep import BurstReport, Grade, SweepOutcome, VerdictKind
+from calibrator.core.records.sweep import BurstReport, EndReason, Grade, SweepOutcome, VerdictKind
 from calibrator.core.search.burst import BurstBits, burst_verdict
 from calibrator.core.search.burst_mode import BurstMode
-from calibrator.core.search.steps import Conclusion
+from calibrator.core.search.steps import Conclusion, Ending
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports.load import Batch
-from calibrator.service.sweep.burst import IDLE_S, LEAST_BURSTS, LIMIT_S, MOST_BURSTS, Burster
+from calibrator.service.sweep.burst import IDLE_S, LEAST_BURSTS, LIMIT_S, MOST_BURSTS, BurstRunner
 
 SLA = (parse_objective("ttft p99 <= 200ms"),)
 
@@ -35,9 +35,9 @@ def burst(
         clock = LoopClock()
         load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
         await load.start()
-        burster = Burster(load, clock, SLA, batches.append)
-        await burster.measure(level, None)
-        report = burster.report
+        runner = BurstRunner(load, clock, SLA, batches.append)
+        await runner.measure(level, None)
+        report = runner.report
         took_s = clock.monotonic()
         await load.stop()
         assert backend.in_flight == 0
@@ -89,17 +89,20 @@ def enforced(answer: Callable[[ProbeRequest, int], Answer], capacity: int, lowes
     """What becomes of a certified capacity, and the requests it took."""
     backend = ScriptedBackend(answer)
     found = Conclusion(
-        SweepOutcome.CALIBRATED, Grade.CERTIFIED, Capacity(capacity, capacity, capacity + 2, capacity), "it holds"
+        SweepOutcome.CALIBRATED,
+        Grade.CERTIFIED,
+        Capacity(capacity, capacity, capacity + 2, capacity),
+        Ending(EndReason.BRACKETED, "found"),
     )
 
     async def scenario() -> tuple[Conclusion, int]:
         clock = LoopClock()
         load = ClosedLoop(backend, PromptFactory(Workload(), TokenScale(), 1), SLA, clock, cpu_s=lambda: 0.0)
         await load.start()
-        burster = Burster(load, clock, SLA, lambda _: None)
-        conclusion = await burster.follow(found, BurstMode.ENFORCE, (), lowest)
+        runner = BurstRunner(load, clock, SLA, lambda _: None)
+        conclusion = await runner.follow(found, BurstMode.ENFORCE, (), lowest)
         await load.stop()
-        return conclusion, burster.requests
+        return conclusion, runner.requests
 
     return run_virtual(scenario())
 
@@ -108,7 +111,7 @@ def test_bursts_that_hold_leave_the_capacity_as_it_is() -> None:
     conclusion, requests = enforced(lambda *_: Answer(0.05, 0.3), 40)
     assert conclusion.capacity is not None
     assert (conclusion.capacity.estimate, conclusion.grade) == (40, Grade.CERTIFIED)
-    assert "bursts of 40 hold" in conclusion.reason
+    assert conclusion.why.code is EndReason.BRACKETED, "what ended the search"
     assert 195 <= requests <= 240  # Wald's boundary for bits without a violation, in whole bursts
 
 
@@ -118,12 +121,12 @@ def test_bursts_that_do_not_hold_lower_the_capacity_until_they_do() -> None:
     assert (conclusion.capacity.estimate, conclusion.capacity.certified) == (20, 20)
     assert conclusion.capacity.low <= 20
     assert conclusion.grade is Grade.CERTIFIED
-    assert "bursts of 40 do not hold, those of 20 do" in conclusion.reason
+    assert conclusion.why == Ending(EndReason.BURSTS, "found; bursts of 40 do not hold, those of 20 do")
 
 
 def test_not_even_the_smallest_burst_holds() -> None:
     conclusion, _ = enforced(lambda *_: Answer(0.5, 0.6), 10, lowest=4)
-    assert conclusion.outcome is SweepOutcome.INFEASIBLE
+    assert (conclusion.outcome, conclusion.why.code) == (SweepOutcome.INFEASIBLE, EndReason.BURSTS)
 
 
 def test_bursts_that_never_end_leave_the_capacity_but_not_its_certificate() -> None:

@@ -1,4 +1,4 @@
-"""What the generator's own error spoils, and what it does not."""
+"""What the generator's own error invalidates, and what it does not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
         (bits(100, 10, suspect=3), True),  # too many
         (bits(100, 10, suspect=2), False),  # the other eight decide as well
         (bits(100, 1, suspect=1), False),  # one violation never decides
-        (bits(1000, 3, suspect=3), False),  # three of a thousand are within, whoever made them
+        (bits(1000, 3, suspect=3), False),  # three of a thousand are within, whatever caused them
         (bits(100, 10, suspect=10, objective=1), True),  # any objective
         (bits(10, 10, suspect=6), True),  # the other four are a fifth of all: not gross by themselves
         (bits(6, 10, suspect=6), False),  # the other four are a quarter of all: gross, whoever made the six
@@ -55,7 +55,7 @@ def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
         (bits(100, 0), False),
     ],
 )
-def test_violations_that_may_be_ours_spoil_the_level_when_they_matter(
+def test_violations_that_may_be_ours_invalidate_the_level_when_they_matter(
     *, decided: list[Decided], invalid_reasons: bool
 ) -> None:
     assert ("its own lateness" in reasons(decided=decided)) is invalid_reasons
@@ -98,5 +98,5 @@ def test_a_refusing_backend_keeps_the_level_down_itself() -> None:
     assert reasons(in_flight=2, ended=[sample(failed=True)] * 2 + [sample()] * 8) == ""
 
 
-def test_a_death_voids_the_visit() -> None:
+def test_a_death_invalidates_the_stage() -> None:
     assert reasons(broken="a worker died") == "generator broken: a worker died"

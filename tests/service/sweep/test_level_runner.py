@@ -1,4 +1,4 @@
-"""What a stage is worth: its own warm-up does not refute it, and what came into doubt after it is gone."""
+"""What a stage is worth: its own warm-up does not refute it, and samples that turn out to be suspect are dropped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop
-from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
+from calibrator.service.sweep.level_runner import LevelRunner, ServerPeaks
 from calibrator.service.sweep.live_traffic import LiveTraffic
 
 OBJECTIVES = (parse_objective("ttft p99 <= 200ms"),)
@@ -47,16 +47,16 @@ class Stay:
         backend = ScriptedBackend(lambda _request, _in_flight: Answer(0.05, 0.2))
         self.load = ClosedLoop(backend, prompts, OBJECTIVES, self.clock, cpu_s=lambda: 0.0)
         self.fold = LevelAccumulator(LEVEL, OBJECTIVES)
-        self.holder = LevelRunner(
-            self.load, self.clock, OBJECTIVES, self.clock.monotonic(), ServerWatch(), self.live, lambda _: None
+        self.runner = LevelRunner(
+            self.load, self.clock, OBJECTIVES, self.clock.monotonic(), ServerPeaks(), self.live, lambda _: None
         )
 
     def scrape(self, organic: int) -> None:
         now_s = self.clock.monotonic()
-        self.live.saw(now_s, now_s, ServerLoad("scripted", float(organic + self.holder.in_flight), 0.0))
+        self.live.scraped(now_s, now_s, ServerLoad("scripted", float(organic + self.runner.in_flight), 0.0))
 
     async def hold(self, seconds: float) -> Stage:
-        return await self.holder.hold(
+        return await self.runner.hold(
             Measure(LEVEL, Test.VERDICT, 10**6, "held"), self.fold, lambda stage: stage.ended_at_s >= seconds
         )
 
@@ -65,7 +65,7 @@ class Stay:
         return 0 if seen is None else seen.n
 
 
-def test_latencies_that_came_into_doubt_while_paused_are_forgotten() -> None:
+def test_latencies_that_turn_out_suspect_while_paused_are_dropped() -> None:
     async def scenario() -> tuple[int, int]:
         stay = Stay()
         await stay.load.start()
@@ -74,7 +74,7 @@ def test_latencies_that_came_into_doubt_while_paused_are_forgotten() -> None:
         stay.scrape(0)
         await stay.hold(10.0)
         before = stay.shown()
-        pause = asyncio.create_task(stay.holder.pause(2.0))
+        pause = asyncio.create_task(stay.runner.pause(2.0))
         await asyncio.sleep(0.5)
         stay.scrape(20)
         await pause
@@ -85,8 +85,8 @@ def test_latencies_that_came_into_doubt_while_paused_are_forgotten() -> None:
     assert 0 < after < before
 
 
-@pytest.mark.parametrize(("late_s", "voided"), [(0.0, 1), (0.5, 1), (4.0, 0)])
-def test_a_visit_that_ended_before_the_scrape_was_told_is_void(late_s: float, voided: int) -> None:
+@pytest.mark.parametrize(("late_s", "invalidated"), [(0.0, 1), (0.5, 1), (4.0, 0)])
+def test_a_stage_that_ended_before_the_scrape_was_evaluated_is_invalid(late_s: float, invalidated: int) -> None:
     """Also one that ended in the same moment: it has not seen the scrape."""
 
     async def scenario() -> Stage:
@@ -100,7 +100,7 @@ def test_a_visit_that_ended_before_the_scrape_was_told_is_void(late_s: float, vo
         await asyncio.sleep(late_s % 1.0)
         stay.scrape(6)
         await stay.load.stop()
-        (kept,) = stay.live.voided((stage,), stay.holder.origin_s)
+        (kept,) = stay.live.invalidated((stage,), stay.runner.origin_s)
         return kept
 
-    assert bool(run_virtual(scenario()).level_lost) == bool(voided)
+    assert bool(run_virtual(scenario()).level_lost) == bool(invalidated)

@@ -22,7 +22,7 @@ from calibrator.ports.load import LoadGenerator
 from calibrator.service.sweep.run import SweepParts, run_sweep
 
 RESIDENCE_S = 1.0
-SOON_S = 0.25  # of the second that a start may take: a first look at the engine's metrics
+SOON_S = 0.25  # of the second that a start may take: a first scrape of the engine's metrics
 
 
 @pytest.mark.parametrize("levels", [(4, 8, 16), (16, 8, 4), (4, 16, 4, 8)])

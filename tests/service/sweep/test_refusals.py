@@ -59,7 +59,7 @@ def test_users_that_the_engine_turns_away_end_the_sweep_within_a_scrape_and_a_se
         await asyncio.sleep(JUMP_S - 5.0)
         scene.users(60)
 
-    record, scene, ended_s = run_virtual(sweep_beside(ORDER, QUEUED, 8, play=jump))
+    record, scene, ended_s = run_virtual(sweep_beside(ORDER, QUEUED, 8, script=jump))
     assert record.aborted is not None
     assert record.aborted.reason is AbortReason.LIVE_REFUSALS
     assert 0.0 < ended_s - JUMP_S <= 2.0 + 0.5

@@ -16,7 +16,7 @@ from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import FailureKind, ProbeRequest
 from calibrator.core.records.sample_log import unpack
-from calibrator.core.records.sweep import Grade, SweepOutcome, VerdictKind
+from calibrator.core.records.sweep import EndReason, Grade, SweepOutcome, VerdictKind
 from calibrator.errors import ExitCode, UnreachableError
 from calibrator.service.sweep.run import run_sweep
 
@@ -79,7 +79,7 @@ def test_a_backend_that_breaks_at_one_is_infeasible() -> None:
 def test_a_backend_that_fails_every_request_is_an_error_not_a_small_capacity() -> None:
     record, _, _ = sweep(lambda *_: failing(FailureKind.STATUS, 503))
     assert record.outcome is SweepOutcome.ERROR
-    assert "every request failed" in record.reason
+    assert record.end_reason is EndReason.NO_SUCCESS
     assert record.capacity is None
 
 

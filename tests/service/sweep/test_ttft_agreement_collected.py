@@ -29,7 +29,7 @@ from calibrator.ports.backend import BackendFacts
 from calibrator.ports.load import LoadGenerator
 from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.service.sweep.run import SweepParts, run_sweep
-from calibrator.service.sweep.ttft_agreement import CrossWatch
+from calibrator.service.sweep.ttft_agreement import TtftAgreement
 
 ENGINE = PARAMETER_SETS["small"]
 ORDER = SweepOrder(
@@ -143,7 +143,7 @@ def sample(ttft_s: float | None) -> Sample:
     ],
 )
 def test_a_stretch_lies_between_its_first_and_its_last_scrape(ttft_s: float, end: ServerLoad, *, says: bool) -> None:
-    watch = CrossWatch()
+    watch = TtftAgreement()
     watch.ended([sample(5.0)] * 70)  # before the first scrape
     watch.scraped(load_of(100.0, 100.0, 100.0))
     watch.ended([sample(ttft_s)] * 50)

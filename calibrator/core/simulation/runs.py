@@ -1,18 +1,18 @@
-"""Plays the search against synthetic backends on simulated time, and keeps the books.
+"""Runs the search against synthetic backends on simulated time, and accounts for its cost.
 
     draw(seed) ─▶ SimulatedSweep ─▶ next_step ─▶ Measure ─▶ SimulatedSweep.stage ─▶ Stage ─▶ history ─┐
-                             ▲  └▶ Conclusion ─▶ Result (against the truth)       │
-                             └─────────────────────────────────────────────────────┘
+                             ▲  └▶ Conclusion ─▶ Result (against the truth)                    │
+                             └─────────────────────────────────────────────────────────────────┘
 
-**Requests** are counted when they are sent: the first request of each user that is added, one wave for the warm-up
-(every user turns over once), the samples. So the followers of a stage are in the books: those in flight when it ends
-are the next warm-up's, those of users who leave are never measured, and those of the last level are thrown away.
-**Time**: a level N turns over N requests per residence. **Harm**: what happens at levels above the true capacity, and
-at levels whose true exceedance ratio is above 5 %.
+**Requests** are counted when they are sent: the first request of each added user, one wave for the warm-up (every user
+turns over once), and the samples. So requests that are not measured count as well: those in flight when a stage ends
+belong to the next warm-up, those of leaving users and of the last level are discarded.
+**Time**: level N completes N requests per residence. **Harm**: what happens at levels above the true capacity, and at
+levels whose true exceedance ratio is above 5 %.
 
-The baseline is what tools do today: doubling from 1, then bisection to 5 %, 300 requests per level, the empirical P99.
+The baseline is common practice: doubling from 1, then bisection to 5 %, 300 requests per level, the empirical P99.
 
-A `Result` holds a sweep against the truth at its end; `core.simulation.figures` makes the table of them.
+A `Result` compares a sweep with the truth at its end; `core.simulation.figures` tabulates results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from calibrator.core.records.level_accumulator import upper_quantile
 from calibrator.core.records.objective import Objective, parse_objective
 from calibrator.core.records.sweep import Grade
 from calibrator.core.search.policy import next_step
-from calibrator.core.search.recalibration import looked_above, warm_start
+from calibrator.core.search.recalibration import probed_above, warm_start
 from calibrator.core.search.state import must_leave
 from calibrator.core.search.steps import Conclusion, Measure
 from calibrator.core.search.verdict import has_failed_warm_up, is_settled
@@ -43,14 +43,14 @@ BASELINE_REQUESTS = 300
 BASELINE_RATIO = 1.05
 UNSAFE_RATIO = 1.1
 NEAR_RATIO = 0.15
-INDISTINCT = 1e-9  # of divergences: no number of requests tells the two levels apart
-MOST_STEPS = 1000  # of one sweep: it ends by its budgets long before
+INDISTINCT = 1e-9  # divergence below which no number of requests tells two levels apart
+MOST_STEPS = 1000  # of one sweep; its budgets end it long before
 
 
 class Stress(StrEnum):
     NONE = "none"
     CORRELATION = "correlation"  # 0.9 between the requests of a stall
-    FALLING = "falling"  # the capacity falls by a quarter in mid-sweep
+    FALLING = "falling"  # the capacity falls by a quarter during the sweep
 
 
 @dataclass(slots=True)
@@ -67,12 +67,12 @@ class CostLedger:
 
 @dataclass(slots=True)
 class SimulatedSweep:
-    """A backend on simulated time. `falls` is consumed by the stress of that name."""
+    """A sweep of a backend on simulated time. `falls`: the capacity is still to fall (`Stress.FALLING`)."""
 
     backend: SyntheticBackend
     falls: bool = False
     level: int = 0
-    books: CostLedger = field(default_factory=CostLedger)
+    ledger: CostLedger = field(default_factory=CostLedger)
     latencies: dict[int, list[float]] = field(default_factory=dict)  # by level, of samples
 
     @property
@@ -80,43 +80,43 @@ class SimulatedSweep:
         return self.backend.truth
 
     def go_to(self, level: int) -> bool:
-        """Is a warm-up needed? The first requests of the users that are added."""
+        """Send the first requests of added users; returns whether a warm-up is needed."""
         if level == self.level:
             return False
         self._send(level, max(0, level - self.level))
         self.level = level
-        self.books.highest_level = max(self.books.highest_level, level)
+        self.ledger.highest_level = max(self.ledger.highest_level, level)
         return True
 
     def take(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Latencies of the next `n` requests, in limits, and when they ended."""
         each_s = self.truth.residence_s(self.level) / self.level
-        times_s = self.books.wall_s + each_s * np.arange(1, n + 1)
+        times_s = self.ledger.wall_s + each_s * np.arange(1, n + 1)
         values = self.backend.sample(self.level, n)
         self._send(self.level, n)
         self._pass(n * each_s)
-        if self.falls and self.books.requests >= FALLS_AFTER_REQUESTS:
+        if self.falls and self.ledger.requests >= FALLS_AFTER_REQUESTS:
             self.falls = False
             self.backend.truth = self.truth.moved(FALLS_TO)
         return values, times_s
 
     def _send(self, level: int, n: int) -> None:
-        self.books.requests += n
+        self.ledger.requests += n
         if level > self.truth.capacity:
-            self.books.requests_above += n
+            self.ledger.requests_above += n
 
     def _pass(self, seconds: float) -> None:
-        books = self.books
-        books.wall_s += seconds
+        ledger = self.ledger
+        ledger.wall_s += seconds
         if self.level > self.truth.capacity:
-            books.above_s += seconds
+            ledger.above_s += seconds
         if self.truth.exceedance_ratio(self.level) > HARD_RATIO:
-            books.hard_s += seconds
+            ledger.hard_s += seconds
 
     # ------------------------------------------------------------------------------------------------------- stage
     def stage(self, history: History, measure: Measure, bounds: Bounds) -> Stage:
-        """As the real one: a watched warm-up after a change of level, then samples until the test is settled."""
-        sent, started_s = self.books.requests, self.books.wall_s
+        """Like a real stage: a watched warm-up after a change of level, then samples until the test is settled."""
+        sent, started_s = self.ledger.requests, self.ledger.wall_s
         is_new = self.go_to(measure.level)
         running = Stage(
             measure.level,
@@ -135,7 +135,7 @@ class SimulatedSweep:
         while left and not may_end():
             n = min(_chunk(measure.level), left)
             left -= n
-            running = replace(self._watched(running, n), ended_at_s=self.books.wall_s)
+            running = replace(self._watched(running, n), ended_at_s=self.ledger.wall_s)
         latencies = self.latencies.setdefault(measure.level, [])
         while not may_end():
             values, times_s = self.take(_chunk(measure.level))
@@ -143,11 +143,11 @@ class SimulatedSweep:
             running = replace(
                 running,
                 evidence=tuple(_longer(part, values > 1.0, times_s) for part in running.evidence),
-                ended_at_s=self.books.wall_s,
+                ended_at_s=self.ledger.wall_s,
             )
         return replace(
             running,
-            requests=self.books.requests - sent,
+            requests=self.ledger.requests - sent,
             tail_ratio=(upper_quantile(latencies, 1.0),) * len(running.ramp),
             correlation=(correlation_time(latencies),) * len(running.ramp),
         )
@@ -159,7 +159,7 @@ class SimulatedSweep:
 
 
 def _chunk(level: int) -> int:
-    """Requests between two looks."""
+    """Requests between two evaluations of the test."""
     return 8 if level < 32 else 16 if level < 64 else 32
 
 
@@ -169,7 +169,7 @@ def _longer(evidence: Evidence, exceeded: np.ndarray, times_s: np.ndarray) -> Ev
 
 
 def run(simulated: SimulatedSweep, bounds: Bounds, warm: WarmStart | None = None) -> tuple[Conclusion, History]:
-    """Until the policy concludes."""
+    """Run until the policy concludes."""
     history = History(OBJECTIVES, warm=warm)
     for _ in range(MOST_STEPS):
         step = next_step(history, bounds)
@@ -204,16 +204,16 @@ def run_baseline(simulated: SimulatedSweep, highest: int) -> int:
 # -------------------------------------------------------------------------------------------------------------- results
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One sweep against the truth at its end."""
+    """One sweep compared with the truth at its end."""
 
     policy: str
     family: Family
     true_capacity: int
     capacity: int
     exceedance_ratio: float  # true, at the capacity found; 0 if none was
-    bound_requests: float  # no policy needs fewer on average, to be right within 15 % in 95 of 100 sweeps
+    bound_requests: float  # no policy needs fewer on average to be within 15 % in 95 of 100 sweeps
     is_certified: bool
-    books: CostLedger
+    ledger: CostLedger
 
     @property
     def error_ratio(self) -> float:
@@ -232,14 +232,14 @@ def _result(policy: str, simulated: SimulatedSweep, capacity: int, *, is_certifi
     truth = simulated.truth
     exceedance = truth.exceedance_ratio(capacity) if capacity else 0.0
     bound = bound_requests(truth, Bounds())
-    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, simulated.books)
+    return Result(policy, truth.family, truth.capacity, capacity, exceedance, bound, is_certified, simulated.ledger)
 
 
 def bound_requests(truth: Truth, bounds: Bounds) -> float:
     """Wald's inequality for telling p(0.85 N*) from p(1.15 N*) on both sides, plus the two warm-ups.
 
-    E[n] >= (1 - 2b) ln((1 - b)/b) / KL at error b = 5 %, for independent requests and known p on both sides; where even
-    that exceeds the request budget, the budget.
+    E[n] >= (1 - 2b) ln((1 - b)/b) / KL at error b = 5 %, for independent requests and known p on both sides; at most
+    the request budget.
     """
     low, high = (min(MAX_LEVEL, max(1, round(truth.capacity * side))) for side in (1 - NEAR_RATIO, 1 + NEAR_RATIO))
     high = min(MAX_LEVEL, max(high, low + 1))
@@ -253,7 +253,7 @@ def bound_requests(truth: Truth, bounds: Bounds) -> float:
 
 
 def _divergence(p: float, q: float) -> float:
-    """Kullback-Leibler, of two coins."""
+    """Kullback-Leibler divergence of two Bernoulli distributions."""
     return p * math.log(p / q) + (1.0 - p) * math.log((1.0 - p) / (1.0 - q))
 
 
@@ -261,7 +261,7 @@ COLD = ("calibrator", "doubling and bisection")
 
 
 def simulate_cold(seed: int, index: int, families: tuple[Family, ...], stress: Stress, bounds: Bounds) -> list[Result]:
-    """One backend, each policy on it from the same random state."""
+    """Each policy on one backend, from the same random state."""
     results = []
     for policy in COLD:
         rng = np.random.default_rng([seed, index])
@@ -282,7 +282,7 @@ DRIFTING_BETWEEN = (1.2, 500.0)  # capacities, so that a drifting backend stays 
 def simulate_recalibrations(
     seed: int, index: int, families: tuple[Family, ...], count: int, bounds: Bounds
 ) -> list[Result]:
-    """A cold sweep (not among the results), then `count` sweeps of a backend that drifts in between."""
+    """A cold sweep (not among the results), then `count` sweeps of the backend, which drifts in between."""
     rng, drift = np.random.default_rng([seed, index, 1]), np.random.default_rng([seed, index, 2])
     truth = _kept_measurable(draw(rng, families))
     conclusion, history = run(SimulatedSweep(SyntheticBackend(truth, rng)), bounds)
@@ -294,7 +294,7 @@ def simulate_recalibrations(
         published = 0 if conclusion.capacity is None else conclusion.capacity.estimate
         warm = warm_start(history, bounds, published, sweeps_since_upward_probe) if published else None
         conclusion, history = run(simulated, bounds, warm)
-        sweeps_since_upward_probe = 0 if looked_above(history) else sweeps_since_upward_probe + 1
+        sweeps_since_upward_probe = 0 if probed_above(history) else sweeps_since_upward_probe + 1
         results.append(_concluded(RECALIBRATED[0], simulated, conclusion))
         simulated = SimulatedSweep(SyntheticBackend(truth, np.random.default_rng([seed, index, 3])))
         capacity = run_baseline(simulated, bounds.max_level)
@@ -303,7 +303,7 @@ def simulate_recalibrations(
 
 
 def _drift(rng: np.random.Generator) -> float:
-    """Small in seven of ten, larger in two, a jump in one."""
+    """Small in seven cases of ten, larger in two, a jump in one."""
     kind = rng.random()
     if kind < 0.7:
         return float(np.exp(rng.normal(0.0, 0.05)))
