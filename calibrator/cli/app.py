@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from calibrator import __version__
-from calibrator.core.search.burst import BurstMode
+from calibrator.cli.options import SimulateOptions, SweepOptions, one_of, takes
 from calibrator.errors import CalibratorError, ExitCode
 
 app = typer.Typer(
@@ -34,7 +34,6 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  #
 
 MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
 app.add_typer(db, name="db", rich_help_panel=SERVE)
-BACKEND, WORKLOAD, SEARCH, RESULT = "The backend", "What the probes look like", "Search and budgets", "The result"
 
 
 def main() -> None:
@@ -78,15 +77,6 @@ def run(coroutine: Coroutine[Any, Any, int]) -> None:
     raise typer.Exit(interrupt.run(coroutine))
 
 
-def _one_of(*choices: str) -> Callable[[str], list[str]]:
-    """For the completion of a shell."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    return complete
-
-
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
     if value:
         typer.echo(f"calibrator {__version__}")
@@ -115,138 +105,15 @@ def _common(
     "Ctrl-C ends all probes and shows what was measured; a second one leaves at once. "
     "Exit codes: 0 calibrated, 2 command line, 3 unreachable, 4 inconclusive, 5 infeasible, 130 interrupted.",
 )
-def sweep(
-    url: Annotated[
-        str, typer.Option(help="Base URL of an OpenAI-compatible server, ending in /v1.", rich_help_panel=BACKEND)
-    ],
-    model: Annotated[str, typer.Option(help="Model name, as the server knows it.", rich_help_panel=BACKEND)],
-    objective: Annotated[
-        list[str],
-        typer.Option(
-            help="The SLA, repeatable: metric (ttft, ttfc, itl, tpot, e2e), quantile, limit; e.g. 'ttft p99 <= 500ms' "
-            "or 'e2e p95 <= 20s for prompts <= 1024 tokens'.",
-            rich_help_panel=SEARCH,
-        ),
-    ],
-    api: Annotated[
-        str,
-        typer.Option(
-            help="chat or completions.", rich_help_panel=BACKEND, autocompletion=_one_of("chat", "completions")
-        ),
-    ] = "chat",
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the API key.", rich_help_panel=BACKEND)
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File that holds the API key.", rich_help_panel=BACKEND)
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="CA bundle for a private certificate authority.", rich_help_panel=BACKEND)
-    ] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM).", rich_help_panel=BACKEND)] = None,
-    client_key: Annotated[
-        Path | None, typer.Option(help="Key of the client certificate (PEM).", rich_help_panel=BACKEND)
-    ] = None,
-    metrics_url: Annotated[
-        str | None, typer.Option(help="The engine's metrics, if not at /metrics.", rich_help_panel=BACKEND)
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Prompt length.", rich_help_panel=WORKLOAD)] = 256,
-    output_tokens: Annotated[
-        int, typer.Option(help="Output length, forced where the engine can.", rich_help_panel=WORKLOAD)
-    ] = 64,
-    spread: Annotated[
-        float, typer.Option(help="Spread of both lengths around their value, as a ratio.", rich_help_panel=WORKLOAD)
-    ] = 0.0,
-    prompt_sigma: Annotated[
-        float,
-        typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.", rich_help_panel=WORKLOAD),
-    ] = 0.0,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines of recorded lengths, instead of the four options above.", rich_help_panel=WORKLOAD
-        ),
-    ] = None,
-    prefix_reuse: Annotated[
-        float, typer.Option(help="Ratio of prompt tokens for the prefix cache to find.", rich_help_panel=WORKLOAD)
-    ] = 0.0,
-    stream: Annotated[
-        bool, typer.Option(help="Stream the answers; without it only e2e can be judged.", rich_help_panel=WORKLOAD)
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and lengths.", rich_help_panel=WORKLOAD)] = 1,
-    min_level: Annotated[int, typer.Option("--min", help="Lowest level.", rich_help_panel=SEARCH)] = 1,
-    max_level: Annotated[
-        int, typer.Option("--max", help="Highest level that may be probed.", rich_help_panel=SEARCH)
-    ] = 512,
-    requests: Annotated[
-        int | None,
-        typer.Option(help="Budget of requests, 1800 + 4 a level; with --levels: of each.", rich_help_panel=SEARCH),
-    ] = None,
-    duration: Annotated[str, typer.Option(help="Budget of time, e.g. 20m.", rich_help_panel=SEARCH)] = "20m",
-    overload: Annotated[
-        str, typer.Option(help="Budget of time above the SLA, e.g. 120s.", rich_help_panel=SEARCH)
-    ] = "120s",
-    levels: Annotated[
-        str | None,
-        typer.Option(help="Measure exactly these levels, e.g. 8,32,64, without a search.", rich_help_panel=SEARCH),
-    ] = None,
-    burst: Annotated[
-        BurstMode,
-        typer.Option(
-            help="Simultaneous arrivals after the search; enforce: lower the capacity to them.", rich_help_panel=SEARCH
-        ),
-    ] = BurstMode.OFF,
-    safety_margin: Annotated[
-        float, typer.Option(help="Ratio taken off the capacity for the cap.", rich_help_panel=RESULT)
-    ] = 0.1,
-    output: Annotated[
-        str,
-        typer.Option(
-            help="table, json or jsonl; json goes to stdout alone.",
-            rich_help_panel=RESULT,
-            autocompletion=_one_of("table", "json", "jsonl"),
-        ),
-    ] = "table",
-    save: Annotated[
-        Path | None, typer.Option(help="Keep the document here too, for calibrator report.", rich_help_panel=RESULT)
-    ] = None,
-) -> None:
+@takes(SweepOptions)
+def sweep(options: SweepOptions) -> None:
     """Measure one backend once: search for its capacity, or measure given levels.
 
-    A sweep is a load test. It drives the backend to the edge of its SLA, for short moments over it; budgets bound that.
+    A sweep is a load test. It drives the backend to the edge of its SLA and, for short moments, over it; budgets limit
+    both.
     """
     from calibrator.cli import sweep as verb
 
-    options = verb.SweepOptions(
-        url=url,
-        model=model,
-        objectives=tuple(objective),
-        levels=levels,
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        spread_ratio=spread,
-        prompt_sigma=prompt_sigma,
-        trace=trace,
-        prefix_reuse_ratio=prefix_reuse,
-        burst=burst,
-        api=api,
-        stream=stream,
-        min_level=min_level,
-        max_level=max_level,
-        duration=duration,
-        overload=overload,
-        safety_margin_ratio=safety_margin,
-        api_key_env=api_key_env,
-        api_key_file=api_key_file,
-        ca_file=ca_file,
-        client_cert_file=client_cert,
-        client_key_file=client_key,
-        metrics_url=metrics_url,
-        seed=seed,
-        output=output,
-        save=save,
-    )
     _guarded(lambda: verb.sweep(options))
 
 
@@ -284,7 +151,7 @@ def demo(
         str,
         typer.Option(
             help="The simulated engine: seed, small, long_prompts, tight_memory or large.",
-            autocompletion=_one_of("seed", "small", "long_prompts", "tight_memory", "large"),
+            autocompletion=one_of("seed", "small", "long_prompts", "tight_memory", "large"),
         ),
     ] = "seed",
     objective: Annotated[str, typer.Option(help="The SLA of the demo.")] = "ttft p99 <= 300ms",
@@ -312,30 +179,13 @@ def selftest(
     epilog="[bold]Examples[/bold]\n\n  calibrator simulate --backends 100\n\n"
     "What the present policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
 )
-def simulate(
-    backends: Annotated[int, typer.Option(help="Number of synthetic backends.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of the backends; printed with the table.")] = 1,
-    families: Annotated[str, typer.Option(help="core, or all: also shallow curves and holes.")] = "core",
-    recalibrations: Annotated[int, typer.Option(help="Sweeps after the first of each backend, with drift.")] = 0,
-    stress: Annotated[str, typer.Option(help="none, correlation (0.9) or falling (by 25 % in mid-sweep).")] = "none",
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    replay: Annotated[Path | None, typer.Option(help="Replay a recorded sweep instead: a JSON file.")] = None,
-    output: Annotated[str, typer.Option(help="table or json.")] = "table",
-) -> None:
-    """Judge the search on synthetic backends of known capacity, beside doubling and bisection."""
+@takes(SimulateOptions)
+def simulate(options: SimulateOptions) -> None:
+    """Judge the search on synthetic backends of known capacity, compared with doubling and bisection."""
     from calibrator.cli import simulate as verb
 
-    options = verb.SimulateOptions(
-        backends=backends,
-        seed=seed,
-        families=families,
-        output=output,
-        recalibrations=recalibrations,
-        stress=stress,
-        workers=workers,
-    )
     try:
-        verb.simulate(options) if replay is None else verb.replay(replay, output)
+        verb.simulate(options) if options.replay is None else verb.replay(options.replay, options.output)
     except CalibratorError as error:
         fail(error)
 
@@ -350,7 +200,7 @@ def simulate(
 def report(
     sweep: Annotated[str, typer.Argument(help="File of sweep --save, or a sweep's address in a service.")],
     kind: Annotated[
-        str, typer.Option("--format", help="html, md or json.", autocompletion=_one_of("html", "md", "json"))
+        str, typer.Option("--format", help="html, md or json.", autocompletion=one_of("html", "md", "json"))
     ] = "html",
     compare: Annotated[str | None, typer.Option(help="An earlier sweep to stand beside it; likewise.")] = None,
     to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
@@ -374,7 +224,7 @@ def report(
 def export(
     sweep: Annotated[str, typer.Argument(help="A sweep's address in a service, or with --config its id.")],
     kind: Annotated[
-        str, typer.Option("--format", help="jsonl or csv.", autocompletion=_one_of("jsonl", "csv"))
+        str, typer.Option("--format", help="jsonl or csv.", autocompletion=one_of("jsonl", "csv"))
     ] = "jsonl",
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The YAML configuration that names the store.")

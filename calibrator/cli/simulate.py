@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrator import __version__
+from calibrator.cli.options import SimulateOptions
 from calibrator.core.records.history import Bounds, History
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.steps import Conclusion, Step
@@ -47,19 +48,6 @@ requests: sent, warm-up and followers included, mean. minutes: median, simulated
 found against the true one N*. unsafe: found > 1.1 N*. p > 2 %: true exceedance at the capacity found. above N*: share
 of the requests. s above, s hard: seconds above N*, and where more than 5 % exceed. highest: highest level probed / N*,
 95th percentile. bound: requests without which no policy is right within 15 % (Wald). Second line: 95 % intervals."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulateOptions:
-    """The command line as it was typed."""
-
-    backends: int
-    seed: int
-    families: str
-    output: str
-    recalibrations: int
-    stress: str
-    workers: int
 
 
 def simulate(options: SimulateOptions) -> None:

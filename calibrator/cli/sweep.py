@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
 
 from rich.console import Console
 
 from calibrator.cli import display
+from calibrator.cli.options import APIS, OUTPUTS, REQUESTS_PER_LEVEL, SweepOptions
 from calibrator.cli.screen import SweepScreen
 from calibrator.core.publish.recommendation import replica_cap
 from calibrator.core.publish.snapshot import Progress
@@ -25,7 +26,6 @@ from calibrator.core.records.history import Bounds, Capacity
 from calibrator.core.records.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.report.documents import level_document, sweep_document
-from calibrator.core.search.burst import BurstMode
 from calibrator.core.search.cost import can_certify, judged_share
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
@@ -37,8 +37,6 @@ from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced
 
-DEFAULT_REQUESTS_PER_LEVEL = 200
-OUTPUTS = ("table", "json", "jsonl")
 _EXIT = {
     SweepOutcome.CALIBRATED: ExitCode.CALIBRATED,
     SweepOutcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
@@ -46,40 +44,6 @@ _EXIT = {
     SweepOutcome.INTERRUPTED: ExitCode.INTERRUPTED,
     SweepOutcome.CANCELLED: ExitCode.INTERRUPTED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SweepOptions:
-    """The command line as it was typed."""
-
-    url: str
-    model: str
-    objectives: tuple[str, ...]
-    levels: str | None
-    requests: int | None
-    prompt_tokens: int
-    output_tokens: int
-    spread_ratio: float
-    prompt_sigma: float
-    trace: Path | None
-    prefix_reuse_ratio: float
-    burst: BurstMode
-    api: str
-    stream: bool
-    min_level: int
-    max_level: int
-    duration: str
-    overload: str
-    safety_margin_ratio: float
-    api_key_env: str | None
-    api_key_file: Path | None
-    ca_file: Path | None
-    client_cert_file: Path | None
-    client_key_file: Path | None
-    metrics_url: str | None
-    seed: int
-    output: str
-    save: Path | None = None
 
 
 def exit_code(record: SweepRecord) -> int:
@@ -160,7 +124,7 @@ def order_from(options: SweepOptions) -> SweepOrder:
         burst=options.burst,
         seed=options.seed,
         levels=levels,
-        requests_per_level=(options.requests or DEFAULT_REQUESTS_PER_LEVEL) if levels else 0,
+        requests_per_level=(options.requests or REQUESTS_PER_LEVEL) if levels else 0,
         started_at=stamp,
     )
 
@@ -183,7 +147,7 @@ def _check(
 ) -> None:
     for option, url in (("--url", options.url), ("--metrics-url", options.metrics_url)):
         _check_url(option, url)
-    if options.api not in ("chat", "completions"):
+    if options.api not in APIS:
         raise ConfigurationError(f"'{options.api}' is not an API kind.", "Use --api chat or --api completions.")
     if not 1 <= bounds.min_level <= bounds.max_level:
         raise ConfigurationError(

@@ -12,11 +12,15 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibrator.core.admission.admission import too_small
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.history import Bounds
 from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.core.workload.mirror import MirrorPolicy
 from calibrator.errors import ConfigurationError
+from calibrator.ports.sweeps import BackendPlan, Target
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.sections.gateways import GatewaysSettings
 from calibrator.settings.sections.guard import GuardSettings
@@ -105,9 +109,14 @@ class WindowSettings(Frozen):
 class BoundsSettings(Frozen):
     """In-flight levels that a sweep may hold on one replica."""
 
-    min: int = Field(default=1, ge=1, le=100_000, description="lowest level, requests in flight")
+    min: int = Field(
+        default=default_of(Bounds, "min_level"), ge=1, le=100_000, description="lowest level, requests in flight"
+    )
     max: int = Field(
-        default=512, ge=1, le=100_000, description="highest level; never exceeded, whatever the search would like"
+        default=default_of(Bounds, "max_level"),
+        ge=1,
+        le=100_000,
+        description="highest level; never exceeded, whatever the search would like",
     )
 
     @model_validator(mode="after")
@@ -119,19 +128,30 @@ class BoundsSettings(Frozen):
 class BudgetSettings(Frozen):
     """Where a sweep stops, finished or not."""
 
-    requests: int = Field(default=1800, ge=1, description="requests, whatever the level")
-    requests_per_level: int = Field(default=4, ge=0, description="further requests per unit of the highest level tried")
-    duration_s: DurationS = Field(default=1200.0, alias="duration", description="wall time")
+    requests: int = Field(default=default_of(Bounds, "requests"), ge=1, description="requests, whatever the level")
+    requests_per_level: int = Field(
+        default=default_of(Bounds, "requests_per_level"),
+        ge=0,
+        description="further requests per unit of the highest level tried",
+    )
+    duration_s: DurationS = Field(default=default_of(Bounds, "duration_s"), alias="duration", description="wall time")
     overload_s: DurationS = Field(
-        default=120.0, alias="overload", description="time with the objectives broken by our probes"
+        default=default_of(Bounds, "overload_s"),
+        alias="overload",
+        description="time with the objectives broken by our probes",
     )
 
 
 class CapSettings(Frozen):
     """Range of what is published; the last word after margin and replicas."""
 
-    min: int = Field(default=1, ge=1, le=1_000_000, description="lowest cap; 0 would mean 'block all' to some gateways")
-    max: int = Field(default=1_000_000, ge=1, le=1_000_000, description="highest cap")
+    min: int = Field(
+        default=default_of(PublishPolicy, "min_cap"),
+        ge=1,
+        le=1_000_000,
+        description="lowest cap; 0 would mean 'block all' to some gateways",
+    )
+    max: int = Field(default=default_of(PublishPolicy, "max_cap"), ge=1, le=1_000_000, description="highest cap")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -142,16 +162,32 @@ class CapSettings(Frozen):
 class ClassSettings(Frozen):
     """One kind of probe request."""
 
-    name: Text = Field(default="default", description="name in reports")
-    share: float = Field(default=1.0, gt=0.0, description="weight in the mix, relative to the other classes")
-    prompt_tokens: int = Field(default=256, ge=1, le=10_000_000, description="prompt length in tokens")
-    output_tokens: int = Field(default=64, ge=1, le=10_000_000, description="answer length in tokens")
-    stream: bool = Field(default=True, description="streamed; without, only e2e can be measured")
+    name: Text = Field(default=default_of(WorkloadClass, "name"), description="name in reports")
+    share: float = Field(
+        default=default_of(WorkloadClass, "share"),
+        gt=0.0,
+        description="weight in the mix, relative to the other classes",
+    )
+    prompt_tokens: int = Field(
+        default=default_of(WorkloadClass, "prompt_tokens"), ge=1, le=10_000_000, description="prompt length in tokens"
+    )
+    output_tokens: int = Field(
+        default=default_of(WorkloadClass, "output_tokens"), ge=1, le=10_000_000, description="answer length in tokens"
+    )
+    stream: bool = Field(
+        default=default_of(WorkloadClass, "stream"), description="streamed; without, only e2e can be measured"
+    )
     spread_ratio: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="lengths vary uniformly by this ratio, up and down"
+        default=default_of(WorkloadClass, "spread_ratio"),
+        ge=0.0,
+        lt=1.0,
+        description="lengths vary uniformly by this ratio, up and down",
     )
     prompt_sigma: float = Field(
-        default=0.0, ge=0.0, le=3.0, description="above 0: prompt lengths are lognormal with this log-sd instead"
+        default=default_of(WorkloadClass, "prompt_sigma"),
+        ge=0.0,
+        le=3.0,
+        description="above 0: prompt lengths are lognormal with this log-sd instead",
     )
 
 
@@ -172,7 +208,7 @@ class WorkloadSettings(Frozen):
         "enough was seen",
     )
     prefix_reuse: PrefixReuse = Field(
-        default=0.0,
+        default=default_of(Workload, "prefix_reuse_ratio"),
         description="share of the prompt tokens that the engine's prefix cache shall find, as in your users' traffic; "
         "mirror: as much as it found there; beside mirror: likewise, unless a ratio above 0 is given",
     )
@@ -218,7 +254,9 @@ class BackendSettings(Frozen):
         description="backends that share an engine, swept one at a time; at one address they share the first one's "
         "sweep, and its capacity by weight; default: own name",
     )
-    api: Literal["chat", "completions"] = Field(default="chat", description="operation that the probes use")
+    api: Literal["chat", "completions"] = Field(
+        default=default_of(Target, "api"), description="operation that the probes use"
+    )
     api_key: Secret | None = Field(default=None, description="bearer token for the engine")
     ca_file: File | None = Field(default=None, description="certificate authorities for TLS; default: the system's")
     client_cert_file: File | None = Field(default=None, description="client certificate for mutual TLS")
@@ -228,9 +266,14 @@ class BackendSettings(Frozen):
     metrics_url: HttpUrl | None = Field(
         default=None, description="the engine's own metrics; default: /metrics next to the API"
     )
-    every_s: DurationS = Field(default=21_600.0, alias="every", description="time between sweeps")
+    every_s: DurationS = Field(
+        default=default_of(Schedule, "every_s"), alias="every", description="time between sweeps"
+    )
     jitter_ratio: float = Field(
-        default=0.1, ge=0.0, le=0.5, description="sweeps move by this share, so that fleets spread out"
+        default=default_of(Schedule, "jitter_ratio"),
+        ge=0.0,
+        le=0.5,
+        description="sweeps move by this share, so that fleets spread out",
     )
     windows: tuple[WindowSettings, ...] = Field(
         default=(), description="when sweeps run; one that still runs when its window closes ends there; none: always"
@@ -240,7 +283,7 @@ class BackendSettings(Frozen):
     cap: CapSettings = Field(default=CapSettings(), description="range of the published cap")
     workload: WorkloadSettings = Field(default=WorkloadSettings(), description="what the probes look like")
     burst: Literal["off", "report", "enforce"] = Field(
-        default="off",
+        default=default_of(BackendPlan, "burst"),
         description="after a sweep: simultaneous arrivals at the capacity, shown beside the steady state; enforce: "
         "lower the capacity until they hold too",
     )
@@ -256,10 +299,16 @@ class BackendSettings(Frozen):
     )
     guard: GuardSettings = Field(default=GuardSettings(), description="what protects live users between sweeps")
     safety_margin_ratio: float = Field(
-        default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"
+        default=default_of(PublishPolicy, "safety_margin_ratio"),
+        ge=0.0,
+        lt=1.0,
+        description="taken off the capacity, because tomorrow's traffic is not today's",
     )
     max_increase_ratio: float = Field(
-        default=1.5, ge=1.0, le=100.0, description="one sweep raises a cap at most by this factor"
+        default=default_of(PublishPolicy, "max_increase_ratio"),
+        ge=1.0,
+        le=100.0,
+        description="one sweep raises a cap at most by this factor",
     )
     valid_for_s: DurationS | None = Field(
         default=None, alias="valid_for", description="age at which a recommendation counts as stale; default: 3 x every"

@@ -14,15 +14,14 @@ from support.synthetic import Player, Synthetic, logistic, run_sweep
 from typer.testing import CliRunner
 
 from calibrator.cli.app import app
-from calibrator.cli.simulate import SimulateOptions, read_history, replay, replayed, simulate
+from calibrator.cli.options import SimulateOptions
+from calibrator.cli.simulate import read_history, replay, replayed, simulate
 from calibrator.core.records.history import Bounds, History
 from calibrator.core.report.documents import sweep_document
 from calibrator.core.search.steps import Conclusion
 from calibrator.errors import ConfigurationError
 
-OPTIONS = SimulateOptions(
-    backends=6, seed=2, families="core", output="json", recalibrations=0, stress="none", workers=1
-)
+OPTIONS = SimulateOptions(backends=6, seed=2, output="json", workers=1)
 KEYS = {
     "requests_mean",
     "minutes_median",

@@ -14,8 +14,8 @@ from support.postgres_stores import SECONDS, instances, store_at, take
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ConfigurationError, StoreError
+from calibrator.ports.store import Retention
 from calibrator.stores.postgresql import PostgresDatabase
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 
 

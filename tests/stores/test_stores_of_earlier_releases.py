@@ -18,7 +18,7 @@ from support.records import recommendation, sweep
 from calibrator.core.publish.snapshot import CapBeforeCut, Override, State
 from calibrator.core.records.history import HISTORY_VERSION
 from calibrator.core.sharing.allocator import HeldShare
-from calibrator.stores.retention import Retention
+from calibrator.ports.store import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import BUSY_TIMEOUT_MS, SqliteDatabase
 

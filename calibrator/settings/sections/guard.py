@@ -5,41 +5,44 @@ from __future__ import annotations
 from pydantic import Field
 
 from calibrator.core.live.change_test import GuardPolicy
+from calibrator.settings.defaults import default_of
 from calibrator.settings.values import DurationS, Frozen
-
-_DEFAULT = GuardPolicy()
 
 
 class GuardSettings(Frozen):
     """Lowers the cap when live users' latencies break the objectives, as the engine's own histograms tell."""
 
-    enabled: bool = Field(default=_DEFAULT.enabled, description="watch live users between sweeps")
+    enabled: bool = Field(default=default_of(GuardPolicy, "enabled"), description="watch live users between sweeps")
     false_alarm_s: DurationS = Field(
-        default=_DEFAULT.false_alarm_s,
+        default=default_of(GuardPolicy, "false_alarm_s"),
         alias="false_alarm_every",
         description="mean time between false alarms while twice the allowance exceeds a limit; shorter: "
         "a real breach is found sooner",
     )
-    cut_ratio: float = Field(default=_DEFAULT.cut_ratio, gt=0.0, le=0.9, description="taken off the cap at each alarm")
+    cut_ratio: float = Field(
+        default=default_of(GuardPolicy, "cut_ratio"), gt=0.0, le=0.9, description="taken off the cap at each alarm"
+    )
     near_cap_ratio: float = Field(
-        default=_DEFAULT.near_cap_ratio,
+        default=default_of(GuardPolicy, "near_cap_ratio"),
         ge=0.0,
         le=1.0,
         description="share of the cap that must be in flight for a cut; below, the breach is only reported: a lower "
         "cap would not help",
     )
     settle_s: DurationS = Field(
-        default=_DEFAULT.settle_s,
+        default=default_of(GuardPolicy, "settle_s"),
         alias="settle",
         description="after a cut nothing counts for this time, at least one residence: older requests are under way",
     )
     clean_s: DurationS = Field(
-        default=_DEFAULT.clean_s,
+        default=default_of(GuardPolicy, "clean_s"),
         alias="clean",
         description="traffic without a breach before each step back up, never above the last measured cap",
     )
     resweep_s: DurationS = Field(
-        default=_DEFAULT.resweep_s, alias="resweep", description="least time between two sweeps that the guard asks for"
+        default=default_of(GuardPolicy, "resweep_s"),
+        alias="resweep",
+        description="least time between two sweeps that the guard asks for",
     )
 
     def value(self) -> GuardPolicy:

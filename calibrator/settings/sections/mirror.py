@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator
 
 from calibrator.core.workload.classes import MAX_PREFIX_REUSE
 from calibrator.core.workload.mirror import MirrorPolicy, MirrorWeight
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import DurationS, Frozen, Word
 
@@ -29,9 +30,12 @@ PrefixReuse = Annotated[
 class MirrorSettings(Frozen):
     """Lengths from the engine's histograms; until enough was seen, the configured classes stand in."""
 
-    over_s: DurationS = Field(default=86_400.0, alias="over", description="live traffic that is copied")
+    over_s: DurationS = Field(
+        default=default_of(MirrorPolicy, "over_s"), alias="over", description="live traffic that is copied"
+    )
     weight: Literal["requests", "peak"] = Field(
-        default="requests", description="requests: each alike; peak: of the busiest quarter of the time only"
+        default=default_of(MirrorPolicy, "weight"),
+        description="requests: each alike; peak: of the busiest quarter of the time only",
     )
 
     def value(self, *, prefix_reuse: bool, lengths: bool = True) -> MirrorPolicy:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from calibrator.core.publish.fleet import Balancing, DnsPlan, ReplicaPlan
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import ApiUrl, DurationS, Frozen
 
@@ -27,13 +28,18 @@ class DnsSettings(Frozen):
     """A headless service: each address behind the name is a replica."""
 
     name: HostName = Field(description="name to resolve, such as engine.models.svc.cluster.local")
-    record: Literal["a", "srv"] = Field(default="a", description="a: A, or AAAA without A; srv: targets with ports")
+    record: Literal["a", "srv"] = Field(
+        default=default_of(DnsPlan, "record"), description="a: A, or AAAA without A; srv: targets with ports"
+    )
     port: int | None = Field(default=None, ge=1, le=65535, description="port of each replica; srv records bring theirs")
     period_s: DurationS | None = Field(
-        default=None, alias="period", description="time between two questions; default: the records' TTL"
+        default=default_of(DnsPlan, "period_s"),
+        alias="period",
+        description="time between two questions; default: the records' TTL",
     )
     host_name: HostName | None = Field(
-        default=None, description="Host header and TLS server name; default: name, with srv the target's"
+        default=default_of(DnsPlan, "host_name"),
+        description="Host header and TLS server name; default: name, with srv the target's",
     )
 
     @model_validator(mode="after")
@@ -55,13 +61,19 @@ class ReplicasSettings(Frozen):
         default=(), description="replicas out of rotation: sweeps run there, for the whole fleet"
     )
     scale_up_delay_s: DurationS = Field(
-        default=60.0, alias="scale_up_delay", description="a new replica counts once it has users' work, or after this"
+        default=default_of(ReplicaPlan, "scale_up_delay_s"),
+        alias="scale_up_delay",
+        description="a new replica counts once it has users' work, or after this",
     )
     balancing: Literal["random", "round_robin", "least_requests"] = Field(
-        default="random", description="how gateways choose a replica; used until their balance has been measured"
+        default=default_of(ReplicaPlan, "balancing"),
+        description="how gateways choose a replica; used until their balance has been measured",
     )
     weight: float = Field(
-        default=1.0, gt=0.0, le=1000.0, description="part of the engine group's capacity, relative to its other members"
+        default=default_of(ReplicaPlan, "weight"),
+        gt=0.0,
+        le=1000.0,
+        description="part of the engine group's capacity, relative to its other members",
     )
 
     @model_validator(mode="after")

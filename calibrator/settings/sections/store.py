@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from calibrator.core.publish.lease import LEAST_LEASE_S
+from calibrator.core.publish.lease import LEAST_LEASE_S, LeasePolicy
+from calibrator.ports.store import Retention
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import DurationS, File, Frozen, Secret
 
@@ -37,17 +39,26 @@ class StoreSettings(Frozen):
         description="a damaged SQLite file: refuse to start, or rename it and start afresh, with the fallback caps",
     )
     keep_sweeps: int = Field(
-        default=200, ge=1, le=100_000, description="calibrated sweeps kept per backend; failed ones: twice as many"
+        default=default_of(Retention, "sweeps"),
+        ge=1,
+        le=100_000,
+        description="calibrated sweeps kept per backend; failed ones: twice as many",
     )
     keep_recommendations: int = Field(
-        default=1000, ge=1, le=1_000_000, description="published caps kept per backend, about 1 KB each"
+        default=default_of(Retention, "recommendations"),
+        ge=1,
+        le=1_000_000,
+        description="published caps kept per backend, about 1 KB each",
     )
     keep_samples: int = Field(
-        default=5, ge=0, le=1000, description="newest sweeps per backend whose single requests are kept, for export"
+        default=default_of(Retention, "samples"),
+        ge=0,
+        le=1000,
+        description="newest sweeps per backend whose single requests are kept, for export",
     )
 
     lease_s: DurationS = Field(
-        default=15.0,
+        default=default_of(LeasePolicy, "lease_s"),
         ge=LEAST_LEASE_S,
         le=300.0,
         alias="lease",

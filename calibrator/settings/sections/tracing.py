@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from calibrator.ports.sweeps import SweepOrder
+from calibrator.settings.defaults import default_of
 from calibrator.settings.values import Frozen, HttpUrl
 
 
@@ -16,7 +18,7 @@ class TracingSettings(Frozen):
         "extra: pip install 'calibrator[otel]'); default: the variable OTEL_EXPORTER_OTLP_ENDPOINT, else no traces",
     )
     sampled_probes_ratio: float = Field(
-        default=0.0,
+        default=default_of(SweepOrder, "sampled_probes_ratio"),
         ge=0.0,
         le=1.0,
         description="share of the probes that ask the engine to trace them; all name the sweep's trace, and an engine "

@@ -8,9 +8,8 @@ from pydantic import Field
 
 from calibrator.core.admission.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
 from calibrator.core.workload.drift import DriftPolicy
+from calibrator.settings.defaults import default_of
 from calibrator.settings.values import DurationS, Frozen
-
-_DEFAULT = TriggerPolicy()
 
 
 class TriggerSettings(Frozen):
@@ -41,23 +40,27 @@ class TriggerSettings(Frozen):
         description="cool-down: the last sweep was for other objectives, bounds, model or workload",
     )
     rest_s: DurationS = Field(
-        default=_DEFAULT.rest_s, alias="rest", description="no triggered sweep so soon after the end of any other"
+        default=default_of(TriggerPolicy, "rest_s"),
+        alias="rest",
+        description="no triggered sweep so soon after the end of any other",
     )
     min_uptime_s: DurationS = Field(
-        default=_DEFAULT.min_uptime_s,
+        default=default_of(TriggerPolicy, "min_uptime_s"),
         alias="min_uptime",
         description="what follows the start of an engine waits until it is up so long",
     )
     drift_over_s: DurationS = Field(
-        default=_DEFAULT.drift_over_s, alias="drift_over", description="live traffic that is compared"
+        default=default_of(TriggerPolicy, "drift_over_s"),
+        alias="drift_over",
+        description="live traffic that is compared",
     )
     prompt_psi: float = Field(
-        default=_DEFAULT.drift.prompt_psi,
+        default=default_of(DriftPolicy, "prompt_psi"),
         gt=0.0,
         description="drift of prompt lengths, as population stability index: 0.1 is little, 0.25 is much",
     )
     hit_ratio: float = Field(
-        default=_DEFAULT.drift.hit_ratio,
+        default=default_of(DriftPolicy, "hit_ratio"),
         gt=0.0,
         le=1.0,
         description="drift of the prefix cache's hits, as difference of the ratios",

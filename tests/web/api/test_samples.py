@@ -22,7 +22,7 @@ from calibrator.cli.app import app
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase
 from calibrator.core.records.sample_log import pack
-from calibrator.stores.retention import Retention
+from calibrator.ports.store import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 
