@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support.chart import CHART, REPOSITORY
+from generate_chart import CHART, REPOSITORY
 from support.helm_chart import CASES, Manifest, configuration, helm, notes, of_kind, only, pod, render
 from support.prometheus_process import accepted
 from support.service_process import serving, write_config

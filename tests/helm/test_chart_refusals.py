@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support.chart import CHART
+from generate_chart import CHART
 from support.helm_chart import CASES, helm, template
 
 Values = dict[str, Any]
