@@ -66,7 +66,7 @@ def test_tokens_are_named_by_their_fingerprints(tmp_path: Path) -> None:
         ({"objectives": ["ttft p99.9 <= 500ms"]}, ("budget.requests", "p99.9", "Allow ")),
         ({"objectives": ["ttft 99 <= 5ms"]}, ("objectives[0]", "ttft 99 <= 5ms")),
         ({"bounds": {"min": 9, "max": 3}}, ("bounds.min", "9 is above max 3")),
-        ({"api_key": SECRET}, ("api_key", "may not stand in the configuration")),
+        ({"api_key": SECRET}, ("api_key", "must not be written in the configuration")),
         ({"api_key": {"env": "NOT_SET_ANYWHERE"}}, ("api_key", "NOT_SET_ANYWHERE", "not set")),
     ],
 )
