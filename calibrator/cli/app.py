@@ -1,7 +1,7 @@
-"""Command-line verbs: options, help and exit codes; the work is done in the modules beside this one.
+"""Commands with their options, help and exit codes; the work is done in the modules beside this one.
 
-An expected failure is one sentence of cause and one of remedy on stderr, and the exit code of its class (`errors`).
-Help teaches: options stand in groups, examples at the end.
+An expected failure is one sentence of cause and one of remedy on stderr, with the exit code of its class (`errors`).
+Help teaches: options are grouped, examples come last.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find how many requests an LLM backend may have in flight before P99 latency breaks its SLA, and publish it.",
     epilog="Begin with: calibrator demo\n\n"
-    "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorised, 4 inconclusive, 5 infeasible, "
+    "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorized, 4 inconclusive, 5 infeasible, "
     "130 interrupted.",
 )
-db = typer.Typer(no_args_is_help=True, help="Look after the store's schema.")
+db = typer.Typer(no_args_is_help=True, help="Manage the database schema.")
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # typer exports its subclass alone
 
-MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
+MEASURE, SERVE, TRUST = "Measure", "Serve", "Verify"  # groups of commands
 app.add_typer(db, name="db", rich_help_panel=SERVE)
 
 
@@ -40,7 +40,9 @@ def main() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark, not a traceback
+            stream.reconfigure(
+                errors="replace"
+            )  # characters that a terminal cannot show become question marks, not a traceback
     try:
         raise SystemExit(app(standalone_mode=False))
     except CalibratorError as error:
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def fail(error: CalibratorError) -> None:
-    """Cause and remedy on stderr, exit code of the error's class."""
+    """Cause and remedy on stderr; the exit code of the error's class."""
     _complain(str(error))
     raise SystemExit(int(error.exit_code))
 
@@ -71,7 +73,7 @@ def _where_to_look(error: typer.BadParameter) -> str:
 
 
 def run(coroutine: Coroutine[Any, Any, int]) -> None:
-    """Run a verb and exit with its code. Ctrl-C cancels it once, a second one ends at once."""
+    """Run a command and exit with its code. The first Ctrl-C cancels it, the second exits immediately."""
     from calibrator.cli import interrupt
 
     raise typer.Exit(interrupt.run(coroutine))
@@ -94,15 +96,15 @@ def _common(
 @app.command(
     rich_help_panel=MEASURE,
     epilog="[bold]Examples[/bold]\n\n"
-    "The capacity for one SLA, with the document kept for a report:\n\n"
+    "The capacity for one SLA, saving the result for a report:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' --save sweep.json\n\n"
-    "Two objectives, long prompts, a short night:\n\n"
+    "Two objectives, long prompts, ten minutes:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p95 <= 2s' "
     "--objective 'tpot p95 <= 60ms' --prompt-tokens 4000 --output-tokens 200 --max 64 --duration 10m\n\n"
-    "Three levels and nothing else, for a curve of your own:\n\n"
+    "Exactly three levels, for a curve of your own:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' "
     "--levels 8,32,64 --requests 500 --output json\n\n"
-    "Ctrl-C ends all probes and shows what was measured; a second one leaves at once. "
+    "Ctrl-C ends all probes and shows what was measured; a second Ctrl-C exits immediately. "
     "Exit codes: 0 calibrated, 2 command line, 3 unreachable, 4 inconclusive, 5 infeasible, 130 interrupted.",
 )
 @takes(SweepOptions)
@@ -121,7 +123,7 @@ def sweep(options: SweepOptions) -> None:
 def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Run the service: sweep on schedule, publish caps, answer gateways."""
+    """Run the service: sweep on schedule, publish caps, serve gateways."""
     from calibrator.cli import serve as verb
 
     _guarded(lambda: verb.serve(config))
@@ -131,7 +133,7 @@ def serve(
 def check(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Validate a configuration, print what is in force (secrets redacted) and what a sweep will cost."""
+    """Validate a configuration; print the effective settings (secrets redacted) and the cost of a sweep."""
     from calibrator.cli import serve as verb
 
     try:
@@ -150,13 +152,13 @@ def demo(
     parameters: Annotated[
         str,
         typer.Option(
-            help="The simulated engine: seed, small, long_prompts, tight_memory or large.",
+            help="Simulated engine: seed, small, long_prompts, tight_memory or large.",
             autocompletion=one_of("seed", "small", "long_prompts", "tight_memory", "large"),
         ),
     ] = "seed",
     objective: Annotated[str, typer.Option(help="The SLA of the demo.")] = "ttft p99 <= 300ms",
 ) -> None:
-    """See it work: a simulated LLM engine, one sweep, and the cap being served until Ctrl-C."""
+    """Show how it works: a simulated LLM engine, one sweep, and the cap being served until Ctrl-C."""
     from calibrator.cli import demo as verb
 
     _guarded(lambda: verb.demo(once=once, port=port, parameters=parameters, objective=objective))
@@ -164,11 +166,11 @@ def demo(
 
 @app.command(rich_help_panel=TRUST, epilog="Example: calibrator selftest --streams 64,256 --seconds 1")
 def selftest(
-    streams: Annotated[str, typer.Option(help="Numbers of streams to hold.")] = "1,64,256,1024",
-    seconds: Annotated[float, typer.Option(help="How long each is measured.")] = 2.0,
+    streams: Annotated[str, typer.Option(help="Numbers of concurrent streams.")] = "1,64,256,1024",
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each number of streams.")] = 2.0,
     output: Annotated[str, typer.Option(help="table or json.")] = "table",
 ) -> None:
-    """Measure what this machine's load generator can do: events a second, added latency, CPU."""
+    """Measure the load generator on this machine: events per second, added latency, CPU."""
     from calibrator.cli import selftest as verb
 
     _guarded(lambda: verb.selftest(streams, seconds, output))
@@ -177,7 +179,7 @@ def selftest(
 @app.command(
     rich_help_panel=TRUST,
     epilog="[bold]Examples[/bold]\n\n  calibrator simulate --backends 100\n\n"
-    "What the present policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
+    "What the current policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
 )
 @takes(SimulateOptions)
 def simulate(options: SimulateOptions) -> None:
@@ -198,15 +200,15 @@ def simulate(options: SimulateOptions) -> None:
     "  calibrator report http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to report.html",
 )
 def report(
-    sweep: Annotated[str, typer.Argument(help="File of sweep --save, or a sweep's address in a service.")],
+    sweep: Annotated[str, typer.Argument(help="File from sweep --save, or URL of a sweep in a service.")],
     kind: Annotated[
         str, typer.Option("--format", help="html, md or json.", autocompletion=one_of("html", "md", "json"))
     ] = "html",
-    compare: Annotated[str | None, typer.Option(help="An earlier sweep to stand beside it; likewise.")] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
-    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+    compare: Annotated[str | None, typer.Option(help="An earlier sweep to compare with; also a file or a URL.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable with the service's read token.")] = None,
 ) -> None:
-    """Make a report of a sweep: one self-contained file with the curve, the conditions and the evidence."""
+    """Render a report of a sweep: one self-contained file with the curve, the conditions and the evidence."""
     from calibrator.cli import report as verb
 
     try:
@@ -217,22 +219,22 @@ def report(
 
 @app.command(
     rich_help_panel=MEASURE,
-    epilog="[bold]Examples[/bold]\n\nFrom a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n"
-    "  calibrator export http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to samples.jsonl\n\n"
-    "From the store of a service that does not run:\n\n  calibrator export ID --config calibrator.yaml --format csv",
+    epilog="[bold]Examples[/bold]\n\nFrom a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n  "
+    "calibrator export http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to samples.jsonl\n\nFrom the database of a "
+    "service that is not running:\n\n  calibrator export ID --config calibrator.yaml --format csv",
 )
 def export(
-    sweep: Annotated[str, typer.Argument(help="A sweep's address in a service, or with --config its id.")],
+    sweep: Annotated[str, typer.Argument(help="URL of a sweep in a service, or with --config its ID.")],
     kind: Annotated[
         str, typer.Option("--format", help="jsonl or csv.", autocompletion=one_of("jsonl", "csv"))
     ] = "jsonl",
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The YAML configuration that names the store.")
+        Path | None, typer.Option("--config", "-c", help="The YAML configuration with the store.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
-    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable with the service's read token.")] = None,
 ) -> None:
-    """Write the single requests of a sweep, a line each, with the field names of AIPerf."""
+    """Write the individual requests of a sweep, one line each, with AIPerf's field names."""
     from calibrator.cli import export as verb
 
     _guarded(lambda: verb.export(sweep, kind, config, to, token_env))
@@ -242,7 +244,7 @@ def export(
 def db_upgrade(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Bring the store's schema up to this release's, as each start does by itself. There is no way back."""
+    """Migrate the database to this release's schema, as every start does. It cannot be undone."""
     from calibrator.cli import database as verb
 
     _guarded(lambda: verb.upgrade(config))
@@ -252,7 +254,7 @@ def db_upgrade(
 def db_current(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Show the store's schema, and this release's; change nothing."""
+    """Show the schema version of the database and of this release; change nothing."""
     from calibrator.cli import database as verb
 
     _guarded(lambda: verb.current(config))

@@ -1,7 +1,7 @@
-"""Options of the verbs that have many: one frozen dataclass a verb, whose fields are the options.
+"""Options of the commands that have many: one frozen dataclass per command, whose fields are the options.
 
-A field says it all once: name, type, help, group, and its default, which is that of the policy behind it.
-`takes` makes a typer command of it.
+A field declares everything once: name, type, help, group and default, which is that of the policy behind it. `takes`
+turns the dataclass into the parameters of a typer command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Options = TypeVar("Options")
 
 
 def takes(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Decorates a verb that takes `kind`: typer sees its fields as parameters of the command."""
+    """Decorates a command that takes `kind`: typer sees its fields as parameters."""
     hints = get_type_hints(kind, include_extras=True)
     parameters = [
         Parameter(
@@ -52,7 +52,7 @@ def takes(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable
 
 
 def one_of(*choices: str) -> Callable[[str], list[str]]:
-    """For the completion of a shell."""
+    """Completion for a shell."""
 
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
@@ -61,7 +61,7 @@ def one_of(*choices: str) -> Callable[[str], list[str]]:
 
 
 def _option(group: str, words: str, *names: str, choices: tuple[str, ...] = ()) -> Any:
-    """`names` only where the option is not called like its field."""
+    """`names`: only if the option is not called like its field."""
     return typer.Option(*names, help=words, rich_help_panel=group, autocompletion=one_of(*choices) if choices else None)
 
 

@@ -1,7 +1,7 @@
 """`calibrator sweep`: one sweep against any OpenAI-compatible server, no configuration file.
 
-stdout carries the result and nothing else. Progress goes to stderr: a live view on a terminal, elsewhere a line a level
-beside the table, nothing beside JSON. `--save` keeps the whole document, of an interrupted sweep too.
+Only the result goes to stdout. Progress goes to stderr: a live view on a terminal; elsewhere one line per level with
+the table and nothing with JSON. `--save` writes the whole document, also of an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _EXIT = {
 
 
 def exit_code(record: SweepRecord) -> int:
-    """Exit code of an ended sweep (README, "Exit codes")."""
+    """Exit code of an ended sweep (README, "Commands")."""
     if record.outcome is None or record.outcome is SweepOutcome.ERROR:
         return record.error_exit_code
     return int(_EXIT[record.outcome])
@@ -78,9 +78,9 @@ async def sweep(options: SweepOptions) -> int:
 
 
 def _refuse_unwritable(path: Path | None) -> None:
-    """Before a request is sent rather than after the last one."""
+    """Checked before the first request rather than after the last."""
     if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise ConfigurationError(f"{path} cannot be written.", "Give --save a file in a folder that you may write to.")
+        raise ConfigurationError(f"{path} cannot be written.", "Use --save with a file in a writable folder.")
 
 
 def _cap(record: SweepRecord, options: SweepOptions) -> int | None:
@@ -92,7 +92,7 @@ def _is_found(capacity: Capacity | None) -> TypeGuard[Capacity]:
 
 
 def order_from(options: SweepOptions) -> SweepOrder:
-    """Raises ConfigurationError, with the option to change, for everything that can be known before a request."""
+    """Raises ConfigurationError, with the option to change, for everything that can be checked before a request."""
     objectives = tuple(parse_objective(text) for text in options.objectives)
     levels = _levels(options.levels)
     bounds = Bounds(
@@ -151,16 +151,16 @@ def _check(
         raise ConfigurationError(f"'{options.api}' is not an API kind.", "Use --api chat or --api completions.")
     if not 1 <= bounds.min_level <= bounds.max_level:
         raise ConfigurationError(
-            f"The bounds {bounds.min_level}..{bounds.max_level} are impossible.", "Give 1 <= --min <= --max."
+            f"The bounds {bounds.min_level}..{bounds.max_level} are impossible.", "Use 1 <= --min <= --max."
         )
     if not 0 <= options.safety_margin_ratio < 1:
-        raise ConfigurationError("The safety margin is a ratio.", "Give --safety-margin at least 0 and below 1.")
+        raise ConfigurationError("The safety margin is a ratio.", "Use --safety-margin with at least 0 and below 1.")
     if options.requests is not None and options.requests < 1:
-        raise ConfigurationError(f"--requests {options.requests} is impossible.", "Give at least 1.")
+        raise ConfigurationError(f"--requests {options.requests} is impossible.", "Use at least 1.")
     unseen = [objective for objective in objectives if judged_share(objective, workload) == 0.0]
     if unseen:
         raise ConfigurationError(
-            f"No request of this workload shows '{unseen[0]}'; without streaming there is only e2e.",
+            f"No request of this workload can be judged by '{unseen[0]}'; without streaming only e2e is measured.",
             "Stream, use e2e, or send prompts within the objective's length.",
         )
     if searching and (refusal := can_certify(bounds, objectives, workload)) is not None:
@@ -169,7 +169,7 @@ def _check(
 
 def _check_url(option: str, url: str | None) -> None:
     if url is not None and "@" in url.partition("?")[0]:
-        raise ConfigurationError(f"{option} holds credentials.", "Take them out, and give --api-key-env.")
+        raise ConfigurationError(f"{option} contains credentials.", "Remove them, and use --api-key-env.")
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"'{url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
 
@@ -184,7 +184,7 @@ def _levels(text: str | None) -> tuple[int, ...]:
     if not levels or min(levels) < 1:
         raise ConfigurationError(f"Levels start at 1, not {min(levels)}.", "Write it like --levels 8,32,64.")
     if len(set(levels)) != len(levels):
-        raise ConfigurationError(f"'{text}' names a level twice.", "Name each level once.")
+        raise ConfigurationError(f"'{text}' lists a level twice.", "List each level once.")
     return levels
 
 
@@ -201,7 +201,7 @@ def _api_key(options: SweepOptions) -> str | None:
         if not key:
             raise ConfigurationError(f"The variable {options.api_key_env} is not set.", "Set it, or change the option.")
     if key is not None and not (key.isascii() and key.isprintable() and key):
-        raise ConfigurationError("The API key is empty or cannot stand in a header.", "Give one line of ASCII.")
+        raise ConfigurationError("The API key is empty or not valid in a header.", "Use one line of ASCII.")
     return key
 
 
@@ -218,7 +218,7 @@ def _print(record: SweepRecord, cap: int | None, options: SweepOptions) -> None:
             _tell_next(record, options)
         return
     if options.output == "json":
-        print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this verb's output
+        print(json.dumps(sweep_document(record, cap=cap)))  # noqa: T201 - the result is this command's output
         return
     for level in record.levels:
         print(json.dumps({"type": "level", **level_document(level)}))  # noqa: T201 - likewise
@@ -227,16 +227,16 @@ def _print(record: SweepRecord, cap: int | None, options: SweepOptions) -> None:
 
 
 def _tell_next(record: SweepRecord, options: SweepOptions) -> None:
-    """What a person may want to do with it."""
+    """What to do next with the result."""
     console = Console(highlight=False, soft_wrap=True)
     if options.save is not None:
-        console.print(f"Saved: {options.save}. As a report: calibrator report {options.save} --to report.html")
+        console.print(f"Saved to {options.save}. For a report: calibrator report {options.save} --to report.html")
     elif record.levels and console.is_terminal:
-        console.print("With --save FILE the next one can be made a report of, and compared.", style="dim")
+        console.print("Use --save FILE to keep the result for reports and comparisons.", style="dim")
 
 
 class _Watcher:
-    """Shows what it is told of; remembers the last partial record."""
+    """Shows progress and keeps the last partial record."""
 
     def __init__(self, screen: SweepScreen) -> None:
         self._screen = screen
@@ -255,7 +255,7 @@ class _Watcher:
         self._screen.show(self._progress, () if self._record is None else self._record.levels)
 
     def interrupted(self) -> SweepRecord | None:
-        """What had been measured when Ctrl-C came."""
+        """What had been measured by Ctrl-C."""
         if self._record is None:
             return None
         return replace(self._record, outcome=SweepOutcome.INTERRUPTED, ended_at=time.time(), reason="ended by Ctrl-C")

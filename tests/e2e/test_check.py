@@ -31,7 +31,7 @@ def test_a_valid_configuration_is_explained_and_costed(tmp_path: Path) -> None:
     done = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (done.returncode, done.stderr) == (0, "")
     assert SECRET not in done.stdout
-    in_force, cost = done.stdout.split("# What a sweep will cost")
+    in_force, cost = done.stdout.split("# Cost of a sweep")
     shown = yaml.safe_load(in_force)
     chat = shown["backends"]["chat"]
     assert chat["api_key"] == {"env": "ENGINE_KEY"}
@@ -45,7 +45,7 @@ def test_a_valid_configuration_is_explained_and_costed(tmp_path: Path) -> None:
 def test_what_is_shown_is_a_configuration_itself(tmp_path: Path) -> None:
     config = write_config(tmp_path, tree())
     first = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET}).stdout
-    config.write_text(first.split("# What a sweep will cost")[0])
+    config.write_text(first.split("# Cost of a sweep")[0])
     again = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (again.returncode, again.stdout) == (0, first)
 

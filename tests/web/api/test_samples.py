@@ -137,8 +137,8 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("s1",), "is not the address of a sweep. Give one, or the store's --config."),
-        (("s1", "--format", "xml"), "'xml' is not a format of exports. Use one of jsonl, csv."),
+        (("s1",), "'s1' is not the URL of a sweep."),
+        (("s1", "--format", "xml"), "'xml' is not an export format. Use one of jsonl, csv."),
         (("http://127.0.0.1:1/v1/backends/a/sweeps/b",), "/samples?format=jsonl cannot be read"),
     ],
 )
