@@ -35,7 +35,7 @@ async def _stored(sweep_id: str, kind: str, config: Path) -> str:
     try:
         await store.open()
     except StoreLockedError as error:
-        address = "Use it instead: calibrator export http://HOST:PORT/v1/backends/NAME/sweeps/ID"
+        address = "Ask the running service: calibrator export http://HOST:PORT/v1/backends/NAME/sweeps/ID"
         raise StoreLockedError(error.cause, address) from None
     try:
         packed = await store.samples(sweep_id)

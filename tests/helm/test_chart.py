@@ -397,7 +397,7 @@ def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
     assert "tokens" not in notes("secrets")
     assert "RISK: nothing survives" in notes("ephemeral")
     assert "RISK: the disruption budget blocks" in notes("scheduling")
-    assert "HAProxy asks   r-calibrator.default:9001" in notes("network")
+    assert "HAProxy polls  r-calibrator.default:9001" in notes("network")
     several = notes("postgresql")
     assert "RISK" not in several
     assert "RISK: one replica" in notes("tls")
@@ -405,7 +405,7 @@ def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
         '{"enabled":true,"minAvailable":3,"maxUnavailable":null}',
         '{"enabled":true,"maxUnavailable":"0%"}',
     ):
-        assert "it lets no pod of 3 go" in notes("postgresql", f"podDisruptionBudget={blocking}")
+        assert "blocks node drains: it allows none of 3 pods" in notes("postgresql", f"podDisruptionBudget={blocking}")
 
 
 # --------------------------------------------------------------------------------------------------------- helm test

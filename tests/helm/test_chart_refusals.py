@@ -58,7 +58,7 @@ SENTENCES = {
     'podLabels={"app.kubernetes.io/name":"x"}': "selectors rely on it",
     'serviceMonitor.interval="5s"': "longer than the interval",
     'extraVolumes=[{"name":"tmp","emptyDir":{}}]': 'a second volume "tmp"',
-    'extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]': 'mounts "ca", which is no volume',
+    'extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]': 'mounts "ca", which is not a volume',
     'extraContainers=[{"name":"calibrator","image":"x"}]': "the name of the chart's own",
     'prometheusRule={"enabled":true,"disabled":{"CalibratorHeadroomLow":true}}': "Give one of Calibrator",
 }

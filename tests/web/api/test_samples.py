@@ -128,7 +128,7 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
         locked = invoke("export", "s1", "-c", config)
         runner.run(store.close())
     assert "in use by another calibrator" in locked.stderr
-    assert "Ask it: calibrator export http://HOST" in locked.stderr
+    assert "calibrator export http://HOST" in locked.stderr
     done = invoke("export", "s1", "-c", config, "--format", "csv", "--to", tmp_path / "s1.csv")
     assert done.exit_code == 0, done.stderr
     assert len((tmp_path / "s1.csv").read_text().splitlines()) == 1 + len(SAMPLES)
