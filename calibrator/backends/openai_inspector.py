@@ -1,9 +1,9 @@
-"""The first, polite look at a server before a sweep: who answers, does it know the model, does the workload fit.
+"""The preflight check of a server before a sweep: who responds, does it know the model, does the workload fit.
 
-    GET {base}/models     names and context size; many servers have no list (404, 500), which is no fault
-    short probe           with forced length; a server that refuses the fields (400, 422) is asked without them
+    GET {base}/models     names and context size; many servers have no list (404, 500), which is not an error
+    short probe           with forced length; if the server rejects the fields (400, 422), without them
     long probe            about as long as the longest class: two points fit the tokenizer scale (`TokenScale.fit`)
-    suspect looks         at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
+    stub check            at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
 
 One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy:
 

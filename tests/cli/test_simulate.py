@@ -132,7 +132,7 @@ def test_a_history_of_another_version_is_refused(recorded: tuple[Path, History],
 def test_what_is_no_history_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "odd.json"
     file.write_text(text)
-    with pytest.raises(ConfigurationError, match="odd.json"):
+    with pytest.raises(ConfigurationError, match=r"odd\.json"):
         read_history(file)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_history(tmp_path / "missing.json")
