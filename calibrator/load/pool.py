@@ -8,7 +8,7 @@ levels.
 started for twice the number of users and are ready for the next level. If a jump is larger, users beyond what the ready
 workers should carry wait for new ones; until then `all_started` is false and the level stays in its warm-up.
 
-**Distribution.** Going up, each new user goes to the worker with the fewest; going down, users leave the worker with the
+**Distribution.** Going up, each new user goes to the worker with the fewest; going down, users leave the one with the
 most. No user moves while its worker lives: a move would add a request here before it removes one there.
 
 **Time.** Durations are measured where the request runs. Points in time are the worker's; those of another machine are
@@ -46,9 +46,7 @@ LOOK_AHEAD = 2  # the ramp's largest step
 INDEX_SPACE = 1 << 16
 MOST_DEATHS = 3
 STOP_S = 0.9  # a worker ends its requests within 0.8 s
-SILENT_POLLS = (
-    20  # without a message for so long, a worker hangs (counted in polls, because we may have slept ourselves)
-)
+SILENT_POLLS = 20  # without a report for so long: it hangs (polls, because we may have slept ourselves)
 SILENT_S, START_S = 5.0, 60.0  # once ready; while starting
 
 

@@ -20,8 +20,8 @@ URL = ["--url", "http://127.0.0.1:1/v1"]
         ([*SWEEP, "--url", f"http://user:{SECRET}@127.0.0.1:1/v1"], "--url contains credentials"),
         ([*SWEEP, "--url", f"ftp://user:{SECRET}@127.0.0.1:1/v1"], "--url contains credentials"),
         ([*SWEEP, *URL, "--metrics-url", f"http://user:{SECRET}@127.0.0.1:1/m"], "--metrics-url contains credentials"),
-        ([*SWEEP, *URL, "--api-key-file", "{key}"], "cannot stand in a header"),
-        ([*SWEEP, *URL, "--api-key-env", "KEY"], "cannot stand in a header"),
+        ([*SWEEP, *URL, "--api-key-file", "{key}"], "not valid in a header"),
+        ([*SWEEP, *URL, "--api-key-env", "KEY"], "not valid in a header"),
         (["report", f"http://user:{SECRET}@127.0.0.1:1/v1/x"], "contains credentials"),
     ],
 )
