@@ -395,7 +395,7 @@ def test_the_notes_say_what_is_off_and_what_is_risky() -> None:
 def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
     assert "serviceMonitor" not in notes("monitoring")
     assert "tokens" not in notes("secrets")
-    assert "RISK: nothing survives" in notes("ephemeral")
+    assert "RISK: state is lost" in notes("ephemeral")
     assert "RISK: the disruption budget blocks" in notes("scheduling")
     assert "HAProxy polls  r-calibrator.default:9001" in notes("network")
     several = notes("postgresql")
