@@ -5,6 +5,7 @@
 #   make test-long   the long forms of some of them
 #   make soak    a quarter of an hour of a whole service with pollers and faults: nothing may grow
 #   make image-test   build deploy/Dockerfile and run it, as root, with buildah and debootstrap; minutes
+#   make programs   install the system programs that tests need, or say how; part of `make test`
 #   make lint    the static half of `make test`
 #   make audit   known vulnerabilities and licences of the run-time packages; part of `make test`
 #   make bench   measurements of the program itself; numbers, not verdicts
@@ -21,7 +22,9 @@
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: audit help demo setup test test-long soak image-test lint bench bench-generator test-ray docs pictures chart lock clean
+# One goal after the other, whatever -j says: the tests use every core by themselves.
+.NOTPARALLEL:
+.PHONY: audit help demo setup programs test test-long soak image-test lint bench bench-generator test-ray docs pictures chart lock clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3 python3.13 python3.12 python3.11
@@ -41,32 +44,38 @@ demo: .venv/.runtime
 
 setup: .venv/.runtime .venv/.dev
 
-# Three parts, and each runs whatever the one before says: what is on virtual time or starts nothing, two tests at a time;
-# what starts programs, two files at a time; what measures real time, alone.
-VIRTUAL := $(addprefix tests/,cli client contract core discovery helm service settings simulation stores telemetry web wiring)
-REAL_TIME := tests/load $(wildcard tests/e2e/test_*_over_http.py tests/e2e/test_llamacpp_*.py) tests/e2e/test_replicas.py
-PYTEST := TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest
+# An interpreter that was named on the command line is the caller's matter; `%/.python` looks at it.
+programs:
+	@tests/support/system_programs.sh $(if $(filter file,$(origin PYTHON)),$(CANDIDATES))
 
-test: lint audit .venv-test/.wheel .venv-litellm/.wheel
+# Two parts, and the second runs whatever the first says. What measures real time runs alone; everything else three files
+# at a time, in the order of the folders: programs that are waited for, and virtual time, keep two cores busy together.
+REAL_TIME := tests/load/test_selftest.py tests/load/test_starvation.py tests/e2e/test_replicas.py \
+  $(wildcard tests/e2e/test_*_over_http.py tests/e2e/test_llamacpp_*.py)
+# Tests give programs a network of their own and mount small disks: root may, and others may in a user namespace.
+NAMESPACE := unshare --user --mount --map-current-user --keep-caps
+AS_ROOT_MAY = $(shell [ "$$(id -u)" = 0 ] || ! $(NAMESPACE) true 2>/dev/null || echo "$(NAMESPACE)")
+PYTEST = $(AS_ROOT_MAY) env TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest
+
+test: programs lint audit .venv-test/.wheel .venv-litellm/.wheel
 ifeq ($(ARGS),)
 	failed=0; \
-	$(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal $(VIRTUAL) || failed=$$?; \
-	$(PYTEST) --durations=15 --numprocesses=2 --dist=loadfile $(addprefix --ignore=,$(VIRTUAL) $(REAL_TIME)) || failed=$$?; \
+	$(PYTEST) --durations=20 --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(REAL_TIME)) \
+	  || failed=$$?; \
 	$(PYTEST) --durations=10 $(REAL_TIME) || failed=$$?; \
 	exit $$failed
 else
 	$(PYTEST) --durations=15 $(ARGS)
 endif
 
-test-long: .venv-test/.wheel
+test-long: programs .venv-test/.wheel
 	$(PYTEST) -m long -s $(ARGS)
 
-soak: .venv-test/.wheel
-	SOAK_S=$${SOAK_S:-900} $(PYTEST) tests/soak -s $(ARGS)
+soak: programs .venv-test/.wheel
+	export SOAK_S=$${SOAK_S:-900}; $(PYTEST) tests/soak -s $(ARGS)
 
-image-test: .venv-test/.wheel
-	TESTS_OF_THE_WHEEL=1 TESTS_REQUIRE_ENGINE=1 PYTHONSAFEPATH=1 \
-	  .venv-test/bin/python -m pytest tests/image -m image -s $(ARGS)
+image-test: programs .venv-test/.wheel
+	$(PYTEST) tests/image -m image -s $(ARGS)
 
 lint: .venv-test/.dev
 	.venv-test/bin/ruff check .
@@ -89,7 +98,7 @@ test-ray: .venv-ray/.ray
 docs: .venv/.runtime
 	PYTHONPATH=tests .venv/bin/python deploy/docs/generate_docs.py
 
-pictures: .venv/.runtime .venv/.dev
+pictures: programs .venv/.runtime .venv/.dev
 	PYTHONPATH=tests .venv/bin/python deploy/docs/pictures/generate_pictures.py
 
 chart: .venv/.runtime

@@ -40,8 +40,9 @@ def test_the_example_configurations_are_accepted() -> None:
     assert len(plan.workload.classes) == 2
     others = [example for page in sorted(DOCS.glob("*.md")) for example in _configurations(page)]
     assert others
+    environ = {"OPERATOR_TOKEN": "an-operator-token", "AZURE_KEY": "k", "ORGANIZATION": "o"}
     for example in others:
-        assert backend_plans(parse_settings(example), {"OPERATOR_TOKEN": "an-operator-token"})
+        assert backend_plans(parse_settings(example), environ)
 
 
 def _configurations(page: Path) -> list[dict[str, object]]:

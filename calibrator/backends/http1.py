@@ -14,8 +14,9 @@ How a response ends:
 | content-length, chunked        | llhttp says so                        | TRUNCATED (FIN) or RESET (RST)         |
 | neither (close-delimited, 1.0) | the peer closes: llhttp never says so | that is the end; RST is still RESET    |
 
-1xx heads are skipped; 101 and anything that is not HTTP is PROTOCOL. `Accept-Encoding: identity` is asked for by the
-caller, but proxies send gzip anyway, so it is decoded. Heads, and what one read may inflate to, are bounded.
+1xx heads are skipped; 101 and anything that is not HTTP is PROTOCOL; a TLS alert in answer to plain HTTP is told as
+such. `Accept-Encoding: identity` is asked for by the caller, but proxies send gzip anyway, so it is decoded; another
+encoding is named. Heads, and what one read may inflate to, are bounded.
 
 One timer a request, not one an event: it looks at the last stamp when it fires, and goes on sleeping for the rest.
 
@@ -34,10 +35,11 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from calibrator.core.records.sample import Failure, FailureKind
+from calibrator.core.records.sample import Failure, FailureKind, Fault
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_INFLATED_BYTES = 16 * 1024 * 1024  # by one read
+_TLS_ALERT = b"\x15\x03"  # record type and major version (RFC 8446, section 5.1)
 
 Headers = Mapping[bytes, bytes]  # names in lower case; of repeated ones the last
 
@@ -192,7 +194,8 @@ class Http1Connection(asyncio.Protocol):
         if encoding in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its head
         elif encoding not in (b"", b"identity"):
-            self._fail(FailureKind.PROTOCOL, f"content-encoding {_shown(encoding)} was not asked for", status)
+            words = f"the body is compressed: content-encoding {_shown(encoding)}, though identity was asked for"
+            self._fail(FailureKind.PROTOCOL, words, status, Fault.ENCODING)
             return
         self._sink.on_head(status, headers)
 
@@ -220,7 +223,10 @@ class Http1Connection(asyncio.Protocol):
         except httptools.HttpParserCallbackError as error:
             self._break(error.__context__ or error)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(FailureKind.PROTOCOL, f"not an HTTP/1 response: {error}")
+            if data.startswith(_TLS_ALERT):
+                self._fail(FailureKind.PROTOCOL, "the port answers plain HTTP with a TLS alert", fault=Fault.TLS_PORT)
+            else:
+                self._fail(FailureKind.PROTOCOL, f"not an HTTP/1 response: {error}")
 
     def _inflated(self, data: bytes) -> bytes:
         try:
@@ -257,10 +263,10 @@ class Http1Connection(asyncio.Protocol):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(min(stalled_in_s, over_in_s), self._check_patience)
 
-    def _fail(self, kind: FailureKind, detail: str, status: int | None = None) -> None:
+    def _fail(self, kind: FailureKind, detail: str, status: int | None = None, fault: Fault | None = None) -> None:
         """End the exchange as failed; the connection is of no further use."""
         self._keep_alive = False
-        self._end(Failure(kind, detail, status), cancelled=False, at_s=self._now())
+        self._end(Failure(kind, detail, status, fault), cancelled=False, at_s=self._now())
         if self._transport is not None:
             self._transport.abort()
 

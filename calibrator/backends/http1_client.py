@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from calibrator.backends.http1 import Ending, Http1Connection, Sink, Timeouts, describe, tls_detail
-from calibrator.core.records.sample import Failure, FailureKind
+from calibrator.core.records.sample import Failure, FailureKind, Fault
 from calibrator.errors import ConfigurationError
+
+# OpenSSL's reasons for an answer that is no TLS; which one depends on its release and on the answer's first bytes.
+_NO_TLS_THERE = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,12 @@ class Endpoint:
     authority: str  # for the Host header
     path: str  # of the base URL, without a slash at its end
     tls_name: str  # whom the server's certificate must be issued to
+    query: str = ""  # of the base URL, without its question mark
+
+    def target(self, operation: str, more_query: str = "") -> str:
+        """What stands in the request line for an operation below the base URL."""
+        query = "&".join(part for part in (self.query, more_query) if part)
+        return f"{self.path}{operation}?{query}" if query else f"{self.path}{operation}"
 
 
 def endpoint(
@@ -62,7 +71,7 @@ def endpoint(
     if host_name is not None:
         authority = host_name if port is None else f"{host_name}:{port}"
     path = parts.path.rstrip("/")
-    return Endpoint(host, port or (443 if secure else 80), tls, authority, path, host_name or host)
+    return Endpoint(host, port or (443 if secure else 80), tls, authority, path, host_name or host, parts.query)
 
 
 def tls_context(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext:
@@ -154,7 +163,8 @@ class Http1Client:
 
     def _connect_failure(self, error: BaseException | None) -> Failure:
         if isinstance(error, ssl.SSLError):
-            return Failure(FailureKind.TLS, tls_detail(error))
+            fault = Fault.PLAIN_PORT if error.reason in _NO_TLS_THERE else None
+            return Failure(FailureKind.TLS, tls_detail(error), fault=fault)
         if isinstance(error, TimeoutError) and error.errno is None:
             return Failure(FailureKind.CONNECT, f"no connection within {self._patience.connect_s:g} s")
         if isinstance(error, OSError):

@@ -9,6 +9,8 @@ What a probe asks for, and why:
 | `temperature: 1` | the sampling path of real traffic; greedy decoding falls into loops that some engines cut |
 | `stream_options.include_usage` | the server counts the tokens: engines merge several into one chunk |
 
+What a server rejects of them is left out, or sent under another name (`negotiation`).
+
 Headers identify us (`User-Agent`, `X-Request-ID`), so that probes can be told from live requests. `traceparent` carries
 the trace of the sweep and the span of the level (`core.report.spans`). It is not sampled unless configured: a probe
 leaves its ID in the logs without filling a tracing store.
@@ -20,8 +22,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from urllib.parse import quote
 
 from calibrator import __version__
 from calibrator.backends.http1 import Timeouts
@@ -30,10 +33,11 @@ from calibrator.backends.openai_answer import Answer
 from calibrator.core.records.sample import Flight, ProbeRequest, Sample
 from calibrator.core.report.spans import ProbeTrace
 from calibrator.errors import ConfigurationError
-from calibrator.ports.backend import Connection
+from calibrator.ports.backend import Adjustment, Connection
 from calibrator.ports.sweeps import Target
 
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+LEAST_SECRET = 4  # characters; a header such as `x-tenant: a` would blacken every word
 
 
 class OpenAIBackend:
@@ -49,6 +53,7 @@ class OpenAIBackend:
         total_timeout_s: float,
         connect_timeout_s: float = 5.0,
         trace: ProbeTrace | None = None,
+        adjustments: Sequence[Adjustment] = (),
     ) -> None:
         """`trace` None: a trace that nobody else knows."""
         self._server = endpoint(
@@ -58,7 +63,7 @@ class OpenAIBackend:
             client_key_file=target.client_key_file,
             host_name=target.host_name,
         )
-        self._dialect = _Dialect(target, self._server, forces_length=forces_length, trace=trace)
+        self._dialect = _Dialect(target, self._server, adjustments, forces_length=forces_length, trace=trace)
         self._now = now
         self._patience = Timeouts(connect_timeout_s, stall_timeout_s, total_timeout_s)
 
@@ -89,35 +94,48 @@ class OpenAIConnection:
 class _Dialect:
     """Turns a ProbeRequest into bytes."""
 
-    def __init__(self, target: Target, server: Endpoint, *, forces_length: bool, trace: ProbeTrace | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        server: Endpoint,
+        adjustments: Sequence[Adjustment],
+        *,
+        forces_length: bool,
+        trace: ProbeTrace | None,
+    ) -> None:
         if target.api not in PATHS:
             raise ConfigurationError(f"'{target.api}' is not an API.", f"Choose one of: {', '.join(PATHS)}.")
         self._target = target
+        self._adjustments = tuple(adjustments)
         self._forces_length = forces_length
         self._run = os.urandom(4).hex() if trace is None else trace.sweep_id
         self._trace = trace or ProbeTrace(self._run)
         head = [
-            f"POST {server.path}{PATHS[target.api]} HTTP/1.1",
+            f"POST {server.target(PATHS[target.api], target.key_query)} HTTP/1.1",
             f"Host: {server.authority}",
             f"User-Agent: calibrator/{__version__}",
             "Accept-Encoding: identity",
             "Content-Type: application/json",
         ]
-        if target.api_key is not None:
-            head.append(f"Authorization: Bearer {target.api_key}")
+        head.extend(f"{name}: {value}" for name, value in target.credentials)
         if any(not line.isascii() or not line.isprintable() for line in head):
             raise ConfigurationError(
-                "The URL or the API key holds characters that cannot stand in a request.",
+                "The URL, the API key or a header holds characters that cannot stand in a request.",
                 "Look for line ends, blanks and non-ASCII letters in them.",
             )
         self._head = "\r\n".join(head)
 
     def discreet(self, sample: Sample) -> Sample:
         """A server that rejects our key may quote it, and its message ends up in records, the API and logs."""
-        failure, key = sample.failure, self._target.api_key
-        if failure is None or not key or key not in failure.detail:
+        failure = sample.failure
+        if failure is None:
             return sample
-        return replace(sample, failure=replace(failure, detail=failure.detail.replace(key, "[our API key]")))
+        detail = failure.detail
+        for secret in sorted(self._target.secrets, key=len, reverse=True):
+            shown = "[our API key]" if secret == self._target.api_key else "[our header]"
+            if len(secret) >= LEAST_SECRET or secret == self._target.api_key:
+                detail = detail.replace(secret, shown).replace(quote(secret, safe=""), shown)
+        return sample if detail == failure.detail else replace(sample, failure=replace(failure, detail=detail))
 
     def encode(self, request: ProbeRequest) -> bytes:
         fields: dict[str, object] = {"model": self._target.model}
@@ -130,6 +148,10 @@ class _Dialect:
             fields["stream_options"] = {"include_usage": True}
         if self._forces_length:
             fields |= {"ignore_eos": True, "min_tokens": request.output_tokens}
+        for one in self._adjustments:
+            value = fields.pop(one.parameter, None)
+            if value is not None and one.sent_as is not None:
+                fields[one.sent_as] = value
         body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
         head = (
             f"{self._head}\r\n"

@@ -1,61 +1,52 @@
-"""The preflight check of a server before a sweep: who responds, does it know the model, does the workload fit.
+"""The preflight check of a server before a sweep: who responds, what it accepts, does the workload fit.
 
     GET {base}/models     names and context size; many servers have no list (404, 500), which is not an error
-    short probe           with forced length; if the server rejects the fields (400, 422), without them
+    short probe           all that we would like to send; what is rejected is left out or renamed (`negotiation`)
+    lengths               if length is not enforced: do responses get the length of the workload by themselves?
     long probe            about as long as the longest class: two points fit the tokenizer scale (`TokenScale.fit`)
+    buffered?             if the short response came in one piece: a few more, short and long (`arrival`)
     stub check            at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
 
-One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy:
-
-| seen | error | exit |
-|---|---|---|
-| refused, no such host, TLS, 401, 403, 429, 5xx, no answer in time | UnreachableError | 3 |
-| model not listed or unknown, workload beyond the context, redirect, not an LLM | ConfigurationError | 2 |
-
-llama.cpp serves any model name, so there a name that is not listed is only a warning.
+One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy (`look_errors`). A metric
+that cannot be measured here is a fact, with its reason: whoever knows the objectives refuses the sweep.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import httpx
 
 from calibrator import __version__
+from calibrator.backends.arrival import SHORT_TOKENS, held_back
 from calibrator.backends.http1_client import Endpoint, endpoint
-from calibrator.backends.openai import PATHS, OpenAIBackend
+from calibrator.backends.look_errors import failure_error
+from calibrator.backends.model_list import Listing, read_listing
+from calibrator.backends.negotiation import FORCING, negotiate
+from calibrator.backends.openai import OpenAIBackend
+from calibrator.backends.schemes import speaks_plain_http, speaks_tls
 from calibrator.backends.suspect_looks import LookPlan, take_looks
-from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
+from calibrator.core.records.objective import Metric
+from calibrator.core.records.sample import Failure, FailureKind, Fault, Label, Phase, ProbeRequest, Sample
 from calibrator.core.report.spans import ProbeTrace
 from calibrator.core.workload.classes import TokenScale, Workload, WorkloadClass, make_text
 from calibrator.core.workload.stub_detection import suspicions
-from calibrator.errors import CalibratorError, ConfigurationError, GeneratorError, UnreachableError
-from calibrator.ports.backend import BackendFacts
+from calibrator.errors import ConfigurationError, GeneratorError
+from calibrator.ports.backend import Adjustment, BackendFacts, Blindness, Unmeasurable
 from calibrator.ports.sweeps import Permit, Target, forever
 
 SHORT_WORDS = 16
-FORCED_TOKENS = 8  # long enough to see that forcing works, short enough to be polite
+FORCED_TOKENS = SHORT_TOKENS  # long enough to see that forcing works, short enough to be polite
+MAX_LENGTH_TOKENS = 256  # of the answer that shows whether lengths hold without being forced
 MAX_LONG_WORDS = 2048  # a longer probe fits the scale no better
 MAX_LIST_S = 10.0
 CONTEXT_RESERVE_TOKENS = 64  # chat template and the tokens generated
 UNKNOWN_CONTEXT_TOKENS = 1800  # fits the 2,048 of small models; some servers die of more than theirs
 CAUTIOUS_TOKENS_PER_WORD = 3.0  # where the server counts nothing
-
-_ENGINES = {"vllm": "vllm", "llamacpp": "llama.cpp"}  # `owned_by` -> name as in `telemetry.engines`
-_NO_ROUTE = (404, 405, 501)
-_NEED_LLM = "Give the base URL of an OpenAI-compatible server, ending in /v1."
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """What `/models` said; all None where there is no list."""
-
-    names: tuple[str, ...] = ()
-    max_context_tokens: int | None = None
-    engine: str | None = None
+_SCHEME_MAY_BE_WRONG = (FailureKind.CONNECT, FailureKind.TLS, FailureKind.RESET, FailureKind.PROTOCOL)
 
 
 class OpenAIInspector:
@@ -87,41 +78,47 @@ class OpenAIInspector:
             host_name=self._target.host_name,
         )
         listing = await self._listing(server)
-        warnings = self._check_name(listing)
-        self._check_context(workload, listing)
-
-        short, forces_length = await self._short_probe(workload, listing)
-        long_words = _long_words(workload.longest, listing, short)
-        long = await self._probe(long_words, 1, forces_length=forces_length, workload=workload)
-        if long.failure is not None and long.failure.status in (400, 413):
-            raise ConfigurationError(
-                f"The server refuses a prompt of about {long.wanted_prompt_tokens} words: {long.failure.detail}.",
-                f"Shorten the prompts of workload class '{workload.longest.name}'.",
-            )
-        _raise_for(long, self._target, listing)
-        if not forces_length:
-            warnings.append("The server does not force output lengths: answers may be shorter than planned.")
-        if short.prompt_tokens is None or long.prompt_tokens is None:
-            warnings.append("The server reports no token usage: prompt lengths are estimates, tpot is unknown.")
-            scale = TokenScale()
-        else:
+        _check_context(workload, listing)
+        look = _Look(
+            self._target,
+            server,
+            listing,
+            workload,
+            self._rng,
+            self._now,
+            self._permit,
+            self._timeout_s,
+            self._trace,
+        )
+        short = await look.short_probe()
+        long_words, long = await look.long_probe(short)
+        has_usage = short.prompt_tokens is not None and long.prompt_tokens is not None
+        scale = TokenScale()
+        if short.prompt_tokens is not None and long.prompt_tokens is not None:
             scale = TokenScale.fit((SHORT_WORDS, short.prompt_tokens), (long_words, long.prompt_tokens))
-        warnings += await self._suspicions(workload, listing, short, long, scale, forces_length=forces_length)
+        unmeasurable = await look.unmeasurable(short)
+        warnings = [
+            *listing.warnings(self._target.model),
+            *look.warnings(unmeasurable, has_usage=has_usage),
+            *dict.fromkeys(one.cause for one in unmeasurable if one.reason is Blindness.BUFFERED),
+            *await look.suspicions(short, long, scale),
+        ]
         return BackendFacts(
             model=self._target.model,
             token_scale=scale,
-            forces_length=forces_length,
+            forces_length=look.forces_length,
             max_context_tokens=listing.max_context_tokens,
             engine=listing.engine,
             warnings=tuple(warnings),
+            adjustments=look.adjustments,
+            unmeasurable=unmeasurable,
         )
 
-    # -------------------------------------------------------------------------------------------- listing
-    async def _listing(self, server: Endpoint) -> _Listing:
-        headers = {"User-Agent": f"calibrator/{__version__}"}
-        if self._target.api_key is not None:
-            headers["Authorization"] = f"Bearer {self._target.api_key}"
-        url = self._target.url.rstrip("/") + "/models"
+    async def _listing(self, server: Endpoint) -> Listing:
+        target = self._target
+        headers = {"User-Agent": f"calibrator/{__version__}", **dict(target.credentials)}
+        scheme, place, *_ = urlsplit(target.url)
+        url = f"{scheme}://{place}{server.target('/models', target.key_query)}"
         verify = server.tls or False  # a plain URL needs no context, and building one takes 20 ms
         patience_s = min(self._timeout_s, MAX_LIST_S)
         try:
@@ -130,80 +127,122 @@ class OpenAIInspector:
                     url, headers={"Host": server.authority}, extensions={"sni_hostname": server.tls_name}
                 )
         except (httpx.HTTPError, httpx.InvalidURL, OSError):  # a late refusal of TLS is none of httpx's errors
-            return _Listing()  # whatever it is, the probe meets it too, and our own client tells it better
+            return Listing()  # whatever it is, the probe meets it too, and our own client tells it better
         if response.status_code in (401, 403):
-            raise _failure_error(Failure(FailureKind.STATUS, "", response.status_code), self._target, _Listing())
-        return _read_listing(response, self._target.model)
+            raise failure_error(Failure(FailureKind.STATUS, "", response.status_code), target, Listing())
+        return read_listing(response, target.model)
 
-    def _check_name(self, listing: _Listing) -> list[str]:
-        model = self._target.model
-        if not listing.names or model in listing.names:
-            return []
-        served = ", ".join(listing.names)
-        if listing.engine == "llama.cpp":
-            return [f"The server lists {served}, not '{model}'; llama.cpp answers to any name."]
-        raise ConfigurationError(f"The server has no model '{model}'.", f"It serves: {served}.")
 
-    def _check_context(self, workload: Workload, listing: _Listing) -> None:
-        longest = workload.longest
-        prompt, total = longest.longest_prompt_tokens, longest.longest_total_tokens
-        limit = listing.max_context_tokens
-        if limit is not None and total > limit:
+@dataclass(slots=True)
+class _Look:
+    """One look at one server, and what it has learned so far."""
+
+    target: Target
+    server: Endpoint
+    listing: Listing
+    workload: Workload
+    rng: random.Random
+    now: Callable[[], float]
+    permit: Permit
+    timeout_s: float
+    trace: ProbeTrace | None
+    forces_length: bool = True
+    adjustments: tuple[Adjustment, ...] = ()
+
+    async def short_probe(self) -> Sample:
+        async def ask(adjustments: tuple[Adjustment, ...]) -> Sample:
+            self.adjustments = adjustments
+            return await self._probe(SHORT_WORDS, FORCED_TOKENS)
+
+        sample, self.adjustments = await negotiate(ask, stream=self._stream)
+        await self._raise_for(sample)
+        refused = {one.parameter for one in self.adjustments if one.sent_as is None}
+        if "ignore_eos" in refused or refused.issuperset(FORCING):
+            self.forces_length = await self._lengths_hold()
+        elif sample.completion_tokens is not None:  # nobody counts: then it is as the server accepted it
+            self.forces_length = sample.completion_tokens == FORCED_TOKENS
+        return sample
+
+    async def _lengths_hold(self) -> bool:
+        """Does an answer get the workload's length without being forced? Some models never end by themselves."""
+        wanted = min(MAX_LENGTH_TOKENS, max(cls.output_tokens for cls in self.workload.classes))
+        sample = await self._probe(SHORT_WORDS, wanted)
+        return sample.completed and (sample.completion_tokens or sample.token_events) == wanted
+
+    async def long_probe(self, short: Sample) -> tuple[int, Sample]:
+        """How many words, and the answer."""
+        longest = self.workload.longest
+        words = _long_words(longest, self.listing, short)
+        sample = await self._probe(words, 1)
+        if sample.failure is not None and sample.failure.status in (400, 413):
             raise ConfigurationError(
-                f"Workload class '{longest.name}' needs up to {total} tokens, {prompt} of them for a prompt; "
-                f"the model's context has {limit}.",
-                "Shorten its prompt or its output.",
+                f"The server refuses a prompt of about {sample.wanted_prompt_tokens} words: {sample.failure.detail}.",
+                f"Shorten the prompts of workload class '{longest.name}', or cut their tail with max_prompt_tokens "
+                "(--max-prompt-tokens).",
             )
+        await self._raise_for(sample)
+        return words, sample
 
-    # --------------------------------------------------------------------------------------------- probes
-    async def _short_probe(self, workload: Workload, listing: _Listing) -> tuple[Sample, bool]:
-        """The sample, and whether the length was forced."""
-        sample = await self._probe(SHORT_WORDS, FORCED_TOKENS, forces_length=True, workload=workload)
-        forces_length = sample.completion_tokens in (None, FORCED_TOKENS)
-        if sample.failure is not None and sample.failure.status in (400, 422):
-            sample = await self._probe(SHORT_WORDS, FORCED_TOKENS, forces_length=False, workload=workload)
-            forces_length = False
-        _raise_for(sample, self._target, listing)
-        return sample, forces_length
+    async def unmeasurable(self, short: Sample) -> tuple[Unmeasurable, ...]:
+        """What would read something else here than what a user feels."""
+        if not self._stream:
+            return ()
+        found = await held_back(short, lambda tokens: self._probe(SHORT_WORDS, tokens))
+        is_counted = short.completion_tokens is not None or short.tpot_s is not None
+        return found if found or is_counted else (self._uncounted(),)
 
-    async def _suspicions(
-        self,
-        workload: Workload,
-        listing: _Listing,
-        short: Sample,
-        long: Sample,
-        scale: TokenScale,
-        *,
-        forces_length: bool,
-    ) -> tuple[str, ...]:
+    def _uncounted(self) -> Unmeasurable:
+        refuses = any(one.parameter == "stream_options" for one in self.adjustments)
+        why = ", and it refuses stream_options, which ask for it" if refuses else ""
+        return Unmeasurable(
+            Metric.TPOT,
+            Blindness.NO_USAGE,
+            f"The server counts no tokens with its answers{why}.",
+            "Let it report usage in streams (stream_options.include_usage), or judge itl, ttft or e2e.",
+        )
+
+    def warnings(self, unmeasurable: Sequence[Unmeasurable], *, has_usage: bool) -> list[str]:
+        found = []
+        if not self.forces_length:
+            found.append("The server does not force output lengths: answers may be shorter than planned.")
+        if not has_usage:
+            is_blind = not self._stream or any(one.metric is Metric.TPOT for one in unmeasurable)
+            tpot = "tpot is unknown" if is_blind else "tokens are counted from the stream"
+            found.append(f"The server reports no token usage: prompt lengths are estimates, {tpot}.")
+        if self.adjustments:
+            changed = ", ".join(map(str, self.adjustments))
+            found.append(f"The server refuses parameters that probes carry by default: {changed}.")
+        return found
+
+    async def suspicions(self, short: Sample, long: Sample, scale: TokenScale) -> tuple[str, ...]:
         if short.prompt_tokens is None:
             scale = TokenScale(per_word=CAUTIOUS_TOKENS_PER_WORD)
-        context = listing.max_context_tokens
+        context = self.listing.max_context_tokens
         plan = LookPlan(
             scale,
             UNKNOWN_CONTEXT_TOKENS if context is None else context - CONTEXT_RESERVE_TOKENS,
             slope_s=_slope_s(short, long),
         )
+        return suspicions(await take_looks(self._send, self.now, self.rng, plan), scale.overhead)
 
-        async def send(text: str, output_tokens: int) -> Sample:
-            return await self._send(text, output_tokens, forces_length=forces_length, workload=workload)
+    @property
+    def _stream(self) -> bool:
+        return any(cls.stream for cls in self.workload.classes)
 
-        return suspicions(await take_looks(send, self._now, self._rng, plan), scale.overhead)
+    async def _probe(self, words: int, output_tokens: int) -> Sample:
+        return await self._send(make_text(self.rng, words), output_tokens)
 
-    async def _probe(self, words: int, output_tokens: int, *, forces_length: bool, workload: Workload) -> Sample:
-        text = make_text(self._rng, words)
-        return await self._send(text, output_tokens, forces_length=forces_length, workload=workload)
-
-    async def _send(self, text: str, output_tokens: int, *, forces_length: bool, workload: Workload) -> Sample:
-        if self._now() >= self._permit():
+    async def _send(self, text: str, output_tokens: int) -> Sample:
+        if self.now() >= self.permit():
             raise GeneratorError("The lease ran out before the sweep began.", "The next holder sweeps.")
         backend = OpenAIBackend(
-            self._target,
-            now=self._now,
-            forces_length=forces_length,
-            stall_timeout_s=self._timeout_s,
-            total_timeout_s=self._timeout_s,
-            trace=self._trace,
+            self.target,
+            now=self.now,
+            forces_length=self.forces_length,
+            stall_timeout_s=self.timeout_s,
+            total_timeout_s=self.timeout_s,
+            trace=self.trace,
+            adjustments=self.adjustments,
         )
         connection = backend.connect()
         request = ProbeRequest(
@@ -213,39 +252,46 @@ class OpenAIInspector:
             text=text,
             prompt_tokens=len(text.split()),
             output_tokens=output_tokens,
-            stream=any(cls.stream for cls in workload.classes),
+            stream=self._stream,
         )
         try:
             return await connection.send(request, lambda _flight: None)
         finally:
             connection.abort()
 
+    async def _raise_for(self, sample: Sample) -> None:
+        if sample.failure is not None:
+            raise failure_error(await self._told(sample.failure), self.target, self.listing)
 
-def _read_listing(response: httpx.Response, model: str) -> _Listing:
-    try:
-        entries = [entry for entry in response.json()["data"] if isinstance(entry, dict)]
-    except (ValueError, KeyError, TypeError):
-        return _Listing()
-    if response.status_code != 200 or not entries:
-        return _Listing()
-    ours = next((entry for entry in entries if entry.get("id") == model), entries[0])
-    return _Listing(
-        names=tuple(str(entry.get("id")) for entry in entries),
-        max_context_tokens=_context_tokens(ours),
-        engine=_ENGINES.get(str(ours.get("owned_by"))),
+    async def _told(self, failure: Failure) -> Failure:
+        """A connection that broke, and whether the wrong scheme is why."""
+        server = self.server
+        if failure.fault is not None or failure.kind not in _SCHEME_MAY_BE_WRONG:
+            return failure
+        is_tls = await speaks_tls(server.host, server.port)
+        if is_tls and server.tls is None:
+            return replace(failure, fault=Fault.TLS_PORT)
+        if not is_tls and server.tls is not None and await speaks_plain_http(server.host, server.port):
+            return replace(failure, fault=Fault.PLAIN_PORT)
+        return failure
+
+
+def _check_context(workload: Workload, listing: Listing) -> None:
+    longest = workload.longest
+    prompt, total = longest.longest_prompt_tokens, longest.longest_total_tokens
+    limit = listing.max_context_tokens
+    if limit is None or total <= limit:
+        return
+    room = limit - (total - prompt)
+    cut = f", or cut its longest prompts: max_prompt_tokens: {room} (--max-prompt-tokens)" if room > 0 else ""
+    raise ConfigurationError(
+        f"Workload class '{longest.name}' needs up to {total} tokens, {prompt} of them for a prompt; "
+        f"the model's context has {limit}.",
+        f"Shorten its prompt or its output{cut}.",
     )
 
 
-def _context_tokens(entry: dict[str, Any]) -> int | None:
-    """vLLM: `max_model_len`; llama.cpp: `meta.n_ctx`, of one slot."""
-    meta = entry.get("meta")
-    for value in (entry.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None):
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
-def _long_words(longest: WorkloadClass, listing: _Listing, short: Sample) -> int:
+def _long_words(longest: WorkloadClass, listing: Listing, short: Sample) -> int:
     """Words of the long probe: the longest class, as far as the context and politeness allow."""
     # The short prompt's tokens hold its template too, so the ratio is an upper bound of tokens a word.
     short_tokens = short.prompt_tokens or 2 * SHORT_WORDS
@@ -263,51 +309,3 @@ def _slope_s(short: Sample, long: Sample) -> float:
     if short.ttft_s is None or long.ttft_s is None:
         return long.duration_s / more_tokens
     return max(0.0, long.ttft_s - short.ttft_s) / more_tokens
-
-
-# ------------------------------------------------------------------------------------------------------- errors
-def _raise_for(sample: Sample, target: Target, listing: _Listing) -> None:
-    if sample.failure is not None:
-        raise _failure_error(sample.failure, target, listing)
-
-
-def _failure_error(failure: Failure, target: Target, listing: _Listing) -> CalibratorError:
-    url, detail = target.url, failure.detail
-    if failure.kind is FailureKind.CONNECT:
-        return UnreachableError(f"Nothing answers at {url}: {detail}.", "Check the URL, and that the server runs.")
-    if failure.kind is FailureKind.TLS:
-        return UnreachableError(
-            f"No TLS connection to {url}: {detail}.", "Check http/https, the CA file and the client certificate."
-        )
-    if failure.kind in (FailureKind.STALLED, FailureKind.TIMEOUT):
-        return UnreachableError(
-            f"{url} takes connections but does not answer: {detail}.",
-            "Look at the server's log, or wait until it is idle.",
-        )
-    if failure.kind is FailureKind.PROTOCOL:
-        return ConfigurationError(f"What answers at {url} is not an OpenAI-compatible server: {detail}.", _NEED_LLM)
-    if failure.kind is FailureKind.STATUS:
-        return _status_error(failure, target, listing)
-    remedy = "Look at the server's log."
-    if failure.kind is FailureKind.RESET and url.startswith("https:"):  # so some servers refuse a client certificate
-        remedy = "Look at the server's log, and whether it wants another client certificate, or any."
-    return UnreachableError(f"A single request to {url} failed: {detail}.", remedy)
-
-
-def _status_error(failure: Failure, target: Target, listing: _Listing) -> CalibratorError:
-    url, detail, status = target.url, failure.detail, failure.status or 0
-    if status in (401, 403):
-        how = "refuses our API key" if target.api_key is not None else "wants an API key"
-        return UnreachableError(f"{url} {how} (status {status}).", "Give a valid API key, by file or environment.")
-    if status in _NO_ROUTE:
-        if "model" in detail.lower():
-            served = f"It serves: {', '.join(listing.names)}." if listing.names else "Ask the server for its models."
-            return ConfigurationError(f"The server has no model '{target.model}': {detail}.", served)
-        return ConfigurationError(f"{url} has no {PATHS[target.api]} (status {status}).", _NEED_LLM)
-    if 300 <= status < 400:
-        return ConfigurationError(f"{url} {detail}.", "Give the URL it redirects to; redirects are not followed.")
-    if status == 429 or status >= 500:
-        return UnreachableError(f"{url} answers {status}: {detail}.", "Wait until the server is ready, or see its log.")
-    return ConfigurationError(
-        f"{url} refuses a plain request ({status}): {detail}.", "Correct what it complains about."
-    )

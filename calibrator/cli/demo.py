@@ -24,7 +24,7 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.settings import Settings, parse_settings
 from calibrator.wiring.embedded import EmbeddedEngine, demo_workload
 from calibrator.wiring.logs import LogPlan, configure_logs
-from calibrator.wiring.service import RunningService, running_service, until_told_to_stop
+from calibrator.wiring.service import RunningService, running_service, until_signalled
 
 BACKEND = "demo"
 REFRESH_S = 0.25
@@ -36,7 +36,7 @@ async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int
     """Exit code of the sweep with `once` or if it is interrupted; otherwise 0 after SIGTERM or Ctrl-C."""
     console = Console(highlight=False, soft_wrap=True)
     configure_logs(LogPlan())
-    stopping = asyncio.create_task(until_told_to_stop((signal.SIGTERM,)))  # Ctrl-C cancels us
+    stopping = asyncio.create_task(until_signalled((signal.SIGTERM,)))  # Ctrl-C cancels us
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(stopping.cancel)
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrator-demo-")))

@@ -17,7 +17,7 @@ import typer
 from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import format_duration
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import Workload, WorkloadClass
 
 BACKEND, WORKLOAD, SEARCH, RESULT = "The backend", "What the probes look like", "Search and budgets", "The result"
@@ -60,9 +60,10 @@ def one_of(*choices: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def _option(group: str, words: str, *names: str, choices: tuple[str, ...] = ()) -> Any:
+def _option(group: str, words: str, *names: str, choices: tuple[str, ...] = (), least: int | None = None) -> Any:
     """`names`: only if the option is not called like its field."""
-    return typer.Option(*names, help=words, rich_help_panel=group, autocompletion=one_of(*choices) if choices else None)
+    complete = one_of(*choices) if choices else None
+    return typer.Option(*names, help=words, rich_help_panel=group, autocompletion=complete, min=least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,11 @@ class SweepOptions:
     api: Annotated[str, _option(BACKEND, "chat or completions.", choices=APIS)] = "chat"
     api_key_env: Annotated[str | None, _option(BACKEND, "Environment variable that holds the API key.")] = None
     api_key_file: Annotated[Path | None, _option(BACKEND, "File that holds the API key.")] = None
+    api_key_in: Annotated[str, _option(BACKEND, "Where the key is sent: bearer, header:NAME or query:NAME.")] = "bearer"
+    header_env: Annotated[
+        list[str] | None,
+        _option(BACKEND, "Additional header as NAME=VARIABLE, with the variable that holds its value; repeatable."),
+    ] = None
     ca_file: Annotated[Path | None, _option(BACKEND, "CA bundle for a private certificate authority.")] = None
     client_cert_file: Annotated[Path | None, _option(BACKEND, "Client certificate (PEM).", "--client-cert")] = None
     client_key_file: Annotated[
@@ -102,6 +108,9 @@ class SweepOptions:
     trace: Annotated[
         Path | None, _option(WORKLOAD, "JSON Lines file of recorded lengths; replaces the four options above.")
     ] = None
+    max_prompt_tokens: Annotated[int | None, _option(WORKLOAD, "Longer prompts are cut to this length.", least=1)] = (
+        _CLASS.max_prompt_tokens
+    )
     prefix_reuse_ratio: Annotated[
         float, _option(WORKLOAD, "Share of prompt tokens that should hit the engine's prefix cache.", "--prefix-reuse")
     ] = _WORKLOAD.prefix_reuse_ratio

@@ -21,7 +21,7 @@ from calibrator.wiring.guard_check import guard_lines
 from calibrator.wiring.logs import configure_logs, log_plan
 from calibrator.wiring.server.process import set_limits
 from calibrator.wiring.server.tls import server_context
-from calibrator.wiring.service import running_service, until_told_to_stop
+from calibrator.wiring.service import running_service, until_signalled
 
 
 async def serve(config: Path) -> int:
@@ -32,7 +32,7 @@ async def serve(config: Path) -> int:
     log = structlog.get_logger()
     async with running_service(settings, os.environ) as service:
         log.info("serving", url=service.url, backends=sorted(settings.backends))
-        await until_told_to_stop()
+        await until_signalled()
         log.info("stopping")
     gc.freeze()  # spares a last garbage collection at exit, which takes seconds on a busy machine
     return 0

@@ -33,6 +33,7 @@ from calibrator.ports.load import LoadPlan
 from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.settings.traces import read_trace
+from calibrator.settings.values import header_problem, key_place, secret_parameter, tidy_url
 from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced
@@ -61,7 +62,7 @@ async def sweep(options: SweepOptions) -> int:
     objectives = tuple(str(objective) for objective in order.objectives)
     screen = SweepScreen(Console(stderr=True, highlight=False), objectives, lines=options.output == "table")
     watcher = _Watcher(screen)
-    configure_logs(LogPlan(secrets=() if order.target.api_key is None else (order.target.api_key,)))
+    configure_logs(LogPlan(secrets=order.target.secrets))
     try:
         with traced(sweep_runner(LoadPlan()), TracingSettings(), os.environ) as runner, screen:
             record = await runner.run(order, watcher)
@@ -109,10 +110,12 @@ def order_from(options: SweepOptions) -> SweepOrder:
         sweep_id=new_sweep_id(),
         backend="command-line",
         target=Target(
-            url=options.url.rstrip("/"),
+            url=tidy_url(options.url),
             model=options.model,
             api=options.api,
             api_key=_api_key(options),
+            api_key_in=_api_key_in(options.api_key_in),
+            headers=tuple(_header(text) for text in options.header_env or ()),
             ca_file=_text(options.ca_file),
             client_cert_file=_text(options.client_cert_file),
             client_key_file=_text(options.client_key_file),
@@ -131,7 +134,7 @@ def order_from(options: SweepOptions) -> SweepOrder:
 
 def _workload(options: SweepOptions) -> Workload:
     if options.trace is not None:
-        return Workload(read_trace(options.trace), options.prefix_reuse_ratio)
+        return Workload(read_trace(options.trace), options.prefix_reuse_ratio).cut(options.max_prompt_tokens)
     only = WorkloadClass(
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
@@ -139,7 +142,7 @@ def _workload(options: SweepOptions) -> Workload:
         spread_ratio=options.spread_ratio,
         prompt_sigma=options.prompt_sigma,
     )
-    return Workload((only,), options.prefix_reuse_ratio)
+    return Workload((only,), options.prefix_reuse_ratio).cut(options.max_prompt_tokens)
 
 
 def _check(
@@ -172,6 +175,9 @@ def _check_url(option: str, url: str | None) -> None:
         raise ConfigurationError(f"{option} contains credentials.", "Remove them, and use --api-key-env.")
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"'{url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
+    if url is not None and (name := secret_parameter(url)):
+        remedy = f"Take it out, and give --api-key-env with --api-key-in query:{name}."
+        raise ConfigurationError(f"{option} holds a secret in its query: {name}.", remedy)
 
 
 def _levels(text: str | None) -> tuple[int, ...]:
@@ -203,6 +209,27 @@ def _api_key(options: SweepOptions) -> str | None:
     if key is not None and not (key.isascii() and key.isprintable() and key):
         raise ConfigurationError("The API key is empty or not valid in a header.", "Use one line of ASCII.")
     return key
+
+
+def _api_key_in(text: str) -> str:
+    try:
+        return key_place(text)
+    except ValueError as error:
+        raise ConfigurationError(str(error), "Use --api-key-in bearer, header:api-key or query:key.") from None
+
+
+def _header(text: str) -> tuple[str, str]:
+    """`NAME=VARIABLE`: values are never typed, for shells remember them."""
+    name, _, variable = text.partition("=")
+    if problem := header_problem(name):
+        raise ConfigurationError(problem, "Write it like --header-env OpenAI-Organization=ORGANIZATION.")
+    value = os.environ.get(variable, "")
+    if not value or not (value.isascii() and value.isprintable()):
+        raise ConfigurationError(
+            f"The variable of --header-env {name} is not set, or not valid in a header.",
+            "Set it to a line of ASCII.",
+        )
+    return name, value
 
 
 def _text(path: Path | None) -> str | None:

@@ -7,7 +7,8 @@ follow each other without draining: `aim` changes the number of users and the la
   run in lockstep. Surplus users leave when their request ends; no request is cut off.
 - Violation bits are decided while requests are in flight (`core.records.objective.decide_live`), at each `poll`, and
   when they end. A violation decided by the clock is reported again once its first token shows when the stall
-  ended: the time changes, not the bit (clusters are formed by first-token times).
+  ended: the time changes, not the bit (clusters are formed by first-token times). One that was suspect then is
+  reported again at its end: it may have missed the limit by far more than was known.
 - A user whose request failed waits before the next: `PAUSE_S`, doubled with each consecutive failure. A backend that
   rejects requests is not hammered; free slots in its queue are for live requests as much as for ours.
 - The loop monitors itself (`lateness`): violations that its own lateness may have caused are marked as suspect.
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 
 from calibrator.core.records.objective import Metric, Objective, decide_final, decide_live, decided_at_s
 from calibrator.core.records.sample import Flight, Label, Phase, ProbeRequest, Sample
+from calibrator.core.records.unmeasured import Missing, missing_input
 from calibrator.errors import GeneratorError
 from calibrator.load.lateness import PROBE_S, Lateness
 from calibrator.ports.backend import Backend, Connection
@@ -71,6 +73,7 @@ class ClosedLoop:
         self._users: set[_User] = set()
         self._flights: dict[int, Flight] = {}
         self._settle: set[tuple[int, int]] = set()  # violations whose first token is still awaited
+        self._unsure: set[tuple[int, int]] = set()  # suspect ones: by how much the limit was missed, the end will say
         self._events = _Events()
         self._label = Label(0, Phase.RAMP)
         self._wanted = 0
@@ -187,20 +190,24 @@ class ClosedLoop:
         for index, objective in enumerate(self._objectives):
             if not _applies(objective, request):
                 flight.bits[index] = False
-                self._decided(request.request_id, index, violated=None, at_s=flight.started_s)
+                missing = None if request.stream else Missing.NOT_STREAMED
+                self._decided(request.request_id, index, violated=None, at_s=flight.started_s, missing=missing)
 
     def _ended(self, sample: Sample) -> None:
         flight = self._flights.pop(sample.request_id, None)
         bits = flight.bits if flight is not None else [None] * len(self._objectives)
         for index, objective in enumerate(self._objectives):
-            awaited = (sample.request_id, index) in self._settle
-            self._settle.discard((sample.request_id, index))
-            if bits[index] is not None and not awaited:
+            key = (sample.request_id, index)
+            is_awaited = key in self._settle or key in self._unsure
+            self._settle.discard(key)
+            self._unsure.discard(key)
+            if bits[index] is not None and not is_awaited:
                 continue
-            violated = True if awaited else decide_final(objective, sample)
+            violated = True if is_awaited else decide_final(objective, sample)
             suspect = violated is True and self._late.doubts(objective, sample, self._clock.monotonic())
+            missing = missing_input(objective.metric, sample) if violated is None else None
             at_s = decided_at_s(objective, sample)
-            self._decided(sample.request_id, index, violated=violated, at_s=at_s, suspect=suspect)
+            self._decided(sample.request_id, index, violated=violated, at_s=at_s, suspect=suspect, missing=missing)
         self._events.ended.append(sample)
 
     def _decide_in_flight(self, now_s: float) -> None:
@@ -220,18 +227,27 @@ class ClosedLoop:
                 else:
                     continue
                 suspect = violated and self._doubts(objective, flight, now_s)
+                if suspect:
+                    self._unsure.add((request_id, index))
                 self._decided(request_id, index, violated=violated, at_s=first_s or now_s, suspect=suspect)
 
     def _doubts(self, objective: Objective, flight: Flight, now_s: float) -> bool:
         stamps = {Metric.TTFT: flight.first_token_s, Metric.TTFC: flight.first_content_s}
         at_s = stamps.get(objective.metric) or now_s
         excess_s = at_s - flight.started_s - objective.limit_s
-        return self._late.doubts_stamp(objective, flight.started_s, (at_s, at_s), excess_s, now_s)
+        return self._late.explains(excess_s, flight.started_s, (at_s, at_s), now_s)
 
     def _decided(
-        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, suspect: bool = False
+        self,
+        request_id: int,
+        objective: int,
+        *,
+        violated: bool | None,
+        at_s: float,
+        suspect: bool = False,
+        missing: Missing | None = None,
     ) -> None:
-        self._events.decided.append(Decided(request_id, objective, violated, at_s, suspect))
+        self._events.decided.append(Decided(request_id, objective, violated, at_s, suspect, missing))
 
     # ------------------------------------------------------------------------------------------- self-watch
     async def _watch_lag(self) -> None:

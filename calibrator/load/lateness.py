@@ -7,12 +7,13 @@ process did not run or its event loop was busy, and whatever arrived meanwhile w
         |- - - - - - - - -|============|         spell = [last waking, woken], error = woken - last waking
              PROBE_S           lag
 
-A stamp inside a spell may be late by up to the spell's error; a stamp outside is accurate to `NOTICE_S`. A request
-sent in a spell was sent in a burst with others, and the burst, which is our fault, slows the backend down.
+A stamp inside a spell may be late by up to the spell's error; a stamp outside is accurate to `NOTICE_S`. A request sent
+in a spell was sent in a burst with others, and the burst, which is our fault, slows the backend down: by no more than
+the spell's error, because work that arrives at most so much later is done at most so much later.
 
-Hence a violation is *suspect* if its excess over the limit is smaller than the error its stamps may carry, or if its
-request was sent in a spell that is material against the limit. Only violations can be suspect: lateness adds
-latency and never removes any.
+Hence a violation is *suspect* if its excess over the limit is smaller than both errors together: that of its stamps
+and that of its sending. A larger excess is the backend's, however late we were. Only violations can be suspect:
+lateness adds latency and never removes any.
 
 Caller: `closed_loop`. Times are seconds of the monotonic clock.
 """
@@ -27,7 +28,6 @@ from calibrator.core.records.sample import Sample
 
 PROBE_S = 0.01
 NOTICE_S = 0.002  # timers of event loops have a resolution of 1 ms
-BUNCHED_RATIO = 0.1  # of the limit
 KEEP_SPELLS = 20_000  # 200 s of a process that is late at every probe
 
 
@@ -64,22 +64,18 @@ class Lateness:
 
     def doubts(self, objective: Objective, sample: Sample, now_s: float) -> bool:
         """Could this violation of an ended request come from our own lateness?"""
-        latency_s = sample.latency_s(objective.metric, objective.quantile)
-        if latency_s is None or sample.failure is not None:
+        if sample.failure is not None:
             return False  # a failure is reported by the backend, not stamped by us
-        excess_s = latency_s - objective.limit_s
+        latency_s = sample.latency_s(objective.metric, objective.quantile)
+        excess_s = (sample.duration_s if latency_s is None else latency_s) - objective.limit_s
         if objective.metric is Metric.TPOT:
-            excess_s *= (sample.completion_tokens or 2) - 1
+            excess_s *= (sample.completion_tokens or sample.token_events or 2) - 1
         from_s, to_s = _stamped(objective.metric, sample)
-        return self.doubts_stamp(objective, sample.started_s, (from_s, to_s), excess_s, now_s)
+        return self.explains(excess_s - sample.send_delay_s, sample.started_s, (from_s, to_s), now_s)
 
-    def doubts_stamp(
-        self, objective: Objective, started_s: float, stamped_s: tuple[float, float], excess_s: float, now_s: float
-    ) -> bool:
+    def explains(self, excess_s: float, started_s: float, stamped_s: tuple[float, float], now_s: float) -> bool:
         """The same for a request in flight; `stamped_s`: the span in which its deciding stamps were taken."""
-        if excess_s < self.error_s(*stamped_s, now_s):
-            return True
-        return self.error_s(started_s, started_s, now_s) > BUNCHED_RATIO * objective.limit_s
+        return excess_s < self.error_s(*stamped_s, now_s) + self.error_s(started_s, started_s, now_s)
 
 
 def _stamped(metric: Metric, sample: Sample) -> tuple[float, float]:

@@ -1,11 +1,13 @@
-"""How one replica of an engine is reached and looked at."""
+"""How one replica of an engine is reached and inspected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+from calibrator.core.records.objective import Metric
 from calibrator.core.records.sample import Flight, ProbeRequest, Sample
 from calibrator.core.workload.classes import TokenScale, Workload
 
@@ -38,15 +40,45 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A parameter that this server refuses, and what the probes send instead."""
+
+    parameter: str
+    sent_as: str | None = None  # another name for it; None: it is left out
+
+    def __str__(self) -> str:
+        return f"{self.parameter} left out" if self.sent_as is None else f"{self.parameter} sent as {self.sent_as}"
+
+
+class Blindness(StrEnum):
+    """Why a metric cannot be measured at a server."""
+
+    NO_USAGE = "no_usage"  # nobody counts the tokens of an answer
+    BUFFERED = "buffered"  # the answer arrives in one piece, or in a few
+
+
+@dataclass(frozen=True, slots=True)
+class Unmeasurable:
+    """A metric that would read something else here than what a user feels; a sweep that needs it is refused."""
+
+    metric: Metric
+    reason: Blindness
+    cause: str  # one sentence
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class BackendFacts:
-    """What a first, polite look at a backend found."""
+    """What a first, polite inspection of a backend found."""
 
     model: str
     token_scale: TokenScale
-    forces_length: bool  # output length can be forced (ignore_eos or the like)
+    forces_length: bool  # answers get the length that is asked for (by ignore_eos or the like, or by themselves)
     max_context_tokens: int | None = None
     engine: str | None = None
     warnings: tuple[str, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
+    unmeasurable: tuple[Unmeasurable, ...] = ()
 
 
 class Inspector(Protocol):

@@ -1,4 +1,4 @@
-"""Load: who holds requests in flight, and what is heard of them."""
+"""Load: who holds requests in flight, and what they report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from calibrator.core.records.sample import Label, ProbeRequest, Sample
+from calibrator.core.records.unmeasured import Missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Decided:
     violated: bool | None
     at_s: float  # client's monotonic clock
     suspect: bool = False  # violated, but by less than the generator itself may have been late
+    missing: Missing | None = None  # `violated` None: what the request did not show
 
 
 @dataclass(frozen=True, slots=True)

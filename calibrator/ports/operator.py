@@ -17,7 +17,7 @@ class Operator(Protocol):
 
     async def request_sweep(self, backend: str, reason: str) -> str:
         """Queue a sweep; returns its id. Raises ConfigurationError if one runs or is queued already, StoreError if
-        another instance must be told and cannot be."""
+        it must be forwarded to another instance and cannot be."""
         ...
 
     async def cancel_sweep(self, backend: str, author: str) -> str:
@@ -46,7 +46,7 @@ class Operator(Protocol):
         ...
 
     async def override(self, backend: str, override: Override) -> bool:
-        """Pin the cap now. False: a restart would not remember it yet. Raises ConfigurationError (no such backend)."""
+        """Pin the cap now. False: it would not survive a restart yet. Raises ConfigurationError (no such backend)."""
         ...
 
     async def clear_override(self, backend: str, author: str) -> bool:
@@ -58,5 +58,5 @@ class Operator(Protocol):
         ...
 
     async def changed(self, backend: str, limit_s: float) -> None:
-        """Return when this backend's pollers may be told something else, after `limit_s`, or as the service stops."""
+        """Return when this backend's pollers may get another answer, after `limit_s`, or as the service stops."""
         ...

@@ -1,4 +1,4 @@
-"""What gateways ask and are told."""
+"""What gateways ask, and the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Poll(NamedTuple):
     in_flight: int | None = None  # what it has under way; None: it does not say
     rejected: int | None = None  # turned away by it since its last poll
     per_replica: bool = False  # for gateways that limit each server: divides `replica_cap` instead of `cap`
-    is_waiting: bool = False  # a long poll that looks again: not counted as another poll
+    is_waiting: bool = False  # a long poll that re-checks: not counted as another poll
 
 
 class Share(NamedTuple):
@@ -21,7 +21,7 @@ class Share(NamedTuple):
 
     requests: int | None  # >= 1; None: a joiner waits until the others' smaller shares were delivered or expired
     clients: int
-    version: int  # changes with every change of what this client is told, also over restarts; not ordered
+    version: int  # changes with every change of this client's answer, also over restarts; not ordered
     retry_after_s: float = 0.0
 
 
@@ -31,7 +31,7 @@ class Poller:
 
     client: str
     per_replica: bool  # divides the replica's cap
-    share: int  # what it was last told; 0: it waits
-    target: int  # what it gets as soon as the others have heard of theirs
+    share: int  # last advertised to it; 0: it waits
+    target: int  # what it gets as soon as the others know theirs
     seen_age_s: float  # since its last poll
     gap_s: float  # longest time between two of its polls

@@ -1,4 +1,7 @@
-"""State that outlives the process, and the leases of several instances."""
+"""State that outlives the process, and the leases of several instances: a small protocol a topic.
+
+An adapter implements them all (`Store`); each part of the service takes those that it needs.
+"""
 
 from __future__ import annotations
 
@@ -51,17 +54,11 @@ class ForwardedCommand:
     lowered: Recommendation | None = None  # served by an instance that lost its lease before it could be stored
 
 
-class Store(Protocol):
-    """Remembers. Every method raises StoreError when the database fails."""
+class RecommendationStore(Protocol):
+    """What was published."""
 
-    async def open(self) -> None:
-        """Migrate and take the single-instance lock. Raises StoreLockedError if another instance has it."""
-        ...
-
-    async def close(self) -> None: ...
-
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
-        """Append, in one transaction with the look at the lease; a (backend, version) that exists already is refused
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
+        """Append, in one transaction with the check of the lease; a (backend, version) that exists already is refused
         with StoreError, an epoch that is no longer the lease's with StaleLeaseError: nothing is written then."""
         ...
 
@@ -73,8 +70,13 @@ class Store(Protocol):
         """Newest first."""
         ...
 
+
+class SweepStore(Protocol):
+    """Records of sweeps."""
+
     async def save_sweep(self, record: SweepRecord) -> None:
-        """Insert, or replace the same sweep_id; what ended is not replaced by what runs. Samples are kept apart."""
+        """Insert, or replace the same sweep_id; an ended one is not replaced by a running one. Samples are kept
+        apart."""
         ...
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None: ...
@@ -87,6 +89,18 @@ class Store(Protocol):
         """Newest first."""
         ...
 
+    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
+        """Mark sweeps of these backends without outcome as interrupted (after a kill); returns how many."""
+        ...
+
+
+class PublicationStore(RecommendationStore, SweepStore, Protocol):
+    """Recommendations and the sweeps behind them."""
+
+
+class ShareStore(Protocol):
+    """Shares of the gateways where there is one instance."""
+
     async def save_shares(self, backend: str, held: Sequence[HeldShare], *, per_replica: bool) -> None:
         """Replace all that was held of this cap."""
         ...
@@ -95,22 +109,42 @@ class Store(Protocol):
         """By client name."""
         ...
 
+
+class JointShareStore(Protocol):
+    """Shares of the gateways where several instances divide a cap."""
+
     async def save_share_report(self, instance: str, report: InstanceReport | None) -> None:
-        """Replace this instance's of a lower number; None forgets it."""
+        """Replace this instance's of a lower number; None removes it."""
         ...
 
     async def share_reports(self) -> Mapping[str, tuple[float, InstanceReport]]:
-        """By instance: for how long it has stood there by the database's clock, and what it says."""
+        """By instance: its age by the database's clock, and the report."""
         ...
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
-        """Replace the one before, in one transaction with the look at the lease. Raises StaleLeaseError if that was
-        taken over, StoreError if what stands there is not the version before: nothing is written then."""
+    async def save_share_table(self, backend: str, table: ShareTable, lease: Lease, *, per_replica: bool) -> None:
+        """Replace the one before, in one transaction with the check of the lease. Raises StaleLeaseError if that was
+        taken over, StoreError if the stored table is not the version before: nothing is written then."""
         ...
 
     async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
         """By backend and whether the replica's cap is divided."""
         ...
+
+
+class CheckpointStore(Protocol):
+    """Small documents that outlive a restart."""
+
+    async def save_checkpoint(self, backend: str, kind: str, document: str) -> None:
+        """Replaces the last one of its kind."""
+        ...
+
+    async def checkpoints(self, backend: str) -> Mapping[str, str]:
+        """By kind."""
+        ...
+
+
+class OverrideStore(CheckpointStore, Protocol):
+    """The overrides in force; past ones are a checkpoint."""
 
     async def save_override(self, backend: str, override: Override | None) -> None:
         """Replace the one of this backend; None removes it."""
@@ -120,38 +154,46 @@ class Store(Protocol):
         """By backend, ended ones included."""
         ...
 
-    async def interrupt_running_sweeps(self, backends: Collection[str], now: float) -> int:
-        """Mark sweeps of these backends without outcome as interrupted (after a kill); returns how many."""
-        ...
 
-    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
-        """What the holder's sweep of this backend does now, for the other instances; None: nothing."""
-        ...
+class CommandStore(Protocol):
+    """Commands on their way to the holder of a lease."""
 
-    async def activities(self) -> Mapping[str, SweepStatus]:
-        """By backend."""
-        ...
+    async def add_command(self, command: ForwardedCommand) -> None: ...
 
-    async def add_wish(self, wish: ForwardedCommand) -> None:
-        """What a person asked an instance for that does not hold the lease; the holder takes it."""
-        ...
-
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
+    async def take_commands(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
         """Oldest first; each is taken by one instance only."""
         ...
 
-    async def save_memory(self, backend: str, kind: str, document: str) -> None:
-        """A small text that a watch wants to find again after a restart, such as its cool-downs; replaces the last."""
+
+class SweepStatusStore(Protocol):
+    """Running sweeps, as the other instances see them."""
+
+    async def save_sweep_status(self, backend: str, status: SweepStatus | None) -> None:
+        """None: no sweep of this backend runs."""
         ...
 
-    async def memories(self, backend: str) -> Mapping[str, str]:
-        """By kind."""
+    async def sweep_statuses(self) -> Mapping[str, SweepStatus]:
+        """By backend."""
         ...
+
+
+class ReplicatedStore(PublicationStore, OverrideStore, CommandStore, SweepStatusStore, Protocol):
+    """All that one instance follows of the others."""
 
     async def changed(self, limit_s: float) -> None:
         """Return when another instance may have written something, at the latest after `limit_s`. Never raises: a lost
         database only makes it wait the whole time."""
         ...
+
+
+class Store(ReplicatedStore, ShareStore, JointShareStore, Protocol):
+    """Everything that is stored. Every method raises StoreError when the database fails, and ends in seconds."""
+
+    async def open(self) -> None:
+        """Migrate and take the single-instance lock. Raises StoreLockedError if another instance has it."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Leases(Protocol):
@@ -164,14 +206,14 @@ class Leases(Protocol):
         """None: another holds it. The same holder gets it again with a new epoch."""
         ...
 
-    async def renew(self, tenure: Lease, lease_s: float) -> bool:
+    async def renew(self, lease: Lease, lease_s: float) -> bool:
         """False: it is no longer ours."""
         ...
 
-    async def release(self, tenure: Lease) -> None:
+    async def release(self, lease: Lease) -> None:
         """Others may take it at once; nothing happens if it is no longer ours."""
         ...
 
     async def holders(self) -> Mapping[str, str]:
-        """LevelRunner by engine group, of leases in force."""
+        """Holder by engine group, of leases in force."""
         ...

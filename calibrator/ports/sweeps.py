@@ -1,4 +1,4 @@
-"""Sweeps: what is ordered, who runs it, who hears of it."""
+"""Sweeps: what is ordered, who runs it, who follows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from calibrator.core.admission.admission import SafetyLimits
 from calibrator.core.admission.schedule import Schedule
@@ -19,24 +19,51 @@ from calibrator.core.records.harm import AbortLimits, SweepLimits
 from calibrator.core.records.history import Bounds, WarmStart
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import SweepRecord
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import Workload
 from calibrator.core.workload.mirror import MirrorPolicy
+
+BEARER = "bearer"  # a key's usual place: the Authorization header
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """How to reach one replica. Picklable: it travels to the sweep's process. Secrets never appear in `repr`."""
 
-    url: str  # base, ending in /v1
+    url: str  # base, ending in /v1; its query goes with each request
     model: str
     api: str = "chat"  # chat | completions
     api_key: str | None = field(default=None, repr=False)
+    api_key_in: str = BEARER  # or `header:NAME`, `query:NAME`
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # further ones; their values are secrets
     ca_file: str | None = None
     client_cert_file: str | None = None
     client_key_file: str | None = None
     metrics_url: str | None = None  # None: derived from url
     host_name: str | None = None  # sent as Host and TLS server name; None: as in url
+
+    @property
+    def credentials(self) -> tuple[tuple[str, str], ...]:
+        """Headers that let us in: the key's and the further ones."""
+        if self.api_key is None or self.api_key_in.startswith("query:"):
+            return self.headers
+        name = self.api_key_in.removeprefix("header:")
+        key = ("Authorization", f"Bearer {self.api_key}") if name == BEARER else (name, self.api_key)
+        return (key, *self.headers)
+
+    @property
+    def key_query(self) -> str:
+        """The key as a parameter of the query, where it stands there."""
+        kind, _, name = self.api_key_in.partition(":")
+        return (
+            "" if self.api_key is None or kind != "query" else f"{quote(name, safe='')}={quote(self.api_key, safe='')}"
+        )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be told."""
+        key = () if self.api_key is None else (self.api_key,)
+        return (*key, *(value for _, value in self.headers))
 
     @property
     def authority(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What engines tell of themselves, and where they are found."""
+"""What engines report of themselves, and where they are found."""
 
 from __future__ import annotations
 

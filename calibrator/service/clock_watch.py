@@ -4,7 +4,7 @@
                       second, a machine that slept
 
 A sweep that is due in an hour stays due in an hour: a step forward must not start it, a step back must not put it off.
-Windows are hours of the day as the clock shows them now; they are looked at again when the sweep is due.
+Windows are hours of the day as the clock shows them now; they are checked again when the sweep is due.
 """
 
 from __future__ import annotations

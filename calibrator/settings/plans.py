@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from calibrator.core.admission.schedule import Schedule, Window
 from calibrator.core.publish.recommendation import PublishPolicy
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.ports.sweeps import BackendPlan, Target
 from calibrator.settings.problems import Problem, configuration_error
 from calibrator.settings.tree import DAYS, BackendSettings, Settings
@@ -125,7 +125,9 @@ def database_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
 def known_secrets(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Everything that must not be logged, as far as it can be read now, including the password in the database URL."""
     reader = _Reader(environ)
-    references = [*token_keys(settings).values(), *(backend.api_key for backend in settings.backends.values())]
+    backends = settings.backends.values()
+    of_backends = [one for backend in backends for one in (backend.api_key, *backend.headers.values())]
+    references = [*token_keys(settings).values(), *of_backends]
     texts = [reader.secret("", reference) for reference in (*references, settings.store.postgresql)]
     password = _password(texts[-1])
     headers = [environ.get(f"OTEL_EXPORTER_OTLP_{signal}HEADERS", "") for signal in ("", "TRACES_")]
@@ -181,6 +183,10 @@ def _plan(name: str, backend: BackendSettings, reader: _Reader) -> BackendPlan:
             model=backend.model,
             api=backend.api,
             api_key=reader.secret(f"{key}.api_key", backend.api_key),
+            api_key_in=backend.api_key_in,
+            headers=tuple(
+                (one, reader.secret(f"{key}.headers.{one}", at) or "") for one, at in backend.headers.items()
+            ),
             ca_file=reader.existing(f"{key}.ca_file", backend.ca_file),
             client_cert_file=reader.existing(f"{key}.client_cert_file", backend.client_cert_file),
             client_key_file=reader.existing(f"{key}.client_key_file", backend.client_key_file),

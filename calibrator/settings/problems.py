@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from calibrator.errors import ConfigurationError
 from calibrator.settings.fields import children, field_at
 
-SECRET_KEYS = frozenset({"api_key", "operator_tokens", "postgresql", "read_tokens"})
+SECRET_KEYS = frozenset({"api_key", "headers", "operator_tokens", "postgresql", "read_tokens"})
 _REFUSAL = "calibrator_refusal"
 RENAMED_KEYS = {"care": "limits"}  # before 0.1.0 was released; CHANGELOG has the whole table
 _EMPTY = "is empty."

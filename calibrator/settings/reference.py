@@ -50,7 +50,7 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
 def _default(field: FieldInfo, written: Any) -> str:
     if field.default is PydanticUndefined:
         return "**required**"
-    if written is None or written == []:
+    if written in (None, [], {}):
         return "none"
     if isinstance(written, bool):
         return f"`{written}`".lower()

@@ -38,7 +38,9 @@ from calibrator.settings.values import (
     DurationS,
     File,
     Frozen,
+    HeaderName,
     HttpUrl,
+    KeyPlace,
     MinuteOfDay,
     Name,
     ObjectiveText,
@@ -219,6 +221,12 @@ class WorkloadSettings(Frozen):
         description="share of prompt tokens that should hit the engine's prefix cache, as in your live traffic; "
         "mirror: the live hit rate; with the key mirror set, likewise, unless this is a ratio above 0",
     )
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="longer prompts are cut to this length, as by a context that is full; default: none is",
+    )
     _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
@@ -235,7 +243,8 @@ class WorkloadSettings(Frozen):
 
     def value(self) -> Workload:
         classes = self._recorded or tuple(WorkloadClass(**dict(one)) for one in self.classes)
-        return Workload(classes, 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse)
+        reuse = 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse
+        return Workload(classes, reuse).cut(self.max_prompt_tokens)
 
     def mirrored(self) -> MirrorPolicy | None:
         """What of it is copied from live traffic; None: nothing."""
@@ -248,7 +257,8 @@ class BackendSettings(Frozen):
     """One model behind one name."""
 
     url: ApiUrl = Field(
-        description="base of the OpenAI-compatible API, usually ending in /v1; an engine, not a load balancer"
+        description="base of the OpenAI-compatible API, usually ending in /v1; an engine, not a load balancer; a "
+        "query, such as ?api-version=..., is sent with each request"
     )
     model: Text = Field(description="model name sent with each request")
     objectives: tuple[ObjectiveText, ...] = Field(
@@ -268,7 +278,14 @@ class BackendSettings(Frozen):
     api: Literal["chat", "completions"] = Field(
         default=default_of(Target, "api"), description="API operation that probes call"
     )
-    api_key: Secret | None = Field(default=None, description="bearer token for the engine")
+    api_key: Secret | None = Field(default=None, description="key for the engine")
+    api_key_in: KeyPlace = Field(
+        default=default_of(Target, "api_key_in"),
+        description="where the key is sent: bearer (Authorization), header:NAME (api-key, x-api-key), or query:NAME",
+    )
+    headers: dict[HeaderName, Secret] = Field(
+        default={}, description="additional headers of each request, such as OpenAI-Organization"
+    )
     ca_file: File | None = Field(default=None, description="CA bundle for TLS; default: the system's")
     client_cert_file: File | None = Field(default=None, description="client certificate for mutual TLS")
     client_key_file: File | None = Field(default=None, description="its private key; default: in client_cert_file")
@@ -378,6 +395,11 @@ class BackendSettings(Frozen):
             yield Problem(
                 "valid_for", "ends before the next sweep is due.", "Make it longer than every plus its jitter."
             )
+        sent = [name.lower() for name in self.headers]
+        if self.api_key is not None:
+            sent.append(self.api_key_in.replace("bearer", "header:authorization").removeprefix("header:").lower())
+        if len(set(sent)) < len(sent):
+            yield Problem("headers", "lists a header twice, or that of the API key.", "List each once.")
         if self.client_key_file is not None and self.client_cert_file is None:
             yield Problem("client_key_file", "needs a certificate.", "Give client_cert_file too.")
 

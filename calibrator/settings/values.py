@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -28,6 +28,39 @@ from calibrator.settings.problems import Problem, refuse, refuse_value
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_KEY_PLACE = re.compile(r"bearer|header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}|query:[A-Za-z0-9._~-]{1,100}")
+_OUR_HEADERS = frozenset(  # what the client says of itself and of its requests
+    [
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "connection",
+        "accept",
+        "accept-encoding",
+        "user-agent",
+        "x-request-id",
+        "traceparent",
+    ]
+)
+_SECRET_PARAMETERS = frozenset(  # of a query
+    [
+        "key",
+        "api_key",
+        "apikey",
+        "api-key",
+        "subscription-key",
+        "token",
+        "access_token",
+        "auth",
+        "code",
+        "sig",
+        "signature",
+        "secret",
+        "password",
+    ]
+)
 _SECRET_REMEDY = "Write {file: /run/secrets/name} or {env: NAME}."  # noqa: S105 - it names the form, not a secret
 
 
@@ -110,16 +143,60 @@ def _http_url(value: str) -> str:
         refuse(Problem("", "is not an HTTP URL.", example))
     if parts.username is not None or parts.password is not None:
         refuse(Problem("", "contains credentials, which belong in api_key.", f"Remove them. {_SECRET_REMEDY}"))
-    if parts.query or parts.fragment:
-        refuse(Problem("", "contains a query or a fragment.", example))
-    return value.rstrip("/")
+    if parts.fragment:
+        refuse(Problem("", "contains a fragment.", example))
+    if secret_parameter(value):
+        refuse(
+            Problem("", "contains a secret in its query.", f"Use api_key with api_key_in: query:NAME. {_SECRET_REMEDY}")
+        )
+    return tidy_url(value)
+
+
+def tidy_url(url: str) -> str:
+    """Without slashes at the end of its path; a query stays as it is."""
+    base, mark, query = url.partition("?")
+    return f"{base.rstrip('/')}{mark}{query}"
+
+
+def secret_parameter(url: str) -> str:
+    """The name of a query's parameter that by its name holds a secret; empty: there is none."""
+    pairs = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    return next((name for name, _ in pairs if name.lower() in _SECRET_PARAMETERS), "")
+
+
+def header_problem(name: str) -> str:
+    """Why a header of this name cannot be configured; empty: it can."""
+    if not _HEADER.fullmatch(name):
+        return f"'{name[:80]}' is not the name of a header."
+    return f"'{name}' is a header that calibrator sets itself." if name.lower() in _OUR_HEADERS else ""
+
+
+def _header_name(value: str) -> str:
+    if problem := header_problem(value):
+        refuse(Problem("", problem, "Write it like OpenAI-Organization."))
+    return value
+
+
+def key_place(value: str) -> str:
+    """Raises ValueError if no key can stand there."""
+    name = value.removeprefix("header:")
+    if not _KEY_PLACE.fullmatch(value) or (name != value and header_problem(name)):
+        raise ValueError(f"'{value[:80]}' is not a place for a key.")
+    return value
+
+
+def _key_place(value: str) -> str:
+    try:
+        return key_place(value)
+    except ValueError as error:
+        refuse(Problem("", str(error), "Write bearer, header:api-key or query:key."))
 
 
 def _api_url(value: str) -> str:
     url = _http_url(value)
     path = urlsplit(url).path
     if not path:
-        refuse(Problem("", "ends before the API's base path.", f"Add it, usually /v1: {url}/v1."))
+        refuse(Problem("", "ends before the API's base path.", f"Add it, usually /v1: {url.partition('?')[0]}/v1."))
     if path.endswith("/completions"):
         refuse(Problem("", "is the URL of one operation, not the base of the API.", "Remove everything after /v1."))
     return url
@@ -144,6 +221,8 @@ Name = Annotated[str, AfterValidator(_name), Word("name")]
 TimeZone = Annotated[str, AfterValidator(_time_zone), Word("time zone")]
 HttpUrl = Annotated[str, AfterValidator(_http_url), Word("URL")]
 ApiUrl = Annotated[str, AfterValidator(_api_url), Word("URL")]
+HeaderName = Annotated[str, AfterValidator(_header_name), Word("header")]
+KeyPlace = Annotated[str, AfterValidator(_key_place), Word("place of a key")]
 
 
 class Secret(Frozen):

@@ -1,4 +1,4 @@
-"""What the service remembers over restarts: sweeps, recommendations, shares, pins, checkpoints.
+"""What outlives a restart of the service: sweeps, recommendations, shares, pins, checkpoints.
 
 Does:      SQLite and PostgreSQL behind one port, leases of several instances, migrations.
 Comes in:  frozen values of `core`.

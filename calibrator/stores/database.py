@@ -1,7 +1,7 @@
 """What differs between the dialects: everything else in this package is written once, over this.
 
 Statements are SQLAlchemy's; a dialect gives transactions with its errors translated, its clock, its insert that can
-give way to a row that exists, and the news of what other instances wrote.
+give way to a row that exists, and the notice of what other instances wrote.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Database(Protocol):
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
 
     def writing(self, *, is_news: bool = True, is_urgent: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction, committed at the block's end. `is_news`: the other instances are to hear of it; `is_urgent`:
+        """A transaction, committed at the block's end. `is_news`: the other instances are notified; `is_urgent`:
         it waits behind no other transaction of this instance."""
         ...
 

@@ -1,8 +1,8 @@
-"""Hearing what other instances wrote: LISTEN on a connection of its own, which is opened again whenever it breaks.
+"""Notices what other instances wrote: LISTEN on a connection of its own, which is opened again whenever it breaks.
 
-News are only ever a hint to look now instead of later: whoever waits has a limit, and looks then anyway. So a lost
-notification costs time, never truth, and a database that is out of reach costs nothing but that. A new connection
-counts as news, because some may have been missed before it.
+A notification is only a hint to poll now instead of later: whoever waits has a limit, and polls then anyway. So a lost
+one costs time, never correctness. A new connection counts as a notification, because some may have been missed before
+it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Listener:
     def __init__(self, connect: Callable[[], Awaitable[Connection]], own: str) -> None:
         self._connect = connect
         self._own = own
-        self._news = asyncio.Event()
+        self._notification = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_told = False  # that there is no connection
+        self._is_logged = False  # that there is no connection
         self._log = structlog.get_logger()
 
     def start(self) -> None:
@@ -48,20 +48,20 @@ class Listener:
             self._task = None
 
     async def wait(self, limit_s: float) -> None:
-        """Until there are news, at most `limit_s`; they count as heard then."""
+        """Until there is a notification, at most `limit_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._news.wait()
-        self._news.clear()
+                await self._notification.wait()
+        self._notification.clear()
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._listen()
             except _FAILURES as error:
-                if not self._is_told:
-                    self._log.warning("no news from the database; looking at intervals", error=type(error).__name__)
-                self._is_told = True
+                if not self._is_logged:
+                    self._log.warning("no notifications from the database: polling", error=type(error).__name__)
+                self._is_logged = True
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
@@ -70,9 +70,9 @@ class Listener:
         try:
             ended = asyncio.Event()
             connection.add_termination_listener(lambda _: ended.set())
-            await connection.add_listener(CHANNEL, self._hear)
-            self._news.set()
-            self._is_told = False
+            await connection.add_listener(CHANNEL, self._notified)
+            self._notification.set()
+            self._is_logged = False
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), PULSE_S)
@@ -80,6 +80,6 @@ class Listener:
         finally:
             connection.terminate()
 
-    def _hear(self, _connection: object, _process: int, _channel: str, sender: object) -> None:
+    def _notified(self, _connection: object, _process: int, _channel: str, sender: object) -> None:
         if sender != self._own:
-            self._news.set()
+            self._notification.set()

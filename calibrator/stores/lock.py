@@ -5,7 +5,7 @@ nothing behind to clean up and a restart serves at once. The descriptor is not i
 made by a bare fork would share it, therefore sweeps run in spawned processes. The lock file itself is never removed:
 unlinking it would let two instances hold "the" lock on two different files.
 
-The file holds the owner's process id, for the message only; the lock is the kernel's word, not the number's.
+The file holds the owner's process id, for the message only; what counts is the kernel's lock, not the number.
 """
 
 from __future__ import annotations

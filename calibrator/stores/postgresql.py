@@ -1,14 +1,14 @@
 """PostgreSQL: several services share one state.
 
 READ COMMITTED, whatever the server's default: the fence of `sql_store` and the steps of `sql_leases` lock the lease's
-row and then look at it as it is after the lock.
+row and then read it as it is after the lock.
 
 Every step ends in seconds, whatever the server does. It bounds itself (`statement_timeout`, `lock_timeout`), and we
 bound it as well, because a stopped server does not even time out. Leases have connections of their own: a renewal
 never waits behind a sweep's record. What is written under a limit that passed may be committed or not; the caller
-tries again, and every write of `sql_store` may be repeated (but a wish told twice is heard twice).
+tries again, and every write of `sql_store` may be repeated (but a command added twice is carried out twice).
 
-A server that turned read-only was demoted: its connections are dropped, so that new ones look for the primary anew.
+A server that turned read-only was demoted: its connections are dropped, so that new ones find the new primary.
 The URL is read again for each connection: a rotated password is followed.
 """
 
@@ -37,11 +37,11 @@ from calibrator.stores.postgresql_url import Address, parse_url
 
 STEP_LIMIT_S = 5.0
 URGENT_LIMIT_S = 3.0  # of leases: a renewal that failed must leave time for another
-STATEMENT_SHARE = 0.8  # of the step's limit: the server's own word comes before ours
+STATEMENT_SHARE = 0.8  # of the step's limit: the server's own limit comes before ours
 LOCK_SHARE = 0.5
 CLOSE_LIMIT_S = 0.5  # of a connection that is given up
 IDLE_LIMIT_S = 10.0  # in a transaction: we never think in one, so whoever is idle there is stopped or gone
-POOL = 8  # connections of one instance, beside one for leases and one for news
+POOL = 8  # connections of one instance, beside one for leases and one for notifications
 MIGRATION_KEY = 0x63616C69  # "cali": one instance migrates at a time
 ELSEWHERE = "give the URL that store.postgresql refers to a database or a schema (options=-csearch_path=...) of its own"
 

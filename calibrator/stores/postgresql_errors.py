@@ -76,26 +76,26 @@ def explain(name: str, error: BaseException) -> StoreError:
     """One sentence of cause and one of remedy."""
     origin = _origin(error)
     state = getattr(origin, "sqlstate", None) or ""
-    said = str(origin) if state else _said(origin)
+    reason = str(origin) if state else _reason_of(origin)
     start = next((start for start in _CAUSES if state.startswith(start)), None)
     if start is not None:
         cause, remedy = _CAUSES[start]
-    elif type(origin) is ConnectionError:  # none of its kinds: asyncpg's word for "the server refused TLS"
+    elif type(origin) is ConnectionError:  # none of its kinds: what asyncpg raises for "the server refused TLS"
         cause, remedy = _NO_TLS
     elif state:
         cause, remedy = "failed", "Look at the database's message."
     else:
         cause, remedy = next(words for kind, *words in _WAYS if isinstance(origin, kind))
-    return StoreError(f"{name[0].upper()}{name[1:]} {cause}{f' ({said})' if said else ''}.", remedy)
+    return StoreError(f"{name[0].upper()}{name[1:]} {cause}{f' ({reason})' if reason else ''}.", remedy)
 
 
-def _said(error: BaseException) -> str:
-    """What the operating system or OpenSSL says; never a driver's own words."""
+def _reason_of(error: BaseException) -> str:
+    """Of the operating system or OpenSSL; never a driver's own wording."""
     return next((text for name in ("verify_message", "reason", "strerror") if (text := getattr(error, name, ""))), "")
 
 
 def sqlstate(error: BaseException) -> str:
-    """Empty: the server said nothing."""
+    """Empty: the server gave none."""
     return getattr(_origin(error), "sqlstate", None) or ""
 
 

@@ -14,7 +14,7 @@ FAILED_FACTOR = 2  # failed sweeps are kept this many times as long as good ones
 
 
 def interrupted(record: SweepRecord, now: float) -> SweepRecord:
-    """The record of a sweep whose process ended without saying so; its measured levels stay."""
+    """The record of a sweep whose process ended without reporting it; its measured levels stay."""
     return replace(
         record,
         outcome=SweepOutcome.INTERRUPTED,

@@ -21,30 +21,30 @@ leases = Table(  # who may probe an engine group and publish for its backends; r
     Column("expires_at", Float, nullable=False),  # by the database's clock
 )
 
-activities = Table(  # what the holder's sweep does now, for the other instances
-    "activities",
+sweep_statuses = Table(  # the holder's running sweep, for the other instances
+    "sweep_statuses",
     metadata,
     Column("backend", Text, primary_key=True),
     Column("document", Text, nullable=False),
 )
 
-wishes = Table(  # what people asked other instances for, until the holder takes it
-    "wishes",
+commands = Table(  # what people asked of other instances, until the lease's holder takes it
+    "commands",
     metadata,
-    Column("wish_id", Integer, primary_key=True, autoincrement=True),
+    Column("command_id", Integer, primary_key=True, autoincrement=True),
     Column("backend", Text, nullable=False),
     Column("document", Text, nullable=False),
 )
 
-memories = Table(  # what a watch wants to find again after a restart
-    "memories",
+checkpoints = Table(  # state of guard, triggers and live traffic that outlives a restart
+    "checkpoints",
     metadata,
     Column("backend", Text, primary_key=True),
     Column("kind", Text, primary_key=True),
     Column("document", Text, nullable=False),
 )
 
-shares = Table(  # who was told how much of which cap, as far as it counts still
+shares = Table(  # how much of which cap was advertised to whom, as far as it still counts
     "shares",
     metadata,
     Column("backend", Text, primary_key=True),

@@ -1,10 +1,10 @@
-"""Leases as rows: each step is one statement, so there is no moment between looking and taking.
+"""Leases as rows: each step is one statement, so there is no moment between checking and taking.
 
     acquire   insert the row, or take the one there is if it is released, expired or ours: epoch + 1
     renew     move the expiry while holder and epoch are still ours, expired or not: nobody was quicker
     release   empty the holder; the row stays, because epochs never repeat
 
-Whether an insert stands in time is the database's word alone: its clock, read once the row is locked.
+Whether an insert stands in time is for the database alone to decide: by its clock, read once the row is locked.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from calibrator.stores.database import Database
 from calibrator.stores.schema import leases
 
 
-def in_force(tenure: Lease) -> ColumnElement[bool]:
+def in_force(lease: Lease) -> ColumnElement[bool]:
     """Nobody has taken the lease since."""
-    return and_(leases.c.engine_group == tenure.group, leases.c.holder == tenure.holder, leases.c.epoch == tenure.epoch)
+    return and_(leases.c.engine_group == lease.group, leases.c.holder == lease.holder, leases.c.epoch == lease.epoch)
 
 
 class SqlLeases:
@@ -46,11 +46,11 @@ class SqlLeases:
             epoch = await connection.scalar(statement)
         return None if epoch is None else Lease(group, holder, epoch)
 
-    async def renew(self, tenure: Lease, lease_s: float) -> bool:
-        return await self._change(tenure, leases.update().values(expires_at=self._database.now_s + lease_s))
+    async def renew(self, lease: Lease, lease_s: float) -> bool:
+        return await self._change(lease, leases.update().values(expires_at=self._database.now_s + lease_s))
 
-    async def release(self, tenure: Lease) -> None:
-        await self._change(tenure, leases.update().values(holder="", expires_at=0.0), is_news=True)
+    async def release(self, lease: Lease) -> None:
+        await self._change(lease, leases.update().values(holder="", expires_at=0.0), is_news=True)
 
     async def holders(self) -> Mapping[str, str]:
         held = select(leases.c.engine_group, leases.c.holder).where(
@@ -59,6 +59,6 @@ class SqlLeases:
         async with self._database.reading() as connection:
             return dict((await connection.execute(held)).all())
 
-    async def _change(self, tenure: Lease, update: Update, *, is_news: bool = False) -> bool:
+    async def _change(self, lease: Lease, update: Update, *, is_news: bool = False) -> bool:
         async with self._database.writing(is_news=is_news, is_urgent=True) as connection:
-            return (await connection.execute(update.where(in_force(tenure)))).rowcount == 1
+            return (await connection.execute(update.where(in_force(lease)))).rowcount == 1

@@ -16,27 +16,27 @@ from calibrator.errors import StaleLeaseError, StoreError
 from calibrator.ports.store import ForwardedCommand, Lease, Leases, Retention, SweepStatus
 from calibrator.stores.database import Database
 from calibrator.stores.documents import (
-    ACTIVITY,
+    COMMAND,
     OVERRIDE,
     RECOMMENDATION,
     SHARE_REPORT,
     SHARE_TABLE,
     SWEEP,
-    WISH,
+    SWEEP_STATUS,
 )
 from calibrator.stores.retention import FAILED_FACTOR, interrupted
 from calibrator.stores.schema import (
-    activities,
+    checkpoints,
+    commands,
     leases,
-    memories,
     overrides,
     recommendations,
     samples,
     share_reports,
     share_tables,
     shares,
+    sweep_statuses,
     sweeps,
-    wishes,
 )
 from calibrator.stores.sql_leases import SqlLeases, in_force
 
@@ -59,7 +59,7 @@ class SqlStore:
         await self._database.changed(limit_s)
 
     # ------------------------------------------------------------------------------------------- recommendations
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
         """One statement: the row comes from the lease, locked against a take-over under way; no lease, no row.
 
         What is there already, word for word, was committed before, and only the answer was lost.
@@ -76,7 +76,7 @@ class SqlStore:
             "document": document,
         }
         columns = [literal(value, recommendations.c[name].type) for name, value in row.items()]
-        ours = select(*columns, leases.c.epoch).where(in_force(tenure)).with_for_update(read=True)
+        ours = select(*columns, leases.c.epoch).where(in_force(lease)).with_for_update(read=True)
         statement = self._database.insert(recommendations).from_select([*row, "epoch"], ours).on_conflict_do_nothing()
         of_backend = recommendations.c.backend == backend
         async with self._database.writing() as connection:
@@ -87,13 +87,13 @@ class SqlStore:
             stored = select(recommendations.c.document).where(of_backend, recommendations.c.version == version)
             if await connection.scalar(stored) == document:
                 return
-            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(tenure))) is not None
+            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(lease))) is not None
         if is_ours:
             raise StoreError(
                 f"Version {version} of '{backend}' exists already.", "Two writers use this store; stop one."
             )
         raise StaleLeaseError(
-            f"The lease of '{tenure.group}' was taken over by another instance, so version {version} of '{backend}' is "
+            f"The lease of '{lease.group}' was taken over by another instance, so version {version} of '{backend}' is "
             "not published.",
             "Nothing is to be done: the other instance publishes.",
         )
@@ -233,7 +233,7 @@ class SqlStore:
             rows = (await connection.execute(select(share_reports.c.instance, age_s, share_reports.c.document))).all()
         return {instance: (max(0.0, age_s), SHARE_REPORT.read(document)) for instance, age_s, document in rows}
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
+    async def save_share_table(self, backend: str, table: ShareTable, lease: Lease, *, per_replica: bool) -> None:
         """One statement, as for a recommendation: the row comes from the lease."""
         row = {
             "backend": backend,
@@ -242,7 +242,7 @@ class SqlStore:
             "document": SHARE_TABLE.write(table),
         }
         columns = [literal(value, share_tables.c[name].type) for name, value in row.items()]
-        ours = select(*columns).where(in_force(tenure)).with_for_update(read=True, of=leases)
+        ours = select(*columns).where(in_force(lease)).with_for_update(read=True, of=leases)
         statement = (
             self._database.insert(share_tables)
             .from_select(list(row), ours)
@@ -255,10 +255,10 @@ class SqlStore:
         async with self._database.writing(is_news=False) as connection:
             if (await connection.execute(statement)).rowcount == 1:
                 return
-            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(tenure))) is not None
+            is_ours = await connection.scalar(select(leases.c.epoch).where(in_force(lease))) is not None
         if is_ours:
             raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow on what is stored.")
-        raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over; its holder divides '{backend}'.")
+        raise StaleLeaseError(f"The lease of '{lease.group}' was taken over; its holder divides '{backend}'.")
 
     async def share_tables(self) -> Mapping[tuple[str, bool], ShareTable]:
         columns = (share_tables.c.backend, share_tables.c.per_replica, share_tables.c.document)
@@ -279,37 +279,41 @@ class SqlStore:
         return {backend: OVERRIDE.read(document) for backend, document in rows}
 
     # ---------------------------------------------------------------------------------------- between instances
-    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
+    async def save_sweep_status(self, backend: str, status: SweepStatus | None) -> None:
         async with self._database.writing() as connection:
-            if activity is None:
-                await connection.execute(delete(activities).where(activities.c.backend == backend))
+            if status is None:
+                await connection.execute(delete(sweep_statuses).where(sweep_statuses.c.backend == backend))
                 return
-            row = {"document": ACTIVITY.write(activity)}
-            insert = self._database.insert(activities).values(backend=backend, **row)
+            row = {"document": SWEEP_STATUS.write(status)}
+            insert = self._database.insert(sweep_statuses).values(backend=backend, **row)
             await connection.execute(insert.on_conflict_do_update(index_elements=["backend"], set_=row))
 
-    async def activities(self) -> Mapping[str, SweepStatus]:
+    async def sweep_statuses(self) -> Mapping[str, SweepStatus]:
         async with self._database.reading() as connection:
-            rows = (await connection.execute(select(activities.c.backend, activities.c.document))).all()
-        return {backend: ACTIVITY.read(document) for backend, document in rows}
+            rows = (await connection.execute(select(sweep_statuses.c.backend, sweep_statuses.c.document))).all()
+        return {backend: SWEEP_STATUS.read(document) for backend, document in rows}
 
-    async def add_wish(self, wish: ForwardedCommand) -> None:
+    async def add_command(self, command: ForwardedCommand) -> None:
         async with self._database.writing() as connection:
-            await connection.execute(wishes.insert().values(backend=wish.backend, document=WISH.write(wish)))
+            await connection.execute(commands.insert().values(backend=command.backend, document=COMMAND.write(command)))
 
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
-        taken = delete(wishes).where(wishes.c.backend.in_(backends)).returning(wishes.c.wish_id, wishes.c.document)
+    async def take_commands(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
+        taken = (
+            delete(commands)
+            .where(commands.c.backend.in_(backends))
+            .returning(commands.c.command_id, commands.c.document)
+        )
         async with self._database.writing(is_news=False) as connection:
             rows = (await connection.execute(taken)).all()
-        return tuple(WISH.read(document) for _, document in sorted((number, text) for number, text in rows))
+        return tuple(COMMAND.read(document) for _, document in sorted((number, text) for number, text in rows))
 
-    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+    async def save_checkpoint(self, backend: str, kind: str, document: str) -> None:
         row = {"document": document}
-        insert = self._database.insert(memories).values(backend=backend, kind=kind, **row)
+        insert = self._database.insert(checkpoints).values(backend=backend, kind=kind, **row)
         async with self._database.writing(is_news=False) as connection:
             await connection.execute(insert.on_conflict_do_update(index_elements=["backend", "kind"], set_=row))
 
-    async def memories(self, backend: str) -> Mapping[str, str]:
-        statement = select(memories.c.kind, memories.c.document).where(memories.c.backend == backend)
+    async def checkpoints(self, backend: str) -> Mapping[str, str]:
+        statement = select(checkpoints.c.kind, checkpoints.c.document).where(checkpoints.c.backend == backend)
         async with self._database.reading() as connection:
             return dict((await connection.execute(statement)).all())

@@ -5,7 +5,7 @@ WAL lets readers go on while one writes; `synchronous=FULL` makes a published re
 (`busy_timeout`) instead of failing half-way. Python's own transaction handling is off: it would begin too late.
 
 The instance lock says that whoever held leases is dead, or has closed this file: opening frees them, and a restart
-sweeps at once. There is nobody else to hear of.
+sweeps at once. There are no other instances.
 
 Each connection works in a thread of aiosqlite's; opening (lock, file checks, migration) runs in one of asyncio's.
 """
@@ -82,7 +82,7 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def writing(self, *, is_news: bool = True, is_urgent: bool = False) -> AsyncIterator[AsyncConnection]:
-        del is_news, is_urgent  # nobody else is there to hear of it, or to wait behind
+        del is_news, is_urgent  # there is no other instance to notify, and nobody to wait for
         with _translated(self._path):
             async with self._opened().begin() as connection:
                 yield connection
@@ -94,7 +94,7 @@ class SqliteDatabase:
                 yield connection
 
     def _prepare(self) -> None:
-        """Lock, look for damage, migrate; the lock goes back if anything fails."""
+        """Lock, check for damage, migrate; the lock goes back if anything fails."""
         if self._path.is_dir():
             raise StoreError(f"The store's path {self._path} is a directory.", "Set store.path to a file in it.")
         self._lock.acquire()

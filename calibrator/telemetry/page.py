@@ -4,12 +4,13 @@ Only lines whose name is in the table reach the exposition parser, which takes s
 over a thousand, and a page may be anything. So the page is fed in parts, as they arrive; what is not wanted is dropped
 at once, and memory is bounded whatever the page does.
 
-One page may show several engines (data-parallel ranks, label `engine`): requests, counters and histograms are added up
-over them, KV use is the fullest one's. It may show several models: where one carries our name only its samples count;
+One page may show several engines, ranks and parts of a whole: what is added up, and what would count twice, the
+table's row says (`repeats`, `totals`). It may show several models: where one carries our name only its samples count;
 where none does (an alias, an adapter) all count, because they share the engine.
 
-Values that cannot be (negative, infinite, not a number) are left out, as if the engine did not show them; a histogram
-whose counts fall with the bound is left out too. Pure; called by `telemetry.scrape`.
+Values that cannot be (negative, infinite, not a number) are absent, as if the engine did not show them; so is the load
+where one of its two gauges is. A histogram whose counts fall with the bound is left out. Of a page that no row knows, a
+few names that look like an engine's are kept, for whoever has to find out. Pure; called by `telemetry.scrape`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,7 +29,7 @@ from calibrator.telemetry.engines import (
     ENGINES,
     HISTOGRAMS,
     PROCESS_START_METRIC,
-    SAME_WORK_LABELS,
+    SPELLINGS,
     Column,
     EngineMetrics,
 )
@@ -37,9 +38,30 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_LINES = 100_000  # a hundred engines
 MAX_WANTED = 10_000  # of them: the costly ones
 MAX_LINE_BYTES = 16 * 1024
+START_BYTES = 64
+SIMILAR_BYTES = 256 * 1024  # from the start: where names of unknown engines are looked for
 
-_NAMES = sorted({name for row in ENGINES for name in row.names} | {PROCESS_START_METRIC})
-_WANTED = re.compile(rb"^(?:" + "|".join(_NAMES).encode() + rb")[{ \t][^\n]*", re.MULTILINE)
+_TABLE_NAMES = {name for row in ENGINES for name in row.names} | {PROCESS_START_METRIC}
+_SPELT = {  # as a page writes it -> as the table does
+    **{name: name for name in _TABLE_NAMES},
+    **{
+        written + name.removeprefix(prefix): name
+        for written, prefix, _ in SPELLINGS
+        for name in _TABLE_NAMES
+        if name.startswith(prefix)
+    },
+}
+_WANTED = re.compile(rb"^(?:" + "|".join(sorted(_SPELT)).encode() + rb")[{ \t][^\n]*", re.MULTILINE)
+_SIMILAR = re.compile(
+    rb"^(\w[\w:]*(?:num_req|requests_running|running_req|waiting_req|queue_req|queue_size|inflight_req|in_flight|kv_cache"
+    rb"|cache_usage|first_token|generat\w*_tokens|output_tokens)[\w:]*)[{ \t]",
+    re.MULTILINE | re.IGNORECASE,
+)
+_SUFFIXES = re.compile(r"_(?:bucket|sum|count|created)$")
+SIMILAR_NAMES = 3
+
+
+Labels = frozenset[tuple[str, str]]
 
 
 class PageError(ValueError):
@@ -53,10 +75,13 @@ class PageReader:
     lines: list[bytes] = field(default_factory=list)
     seen: int = 0  # lines
     size_bytes: int = 0
+    similar: list[str] = field(default_factory=list)  # names that no row has, but an engine might
+    start: bytes = b""  # of the page
     _rest: bytes = b""
 
     def feed(self, part: bytes) -> None:
         self.size_bytes += len(part)
+        self.start = self.start or part[:START_BYTES]
         if self.size_bytes > MAX_PAGE_BYTES:
             raise PageError(f"is larger than {MAX_PAGE_BYTES // 1024**2} MiB")
         self.seen += part.count(b"\n")
@@ -73,8 +98,16 @@ class PageReader:
         self._rest = b""
         return b"\n".join((*self.lines, b"")).decode("utf-8", "replace")
 
+    @property
+    def is_web_page(self) -> bool:
+        return self.start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
     def _take(self, lines: bytes) -> None:
         self.lines += _WANTED.findall(lines)
+        is_early = self.size_bytes <= SIMILAR_BYTES
+        if is_early and not self.lines and len(self.similar) < SIMILAR_NAMES:
+            names = (_SUFFIXES.sub("", name.decode()) for name in _SIMILAR.findall(lines))
+            self.similar = list(dict.fromkeys((*self.similar, *names)))[:SIMILAR_NAMES]
         if len(self.lines) > MAX_WANTED:
             raise PageError(f"shows more than {MAX_WANTED} values of engines")
 
@@ -88,32 +121,69 @@ def server_load(text: str, model: str, header: str | None = None) -> ServerLoad 
     row = next((row for row in ENGINES if any(name in page for name in row.gauges)), None)
     if row is None:
         return None
-    ours = _ours(page, row, model)
+    ours = {name: _counted_once(row, samples) for name, samples in _ours(page, row, model).items()}
     values = {part: _column(part, column, ours) for part, column in row.columns()}
     started = page.get(PROCESS_START_METRIC)
-    return ServerLoad(
+    load = ServerLoad(
         engine=row.engine,
         process_start=repr(started[0].value) if started else header,
         model=_model(ours, row),
         **values,  # type: ignore[arg-type] # `columns` are fields of ServerLoad, histograms are HISTOGRAMS: tested
     )
+    return replace(load, running_requests=_running(row, page, load))
+
+
+def _running(row: EngineMetrics, page: Mapping[str, Sequence[Sample]], load: ServerLoad) -> float | None:
+    """None where the queue has a gauge, but the gauge no value: nobody knows then how many are in flight."""
+    running, waiting = load.running_requests, load.waiting_requests
+    if waiting is None:
+        is_hidden = any(name in page for name in _series_names(row.waiting_requests))
+        return None if is_hidden else running
+    return max(0.0, running - waiting) if row.running_holds_waiting and running is not None else running
+
+
+def _series_names(column: Column) -> set[str]:
+    return {series.name for alternative in column for series in alternative}
 
 
 def _samples(text: str) -> Mapping[str, Sequence[Sample]]:
-    """By the name in the page."""
+    """By the name in the table; those whose value cannot be are left out, but not their name."""
     page: dict[str, list[Sample]] = {}
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if math.isfinite(sample.value) and sample.value >= 0.0 and _is_first_rank(sample):
-                    page.setdefault(sample.name, []).append(sample)
+                known = page.setdefault(_SPELT.get(sample.name, sample.name), [])
+                if math.isfinite(sample.value) and sample.value >= 0.0:
+                    known.append(sample)
     except (ValueError, LookupError, TypeError) as error:  # whatever the parser stumbles over
         raise PageError(f"is broken ({str(error)[:80]!r})") from None
     return page
 
 
-def _is_first_rank(sample: Sample) -> bool:
-    return all(sample.labels.get(label, "0") == "0" for label in SAME_WORK_LABELS)
+def _counted_once(row: EngineMetrics, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Of ranks with the same work the lowest; of a total and its parts the total."""
+    if not samples or not (row.repeats or row.totals):
+        return samples
+    lowest: dict[Labels, Sample] = {}
+    for sample in sorted(samples, key=lambda one: [_rank(one, label) for label in row.repeats]):
+        lowest.setdefault(_labels(sample, without=row.repeats), sample)
+    kept = list(lowest.values())
+    for label, total in row.totals:
+        others = (*row.repeats, label)
+        whole = {_labels(one, without=others) for one in kept if one.labels.get(label, total) == total}
+        kept = [
+            one for one in kept if one.labels.get(label, total) == total or _labels(one, without=others) not in whole
+        ]
+    return kept
+
+
+def _labels(sample: Sample, *, without: Sequence[str]) -> Labels:
+    return frozenset((name, value) for name, value in sample.labels.items() if name not in without)
+
+
+def _rank(sample: Sample, label: str) -> tuple[int, str]:
+    value = sample.labels.get(label, "")
+    return (int(value) if value.isdecimal() else -1, value)
 
 
 def _ours(page: Mapping[str, Sequence[Sample]], row: EngineMetrics, model: str) -> Mapping[str, Sequence[Sample]]:

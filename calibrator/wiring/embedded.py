@@ -19,7 +19,8 @@ STOP_TIMEOUT_S = 3.0
 
 def demo_workload(parameters: str) -> dict[str, object]:
     """The traffic that a parameter set is meant for, as a configuration spells it."""
-    written = [field.name for field in fields(WorkloadClass) if field.name != "sizes"]  # sizes come from a trace file
+    elsewhere = ("sizes", "max_prompt_tokens")  # from a trace file, and of the whole workload
+    written = [field.name for field in fields(WorkloadClass) if field.name not in elsewhere]
     return {"classes": [{name: getattr(one, name) for name in written} for one in WORKLOADS[parameters].classes]}
 
 

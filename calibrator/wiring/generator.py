@@ -97,6 +97,7 @@ def closed_loop(order: SweepOrder, facts: BackendFacts, index: int, step: int) -
         stall_timeout_s=stall_s,
         total_timeout_s=TOTAL_STALLS * stall_s,
         trace=ProbeTrace(order.sweep_id, order.sampled_probes_ratio),
+        adjustments=facts.adjustments,
     )
     prompts = PromptFactory(
         order.workload,

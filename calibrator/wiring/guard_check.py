@@ -1,4 +1,4 @@
-"""What the guard will count, told before it runs: the bucket bound of each objective, from one look at the engine."""
+"""What the guard will count, before it runs: the bucket bound of each objective, from one scrape of the engine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from calibrator.telemetry.scrape import HttpTelemetry
 
 
 async def guard_lines(plans: Sequence[BackendPlan]) -> list[str]:
-    """One line an objective, in the order of the plans; engines are asked all at once, for a second."""
-    loads = await asyncio.gather(*(_look(plan) for plan in plans))
-    return [
-        f"{plan.name}: {guard_line(objective, load) if plan.guard.enabled else 'the guard is off'}"
-        for plan, load in zip(plans, loads, strict=True)
-        for objective in plan.objectives[: None if plan.guard.enabled else 1]
-    ]
+    """In the order of the plans why a metrics page cannot be had, and a line for each objective.
+
+    Engines are asked all at once, for a second.
+    """
+    scrapes = await asyncio.gather(*(_scrape(plan) for plan in plans))
+    lines = []
+    for plan, (load, problem) in zip(plans, scrapes, strict=True):
+        if problem:
+            lines.append(f"{plan.name}: {problem}")
+        if plan.guard.enabled:
+            lines += [f"{plan.name}: {guard_line(objective, load)}" for objective in plan.objectives]
+        else:
+            lines.append(f"{plan.name}: the guard is off")
+    return lines
 
 
-async def _look(plan: BackendPlan) -> ServerLoad | None:
-    if not plan.guard.enabled:
-        return None
+async def _scrape(plan: BackendPlan) -> tuple[ServerLoad | None, str]:
+    """What the engine shows, or why it shows nothing: a sweep needs its page, too."""
     url = plan.replicas.urls[0] if plan.replicas.urls else plan.target.url
     telemetry = HttpTelemetry(replace(plan.target, url=url))
     try:
-        return await telemetry.scrape()
+        return await telemetry.scrape(), telemetry.problem
     finally:
         await telemetry.close()
 

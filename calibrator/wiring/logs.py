@@ -22,7 +22,7 @@ from calibrator.settings import Settings
 from calibrator.settings.plans import known_secrets
 
 HIDDEN = "[redacted]"
-LEAST_CHARACTERS = 6  # shorter ones would blacken words that only look alike
+LEAST_CHARACTERS = 6  # shorter ones would blacken words that are only similar
 _CREDENTIALS = (
     (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?!realm=)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{HIDDEN}"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)[^\s/@'\"]+(@)"), rf"\1{HIDDEN}\2"),

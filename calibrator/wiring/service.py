@@ -23,7 +23,6 @@ from calibrator import __version__
 from calibrator.clock import SystemClock
 from calibrator.ports.operator import Operator
 from calibrator.ports.store import Store
-from calibrator.service.supervisor import Supervisor
 from calibrator.settings import Settings, backend_plans
 from calibrator.telemetry.scrape import HttpTelemetry
 from calibrator.web.app import create_app
@@ -37,6 +36,7 @@ from calibrator.wiring.server.listening import listen
 from calibrator.wiring.server.tls import ServerTls
 from calibrator.wiring.start_selftest import rate_generator
 from calibrator.wiring.stores import lease_policy, make_store
+from calibrator.wiring.supervision import make_supervisor
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import TracedRunner, sweep_tracer
 
@@ -70,7 +70,7 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
     listener = listen(settings.listen.host, settings.listen.port)
     store = make_store(settings, environ)
     tracer = sweep_tracer(settings.tracing, environ, clock)
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         plans,
         runner=TracedRunner(
             sweep_runner(load, LogPlan(settings.log.level, settings.log.format)),
@@ -113,8 +113,8 @@ async def running_service(settings: Settings, environ: Mapping[str, str]) -> Asy
         if tls is not None:
             tasks.append(asyncio.create_task(tls.follow()))
         if settings.load.selftest:
-            told = supervisor.rate_generator
-            tasks.append(asyncio.create_task(rate_generator(plans, told, measures_here=load.kind == "processes")))
+            report = supervisor.rate_generator
+            tasks.append(asyncio.create_task(rate_generator(plans, report, measures_here=load.kind == "processes")))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         try:
@@ -137,13 +137,13 @@ async def _close(store: Store) -> None:
             await store.close()
 
 
-async def until_told_to_stop(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
+async def until_signalled(signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
     """Return at the first of them."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     for number in signals:
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, signalled.set)
     try:
-        await told.wait()
+        await signalled.wait()
     finally:
         for number in signals:
             loop.remove_signal_handler(number)

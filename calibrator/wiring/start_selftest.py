@@ -17,9 +17,9 @@ from calibrator.wiring.generator import node_selftest
 
 
 async def rate_generator(
-    plans: Sequence[BackendPlan], told: Callable[[float | None], None], *, measures_here: bool
+    plans: Sequence[BackendPlan], report: Callable[[float | None], None], *, measures_here: bool
 ) -> None:
-    """Log the result, tell the events a second, and warn of sweeps that this machine cannot measure.
+    """Log the result, report the events a second, and warn of sweeps that this machine cannot measure.
 
     `measures_here` False: other machines do; each is tested before its first worker.
     """
@@ -29,7 +29,7 @@ async def rate_generator(
     except CalibratorError as error:
         log.warning("the self-test of the load generator failed", reason=str(error))
         return
-    told(result.events_per_s)
+    report(result.events_per_s)
     log.info(
         "load generator tested",
         cores=result.cores,

@@ -31,7 +31,7 @@ async def sweep_entry(
     plan: LoadPlan, logs: LogPlan, order: SweepOrder, listener: SweepListener, permit: Permit
 ) -> SweepRecord:
     """Carry out one sweep over HTTP in this process (picklable: `ProcessSweepRunner` runs it in a child)."""
-    configure_logs(replace(logs, secrets=() if order.target.api_key is None else (order.target.api_key,)))
+    configure_logs(replace(logs, secrets=order.target.secrets))
     clock = SystemClock()
     telemetry = HttpTelemetry(order.target)
     try:

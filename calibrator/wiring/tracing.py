@@ -5,7 +5,7 @@
 | given | any | installed | traces go to `tracing.endpoint` |
 | given | any | missing | refused: somebody waits for traces |
 | - | set | installed | traces go there, unless `OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none` |
-| - | set | missing | none, said once: such variables are often set for a whole cluster |
+| - | set | missing | none, logged once: such variables are often set for a whole cluster |
 | - | - | any | none |
 
 Only OTLP over HTTP is spoken: with `OTEL_EXPORTER_OTLP_PROTOCOL=grpc` the address is another server's.
@@ -27,7 +27,7 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError, ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, SweepRunner, SweepTracer, forever
-from calibrator.service.backend.state import begun
+from calibrator.service.backend.outcome import begun
 from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.telemetry.otlp import OtlpTracer
 
@@ -84,22 +84,22 @@ class TracedRunner:
         order = replace(order, sampled_probes_ratio=self._sampled_probes_ratio)
         if self._tracer is None:
             return await self._runner.run(order, listener, permit)
-        ear = _Ear(listener, begun(order))
+        recorder = _NewestRecord(listener, begun(order))
         try:
-            record = await self._runner.run(order, ear, permit)
+            record = await self._runner.run(order, recorder, permit)
         except asyncio.CancelledError:
-            self._tracer.ended(replace(ear.newest, outcome=SweepOutcome.INTERRUPTED, reason="cut off"))
+            self._tracer.ended(replace(recorder.newest, outcome=SweepOutcome.INTERRUPTED, reason="cut off"))
             raise
         except CalibratorError as error:
-            failed = replace(ear.newest, outcome=SweepOutcome.ERROR, reason=error.cause, remedy=error.remedy)
+            failed = replace(recorder.newest, outcome=SweepOutcome.ERROR, reason=error.cause, remedy=error.remedy)
             self._tracer.ended(failed)
             raise
         self._tracer.ended(record)
         return record
 
 
-class _Ear:
-    """Port `SweepListener`: passes on, and remembers the newest record."""
+class _NewestRecord:
+    """Port `SweepListener`: passes on, and keeps the newest record."""
 
     def __init__(self, listener: SweepListener, newest: SweepRecord) -> None:
         self._listener = listener

@@ -20,6 +20,7 @@ import yaml
 from support.web_fakes import FakeOperator, app_of, snapshot
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
+from calibrator.telemetry.reference import engines_markdown
 from calibrator.web.prometheus.metrics import reference_markdown as metrics_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "alerts": alerts_markdown,
     "routes": routes_markdown,
     "layers": import_matrix.matrices,
+    "engines": engines_markdown,
     "curve": measurements.curve,
     "long_prompts": measurements.long_prompts,
     "single_points": measurements.single_points,

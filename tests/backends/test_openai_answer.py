@@ -17,7 +17,7 @@ from support.wire import usage as tokens
 
 from calibrator.backends.http1 import Http1Connection, Timeouts
 from calibrator.backends.openai_answer import Answer, gap_quantiles
-from calibrator.core.records.sample import Failure, FailureKind, Flight, Sample
+from calibrator.core.records.sample import Failure, FailureKind, Fault, Flight, Sample
 
 
 def play(*reads: bytes, stream: bool = True, closes: bool = False) -> Sample:
@@ -167,18 +167,69 @@ REFUSAL = {"error": {"message": "queue is full", "type": "Service Unavailable", 
         ([event({"object": "error", "message": "no", "code": 400})], Failure(FailureKind.ERROR_EVENT, "no", 400)),
         ([event({"error": "no"})], Failure(FailureKind.ERROR_EVENT, "no")),
         ([b"event: error\ndata: overloaded\n\n"], Failure(FailureKind.ERROR_EVENT, "overloaded")),
+        # llama.cpp until September 2025: a field of its own, then [DONE]
+        ([b'error: {"code":400,"message":"too long"}\n\n', DONE], Failure(FailureKind.ERROR_EVENT, "too long", 400)),
+        # a proxy that hands on an engine's error without the form of an event, at once and in mid-answer
+        ([b'{"error":{"code":400,"message":"too long"}}'], Failure(FailureKind.ERROR_EVENT, "too long", 400)),
+        ([ROLE, b'{"error":{"code":503,"message":"full"}}\n'], Failure(FailureKind.ERROR_EVENT, "full", 503)),
+        # Dynamo: the reason stands in a comment
+        ([ROLE, b"event: error\n: gave up\n\n", DONE], Failure(FailureKind.ERROR_EVENT, "gave up")),
+        ([HELLO, b"event: error\n: gave up\n\n", DONE], Failure(FailureKind.TRUNCATED, "broke off: gave up")),
+        (
+            [b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"hot"}}\n\n'],
+            Failure(FailureKind.ERROR_EVENT, "hot", 529),
+        ),
+        (
+            [event({"message": "busy", "type": "Overloaded", "code": 529, "object": "error"})],
+            Failure(FailureKind.ERROR_EVENT, "busy", 529),
+        ),
+        (
+            [event({"error": {"message": "too long", "code": "context_length_exceeded"}})],
+            Failure(FailureKind.ERROR_EVENT, "too long", 400),
+        ),
+        (
+            [HELLO, event({"error": {"message": "engine died", "code": 500}}), DONE],
+            Failure(FailureKind.TRUNCATED, "broke off: engine died", 500),
+        ),
+        (
+            [event({"error": {"message": "30 requests per minute", "code": 429}})],
+            Failure(FailureKind.QUOTA, "30 requests per minute", 429),
+        ),
+        (
+            [event({"error": {"message": "too many concurrent requests", "code": 429}})],
+            Failure(FailureKind.ERROR_EVENT, "too many concurrent requests", 429),
+        ),
         (
             [HELLO, chunk({}, finish="abort")],
             Failure(FailureKind.ERROR_EVENT, "the engine gave up: finish_reason 'abort'"),
         ),
         ([ROLE, HELLO], Failure(FailureKind.TRUNCATED, "ended without a finish_reason")),
         ([ROLE, HELLO, DONE], Failure(FailureKind.TRUNCATED, "ended without a finish_reason")),
-        ([HELLO, FINISH[:-2]], Failure(FailureKind.TRUNCATED, "ended without a finish_reason")),
-        ([b"\n\n"], Failure(FailureKind.PROTOCOL, "no event in the stream", 200)),
-        ([b"hello world"], Failure(FailureKind.PROTOCOL, "no event in the stream", 200)),
-        ([b"data: {]\n\n", FINISH], Failure(FailureKind.PROTOCOL, "an event that is not a JSON object")),
-        ([b"data: [1]\n\n", FINISH], Failure(FailureKind.PROTOCOL, "an event that is not a JSON object")),
-        ([b"data: \xff\xfe\n\n", FINISH], Failure(FailureKind.PROTOCOL, "an event that is not a JSON object")),
+        (
+            [HELLO, FINISH[:-4]],
+            Failure(FailureKind.TRUNCATED, "ended without a finish_reason; what came instead: part of an answer"),
+        ),
+        (
+            [HELLO, b"upstream reset\n"],
+            Failure(FailureKind.TRUNCATED, "ended without a finish_reason; what came instead: upstream reset"),
+        ),
+        ([b"\n\n"], Failure(FailureKind.PROTOCOL, "no event in the stream", 200, Fault.NO_EVENTS)),
+        (
+            [b"hello world"],
+            Failure(FailureKind.PROTOCOL, "no event in the stream, but: hello world", 200, Fault.NO_EVENTS),
+        ),
+        (
+            [b"data: {]\n\n", FINISH],
+            Failure(FailureKind.PROTOCOL, "an event that is not a JSON object: {]", None, Fault.NO_EVENTS),
+        ),
+        (
+            [b"data: [1]\n\n", FINISH],
+            Failure(FailureKind.PROTOCOL, "an event that is not a JSON object: [1]", None, Fault.NO_EVENTS),
+        ),
+        (
+            [b"data: \xff\xfe\n\n", FINISH],
+            Failure(FailureKind.PROTOCOL, "an event that is not a JSON object: \ufffd\ufffd", None, Fault.NO_EVENTS),
+        ),
     ],
 )
 def test_failures_inside_a_200_stream(events: list[bytes], failure: Failure) -> None:
@@ -216,18 +267,123 @@ def test_a_redirect_is_not_followed_and_says_where_to() -> None:
     assert sample.failure == Failure(FailureKind.STATUS, "redirects to https://elsewhere/v1", 307)
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/html; charset=utf-8"])
+@pytest.mark.parametrize("content_type", ["application/json", "text/html; charset=utf-8", "text/event-stream", ""])
 def test_a_document_where_a_stream_was_asked_for(content_type: str) -> None:
     failure = play(sized(b"<html></html>", "200 OK", content_type)).failure
-    assert failure == Failure(FailureKind.PROTOCOL, "the answer is not a JSON object", 200)
+    assert failure == Failure(FailureKind.PROTOCOL, "the answer is not a JSON object: <html></html>", 200)
     failure = play(sized(json.dumps(REFUSAL).encode(), "200 OK", content_type)).failure
     assert failure == Failure(FailureKind.ERROR_EVENT, "queue is full", 503)
     failure = play(sized(b'{"choices":[{"message":{}}]}', "200 OK", content_type)).failure
-    assert failure == Failure(FailureKind.PROTOCOL, "a stream was asked for, one document came", 200)
+    assert failure is not None
+    assert (failure.kind, failure.fault) == (FailureKind.PROTOCOL, Fault.NOT_STREAMED)
 
 
-def test_a_stream_under_a_wrong_content_type_is_still_read() -> None:
-    assert play(sized(GOOD_BODY, "200 OK", "text/plain")).failure is None
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json", "text/html", ""])
+@pytest.mark.parametrize("before", [b"", b"\n\n", b"\xef\xbb\xbf", b": hello\n\n"])
+def test_a_stream_under_a_wrong_content_type_is_still_read(content_type: str, before: bytes) -> None:
+    sample = play(
+        head("200 OK", content_type, f"Content-Length: {len(before + GOOD_BODY)}"), before[:1], before[1:], GOOD_BODY
+    )
+    assert (sample.failure, sample.token_events, sample.completion_tokens) == (None, 3, 3)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_events_that_a_single_newline_ends_are_stamped_when_they_come(end: bytes) -> None:
+    lines = [part.strip() + end for part in (ROLE, HELLO, HELLO, HELLO, FINISH, USAGE, DONE)]
+    sample = play_events(*lines)
+    assert sample.completed
+    assert (sample.ttft_s, sample.last_token_s, sample.token_events, sample.tpot_s) == (3.0, 5.0, 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("events", "failure"),
+    [
+        ([HELLO * 4, event({"choices": [], "usage": tokens(7, 4)}), DONE], None),  # closes the answer
+        ([HELLO * 4, chunk({}, usage=tokens(7, 4)), DONE], None),  # as many as were asked for
+        ([HELLO * 3, chunk({}, usage=tokens(7, 3)), DONE], FailureKind.TRUNCATED),  # in mid-answer
+        ([HELLO * 4, DONE], FailureKind.TRUNCATED),
+        ([HELLO * 4, chunk({}, usage=tokens(0, 0)), DONE], FailureKind.TRUNCATED),
+    ],
+)
+def test_usage_may_prove_an_answer_complete_where_no_finish_reason_does(
+    events: list[bytes], failure: FailureKind | None
+) -> None:
+    found = play_events(*events).failure
+    assert (None if found is None else found.kind) is failure
+
+
+def test_zero_usage_is_no_count() -> None:
+    sample = play_events(HELLO, FINISH, event({"choices": [], "usage": tokens(0, 0)}))
+    assert (sample.failure, sample.prompt_tokens, sample.completion_tokens) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("reads", "token_reads"),
+    [
+        ([ROLE, HELLO, HELLO, HELLO, FINISH], 3),
+        ([ROLE + HELLO + HELLO + HELLO + FINISH], 1),
+        ([ROLE + HELLO + HELLO, HELLO + FINISH], 2),
+        ([ROLE, DONE], 0),
+    ],
+)
+def test_reads_that_bring_tokens_are_counted(reads: list[bytes], token_reads: int) -> None:
+    assert play_events(*reads).token_reads == token_reads
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "body", "kind"),
+    [
+        (429, ("Retry-After: 12",), b"slow down", FailureKind.QUOTA),
+        (429, ("x-ratelimit-remaining-requests: 0",), b"slow down", FailureKind.QUOTA),
+        (429, ("anthropic-ratelimit-requests-reset: 1",), b"slow down", FailureKind.QUOTA),
+        (429, (), b'{"error":{"message":"Rate limit reached: 3 requests per min (RPM)"}}', FailureKind.QUOTA),
+        (429, (), b'{"error":{"message":"You exceeded your current quota"}}', FailureKind.QUOTA),
+        (429, (), b"slow down", FailureKind.STATUS),
+        (429, ("Retry-After: 1",), b'{"error":{"message":"full","code":"concurrency_cap"}}', FailureKind.STATUS),
+        (429, ("Retry-After: 1",), b"Limit type: max_parallel_requests", FailureKind.STATUS),
+        (503, ("Retry-After: 1",), b"loading", FailureKind.STATUS),
+        (529, (), b'{"message":"Service temporarily overloaded","type":"Overloaded","code":529}', FailureKind.STATUS),
+    ],
+)
+def test_a_quota_is_told_from_a_refusal_because_of_load(
+    status: int, more: tuple[str, ...], body: bytes, kind: FailureKind
+) -> None:
+    failure = play(sized(body, f"{status} X", "application/json", *more)).failure
+    assert failure is not None
+    assert (failure.kind, failure.status, failure.is_refusal) == (kind, status, True)
+    assert all(header in failure.detail.lower() for header in map(str.lower, more)) == (
+        kind is FailureKind.QUOTA or not more
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"error": {"message": "bad value", "param": "min_tokens"}}, "bad value (min_tokens)"),
+        ({"error": {"message": "bad 'min_tokens'", "param": "min_tokens"}}, "bad 'min_tokens'"),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "extra"}, {"loc": ["body", "x"], "msg": "no"}]},
+         "body.seed: extra; body.x: no"),
+        ({"message": {"detail": [{"loc": ["body", "seed"], "msg": "extra"}]}}, "body.seed: extra"),
+        ([{"error": {"message": "Unknown name", "code": 400}}], "Unknown name"),
+        ({"error": "overloaded", "error_type": "overloaded"}, "overloaded"),
+    ],
+)  # fmt: skip
+def test_the_servers_words_are_found_wherever_they_stand(body: object, words: str) -> None:
+    failure = play(sized(json.dumps(body).encode(), "400 Bad Request", "application/json")).failure
+    assert failure == Failure(FailureKind.STATUS, words, 400)
+
+
+def test_another_compression_than_gzip_is_named() -> None:
+    failure = play(sized(b"\x00", "200 OK", "text/event-stream", "Content-Encoding: br")).failure
+    assert failure is not None
+    assert (failure.kind, failure.fault) == (FailureKind.PROTOCOL, Fault.ENCODING)
+    assert "content-encoding br" in failure.detail
+
+
+def test_a_tls_alert_in_answer_to_plain_http_is_told_as_such() -> None:
+    failure = play(b"\x15\x03\x01\x00\x02\x02\x46").failure
+    assert failure is not None
+    assert failure.fault is Fault.TLS_PORT
 
 
 def test_headers_that_come_with_the_first_token_only() -> None:

@@ -278,7 +278,7 @@ def test_a_session_that_ends_leads_to_the_sign_in_form(browser: Browser) -> None
         at.wait_until_live()
         site.read_tokens = ("rotated",)
         at.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # connects anew
-        expect(at.page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=20_000)
+        expect(at.page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=120_000)
 
 
 def test_what_somebody_types_is_not_taken_away(browser: Browser) -> None:

@@ -49,6 +49,14 @@ def test_the_options_of_sweep_stand_in_groups() -> None:
     assert text.index("--overload") > text.index("Search and budgets")
 
 
+def test_help_imports_neither_numerics_nor_a_server() -> None:
+    """It is typed, and completed in shells, far more often than a sweep is run."""
+    heavy = {"numpy", "scipy", "pydantic", "sqlalchemy", "httpx", "starlette"}
+    code = f"import sys, calibrator.cli.app; print(sorted({heavy!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
 

@@ -49,6 +49,13 @@ def test_levels_are_measured_with_two_hundred_requests_unless_told() -> None:
         ({"output_tokens": 0}, "impossible"),
         ({"trace": Path("/no/such/file")}, "cannot be read"),
         ({"prefix_reuse_ratio": 1.0}, "prefix reuse"),
+        ({"url": "http://host/v1?api-version=1&key=s3cret"}, "holds a secret in its query: key"),
+        ({"metrics_url": "http://host/metrics?token=s3cret"}, "holds a secret in its query: token"),
+        ({"api_key_in": "cookie"}, "not a place for a key"),
+        ({"api_key_in": "header:Host"}, "not a place for a key"),
+        ({"header_env": ("X-Org=NO_SUCH_VARIABLE",)}, "not set"),
+        ({"header_env": ("Content-Length=PATH",)}, "sets itself"),
+        ({"header_env": ("a b=PATH",)}, "not the name of a header"),
     ],
 )
 def test_impossible_options_are_refused(change: dict[str, object], cause: str) -> None:
@@ -64,6 +71,32 @@ def test_a_trace_replaces_the_lengths(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt_tokens": 900, "output_tokens": 3, "stream": false}\n')
     with pytest.raises(ConfigurationError, match="without streaming"):
         order_from(replace(GOOD, trace=tmp_path / "t.jsonl"))
+
+
+def test_a_query_stays_and_keys_and_headers_go_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "k-1234")
+    monkeypatch.setenv("ORG", "org-1234")
+    url = "https://host/openai/deployments/m/?api-version=2024-10-21"
+    azure = replace(
+        GOOD, url=url, api_key_env="KEY", api_key_in="header:api-key", header_env=("OpenAI-Organization=ORG",)
+    )
+    target = order_from(azure).target
+    assert target.url == "https://host/openai/deployments/m?api-version=2024-10-21"
+    assert target.credentials == (("api-key", "k-1234"), ("OpenAI-Organization", "org-1234"))
+    assert target.secrets == ("k-1234", "org-1234")
+    assert "1234" not in repr(target)
+    target = order_from(replace(GOOD, api_key_env="KEY", api_key_in="query:key")).target
+    assert (target.credentials, target.key_query) == ((), "key=k-1234")
+
+
+def test_long_prompts_are_cut_whatever_the_workload_is_made_of(tmp_path: Path) -> None:
+    order = order_from(replace(GOOD, prompt_sigma=1.0, max_prompt_tokens=1000))
+    assert order.workload.longest_prompt_tokens == 1000
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"prompt_tokens": 3000, "output_tokens": 8}\n{"prompt_tokens": 30, "output_tokens": 8}\n')
+    order = order_from(replace(GOOD, trace=trace, max_prompt_tokens=1000))
+    assert order.workload.longest_prompt_tokens == 1000
+    assert "cut at 1000 (0.5 of them)" in str(order.workload)
 
 
 def test_the_api_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,9 +72,9 @@ def _use(reopen: Reopen, work: Callable[[Keeper], Awaitable[None]]) -> None:
 
 
 async def hold(store: Keeper, group: str = "chat", holder: str = "a", lease_s: float = 60.0) -> Lease:
-    tenure = await store.leases.acquire(group, holder, lease_s)
-    assert tenure is not None
-    return tenure
+    lease = await store.leases.acquire(group, holder, lease_s)
+    assert lease is not None
+    return lease
 
 
 def test_an_empty_store_knows_nothing(reopen: Reopen) -> None:
@@ -103,9 +103,9 @@ def test_everything_written_is_read_back_equal_after_a_restart(reopen: Reopen) -
 
 def test_the_newest_version_of_each_backend_is_the_latest(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
-        tenure = await hold(store)
+        lease = await hold(store)
         for backend, version in (("chat", 9), ("chat", 10), ("chat", 2), ("embed", 1)):
-            await store.add_recommendation(recommendation(backend, version), tenure)
+            await store.add_recommendation(recommendation(backend, version), lease)
         latest = {(one.backend, one.version) for one in await store.latest_recommendations()}
         assert latest == {("chat", 10), ("embed", 1)}
 
@@ -114,10 +114,10 @@ def test_the_newest_version_of_each_backend_is_the_latest(reopen: Reopen) -> Non
 
 def test_a_version_that_exists_is_refused_and_the_first_one_stays(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
-        tenure = await hold(store)
-        await store.add_recommendation(recommendation(version=1, cap=32), tenure)
+        lease = await hold(store)
+        await store.add_recommendation(recommendation(version=1, cap=32), lease)
         with pytest.raises(StoreError, match=r"Version 1 of 'chat' exists already"):
-            await store.add_recommendation(recommendation(version=1, cap=64), tenure)
+            await store.add_recommendation(recommendation(version=1, cap=64), lease)
         assert [one.cap for one in await store.latest_recommendations()] == [32]
 
     _use(reopen, work)
@@ -127,11 +127,11 @@ def test_the_same_recommendation_again_is_stored_once_whoever_holds_the_lease_no
     """A commit whose answer was lost is tried again, and then says yes."""
 
     async def work(store: Keeper) -> None:
-        tenure = await hold(store, lease_s=-1.0)
-        await store.add_recommendation(recommendation(), tenure)
-        await store.add_recommendation(recommendation(), tenure)
+        lease = await hold(store, lease_s=-1.0)
+        await store.add_recommendation(recommendation(), lease)
+        await store.add_recommendation(recommendation(), lease)
         await hold(store, holder="b")
-        await store.add_recommendation(recommendation(), tenure)
+        await store.add_recommendation(recommendation(), lease)
         assert list(await store.latest_recommendations()) == [recommendation()]
 
     _use(reopen, work)
@@ -141,14 +141,14 @@ def test_old_recommendations_go(reopen: Reopen) -> None:
     """Keep 4: of versions 1 to 6, those from 3 on are there, and refuse another of their number."""
 
     async def work(store: Keeper) -> None:
-        tenure = await hold(store)
-        await store.add_recommendation(recommendation("embed", 1), tenure)
+        lease = await hold(store)
+        await store.add_recommendation(recommendation("embed", 1), lease)
         for version in range(1, 7):
-            await store.add_recommendation(recommendation(version=version), tenure)
-        await store.add_recommendation(recommendation(version=2, cap=99), tenure)
+            await store.add_recommendation(recommendation(version=version), lease)
+        await store.add_recommendation(recommendation(version=2, cap=99), lease)
         for backend, version in (("chat", 3), ("chat", 6), ("embed", 1)):
             with pytest.raises(StoreError, match="exists already"):
-                await store.add_recommendation(recommendation(backend, version, cap=99), tenure)
+                await store.add_recommendation(recommendation(backend, version, cap=99), lease)
 
     _use(reopen, work)
 
@@ -250,17 +250,17 @@ def test_a_share_table_is_written_under_the_lease_and_on_top_of_the_one_before(r
     async def scenario() -> None:
         store = reopen()
         await store.open()
-        tenure = await hold(store)
+        lease = await hold(store)
         assert await store.share_tables() == {}
-        await store.save_share_table("chat", table(1, 31), tenure, per_replica=False)
-        await store.save_share_table("chat", table(1, 9), tenure, per_replica=True)
-        await store.save_share_table("chat", table(2, 30), tenure, per_replica=False)
+        await store.save_share_table("chat", table(1, 31), lease, per_replica=False)
+        await store.save_share_table("chat", table(1, 9), lease, per_replica=True)
+        await store.save_share_table("chat", table(2, 30), lease, per_replica=False)
         for late in (table(2, 99), table(1, 99), table(4, 99)):
             with pytest.raises(StoreError, match="does not follow"):
-                await store.save_share_table("chat", late, tenure, per_replica=False)
+                await store.save_share_table("chat", late, lease, per_replica=False)
         later = await hold(store)  # the same holder, another epoch
         with pytest.raises(StaleLeaseError):
-            await store.save_share_table("chat", table(3, 99), tenure, per_replica=False)
+            await store.save_share_table("chat", table(3, 99), lease, per_replica=False)
         await store.save_share_table("chat", table(3, 12), later, per_replica=False)
         assert await store.share_tables() == {("chat", False): table(3, 12), ("chat", True): table(1, 9)}
         await store.close()
@@ -328,10 +328,10 @@ def test_one_override_a_backend_is_remembered_until_it_is_removed(reopen: Reopen
 
 def test_writers_at_the_same_time_all_succeed(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
-        tenure = await hold(store)
+        lease = await hold(store)
         async with asyncio.TaskGroup() as group:
             for number in range(20):
-                group.create_task(store.add_recommendation(recommendation(f"b{number}"), tenure))
+                group.create_task(store.add_recommendation(recommendation(f"b{number}"), lease))
                 group.create_task(store.save_sweep(running(f"s{number}", f"b{number}")))
                 group.create_task(store.latest_recommendations())
         assert len(await store.latest_recommendations()) == 20
@@ -372,10 +372,10 @@ def test_a_lease_that_ran_out_is_anybodys_and_until_then_its_holders(reopen: Reo
 
 def test_a_stale_epoch_publishes_nothing(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
-        tenure = await hold(store, holder="a", lease_s=-1.0)
-        await store.add_recommendation(recommendation(version=1), tenure)  # late, but nobody has taken over
+        lease = await hold(store, holder="a", lease_s=-1.0)
+        await store.add_recommendation(recommendation(version=1), lease)  # late, but nobody has taken over
         newer = await hold(store, holder="b")
-        forged = [tenure, replace(newer, holder="a"), replace(newer, epoch=newer.epoch + 1), replace(newer, group="x")]
+        forged = [lease, replace(newer, holder="a"), replace(newer, epoch=newer.epoch + 1), replace(newer, group="x")]
         for stale in forged:
             with pytest.raises(StaleLeaseError):
                 await store.add_recommendation(recommendation(version=2, cap=99), stale)
@@ -391,48 +391,48 @@ def test_a_stale_epoch_publishes_nothing(reopen: Reopen) -> None:
 def test_of_many_that_ask_for_a_lease_one_gets_it(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
         asked = await asyncio.gather(*(store.leases.acquire("chat", f"i{number}", 60.0) for number in range(8)))
-        assert len([tenure for tenure in asked if tenure is not None]) == 1
+        assert len([lease for lease in asked if lease is not None]) == 1
 
     _use(reopen, work)
 
 
 # -------------------------------------------------------------------------------------- what instances tell each other
-def test_activities_are_replaced_and_removed(reopen: Reopen) -> None:
+def test_statuses_of_sweeps_are_replaced_and_removed(reopen: Reopen) -> None:
     progress = Progress("s1", 8, "verdict", 10, 1, "inconclusive", 0.1, None, 40, 1800, 3.5, 1200.0, 8)
 
     async def work(store: Keeper) -> None:
-        await store.save_activity("chat", SweepStatus("s0", 4))
-        await store.save_activity("chat", SweepStatus("s1", 8, progress))
-        await store.save_activity("embed", SweepStatus("s2", 1))
-        await store.save_activity("embed", None)
-        assert dict(await store.activities()) == {"chat": SweepStatus("s1", 8, progress)}
+        await store.save_sweep_status("chat", SweepStatus("s0", 4))
+        await store.save_sweep_status("chat", SweepStatus("s1", 8, progress))
+        await store.save_sweep_status("embed", SweepStatus("s2", 1))
+        await store.save_sweep_status("embed", None)
+        assert dict(await store.sweep_statuses()) == {"chat": SweepStatus("s1", 8, progress)}
 
     _use(reopen, work)
 
 
-def test_a_wish_is_taken_once_in_the_order_of_asking(reopen: Reopen) -> None:
-    wishes = [ForwardedCommand("chat", f"s{number}", "a person", 10.0 + number) for number in range(12)]
+def test_a_command_is_taken_once_in_the_order_of_asking(reopen: Reopen) -> None:
+    commands = [ForwardedCommand("chat", f"s{number}", "a person", 10.0 + number) for number in range(12)]
 
     async def work(store: Keeper) -> None:
-        for wish in wishes:
-            await store.add_wish(wish)
-        await store.add_wish(ForwardedCommand("embed", "", "cancel", 5.0))
-        assert list(await store.take_wishes(["chat", "other"])) == wishes
-        assert list(await store.take_wishes(["chat"])) == []
-        assert list(await store.take_wishes(["embed"])) == [ForwardedCommand("embed", "", "cancel", 5.0)]
+        for command in commands:
+            await store.add_command(command)
+        await store.add_command(ForwardedCommand("embed", "", "cancel", 5.0))
+        assert list(await store.take_commands(["chat", "other"])) == commands
+        assert list(await store.take_commands(["chat"])) == []
+        assert list(await store.take_commands(["embed"])) == [ForwardedCommand("embed", "", "cancel", 5.0)]
 
     _use(reopen, work)
 
 
-def test_the_last_memory_of_each_kind_survives_a_restart(reopen: Reopen) -> None:
+def test_the_last_checkpoint_of_each_kind_survives_a_restart(reopen: Reopen) -> None:
     async def write(store: Keeper) -> None:
-        await store.save_memory("chat", "triggers", "old")
-        await store.save_memory("chat", "triggers", "new")
-        await store.save_memory("chat", "guard", "{}")
-        await store.save_memory("embed", "guard", "other")
+        await store.save_checkpoint("chat", "triggers", "old")
+        await store.save_checkpoint("chat", "triggers", "new")
+        await store.save_checkpoint("chat", "guard", "{}")
+        await store.save_checkpoint("embed", "guard", "other")
 
     async def read(store: Keeper) -> None:
-        assert dict(await store.memories("chat")) == {"triggers": "new", "guard": "{}"}
+        assert dict(await store.checkpoints("chat")) == {"triggers": "new", "guard": "{}"}
 
     _use(reopen, write)
     _use(reopen, read)
@@ -448,10 +448,10 @@ def test_waiting_for_news_ends_at_its_limit(reopen: Reopen) -> None:
 
 def test_what_was_published_is_read_newest_first_up_to_the_limit(reopen: Reopen) -> None:
     async def work(store: Keeper) -> None:
-        tenure = await hold(store)
+        lease = await hold(store)
         for version in (1, 2, 3):
-            await store.add_recommendation(recommendation(version=version), tenure)
-        await store.add_recommendation(recommendation("embed"), tenure)
+            await store.add_recommendation(recommendation(version=version), lease)
+        await store.add_recommendation(recommendation("embed"), lease)
         assert list(await store.recommendations("chat", 2)) == [recommendation(version=3), recommendation(version=2)]
         assert list(await store.recommendations("nobody", 2)) == []
 

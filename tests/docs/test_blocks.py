@@ -114,7 +114,7 @@ def test_commands_run(block: Block, site: Site) -> None:
     for program in ("curl", "jq"):
         if program in block.text:
             found = subprocess.run(["bash", "-c", f"command -v {program}"], capture_output=True, check=False)
-            require(program, found=found.returncode == 0, remedy=f"apt-get install {program}")
+            require(program, found=found.returncode == 0, remedy="make programs")
     folder, path = site.folder_of(block.page), f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", site.adapted(block.commands)],
@@ -151,7 +151,13 @@ def accept_yaml(document: dict[str, Any], *, is_of_chart: bool) -> None:
     elif "plugins" not in document:  # Kong's, APISIX's
         whole = document if "backends" in document else {**FRAGMENT_BASE, **document}
         whole["backends"] = {name: {"fallback_cap": 1, **one} for name, one in whole["backends"].items()}
-        assert backend_plans(parse_settings(whole), {"OPERATOR_TOKEN": TOKEN, "DATABASE_URL": "postgresql://u:p@h/n"})
+        environ = {
+            "OPERATOR_TOKEN": TOKEN,
+            "DATABASE_URL": "postgresql://u:p@h/n",
+            "AZURE_KEY": "k",
+            "ORGANIZATION": "o",
+        }
+        assert backend_plans(parse_settings(whole), environ)
 
 
 def test_every_block_says_what_it_is() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.in_process import run_in_process
 from support.service_process import run_calibrator, write_config
 
 SECRET = "s3cret-of-the-engine"
@@ -44,16 +45,16 @@ def test_a_valid_configuration_is_explained_and_costed(tmp_path: Path) -> None:
 
 def test_what_is_shown_is_a_configuration_itself(tmp_path: Path) -> None:
     config = write_config(tmp_path, tree())
-    first = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET}).stdout
+    first = run_in_process("check", "--config", config, environ={"ENGINE_KEY": SECRET}).stdout
     config.write_text(first.split("# Cost of a sweep")[0])
-    again = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET})
+    again = run_in_process("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (again.returncode, again.stdout) == (0, first)
 
 
 def test_tokens_are_named_by_their_fingerprints(tmp_path: Path) -> None:
     token = "an-operator-token"
     config = write_config(tmp_path, tree() | {"auth": {"operator_tokens": [{"env": "OPERATOR"}]}})
-    done = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET, "OPERATOR": token})
+    done = run_in_process("check", "--config", config, environ={"ENGINE_KEY": SECRET, "OPERATOR": token})
     assert done.returncode == 0
     assert f"auth.operator_tokens[0]: {hashlib.sha256(token.encode()).hexdigest()[:8]}\n" in done.stdout
     assert token not in done.stdout
@@ -73,7 +74,7 @@ def test_tokens_are_named_by_their_fingerprints(tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_work_is_refused(
     changes: dict[str, object], words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = run_calibrator("check", "--config", write_config(tmp_path, tree(**changes)), environ={"ENGINE_KEY": SECRET})
+    done = run_in_process("check", "--config", write_config(tmp_path, tree(**changes)), environ={"ENGINE_KEY": SECRET})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("calibrator: ")
     assert "Traceback" not in done.stderr
@@ -84,7 +85,7 @@ def test_a_configuration_that_cannot_work_is_refused(
 
 def test_every_problem_is_named_in_one_run(tmp_path: Path) -> None:
     wrong = tree(url="vllm:8000", fallback_cap=0, every="6", bounds={"minn": 1}) | {"listen": {"port": 99999}}
-    done = run_calibrator("check", "--config", write_config(tmp_path, wrong), environ={"ENGINE_KEY": SECRET})
+    done = run_in_process("check", "--config", write_config(tmp_path, wrong), environ={"ENGINE_KEY": SECRET})
     assert done.returncode == 2
     assert "5 problems" in done.stderr
     for key in ("url", "fallback_cap", "every", "bounds.minn"):
@@ -95,7 +96,7 @@ def test_every_problem_is_named_in_one_run(tmp_path: Path) -> None:
 
 def test_every_missing_secret_is_named_in_one_run(tmp_path: Path) -> None:
     whole = tree() | {"auth": {"operator_tokens": [{"file": str(tmp_path / "none")}]}}
-    done = run_calibrator("check", "--config", write_config(tmp_path, whole))
+    done = run_in_process("check", "--config", write_config(tmp_path, whole))
     assert (done.returncode, done.stdout) == (2, "")
     assert "backends.chat.api_key" in done.stderr
     assert "auth.operator_tokens[0]" in done.stderr
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_configuration_is_refused(text: str | None, words: tup
     config = tmp_path / "calibrator.yaml"
     if text is not None:
         config.write_text(text)
-    done = run_calibrator("check", "--config", config)
+    done = run_in_process("check", "--config", config)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     for word in (str(config), *words):

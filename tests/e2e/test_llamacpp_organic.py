@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from support.independent_load import chat, make_prompt
 from support.llamacpp import LlamaServer, llama_server
-from support.llamacpp_pilot import limit_between, sweep
+from support.llamacpp_pilot import limit_between, objective, sweep
+from support.quiet_machine import TEST_LIMIT_S, judge
 
 SLOTS, STREAMS = 8, 3
 SHAPE = {"prompt_tokens": 64, "output_tokens": 96}
-ATTEMPTS = 3  # a stall of the machine during the pilot moves the limit, during the sweep the answer; honestly so
+LUCK = 1  # a stall during the pilot moves the limit, and one sweep in ten may err
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.engine
 
 
 @contextmanager
@@ -47,22 +48,25 @@ def live_streams(engine: LlamaServer, streams: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.timeout(TEST_LIMIT_S)
 def test_finds_the_slots_of_a_real_engine_that_serves_users_meanwhile(tiny_model: Path) -> None:
     with llama_server(model=tiny_model, slots=SLOTS) as engine:
-        found: list[int] = []
-        while len(found) < ATTEMPTS and not any(abs(capacity - SLOTS) <= 1 for capacity in found):
+
+        def attempt() -> None:
             limit_s = limit_between(engine, SLOTS, SLOTS + 1, **SHAPE)
             with live_streams(engine, STREAMS):
                 document = sweep(
-                    engine, "--objective", f"ttft p99 <= {limit_s * 1e3:.2f}ms", "--prompt-tokens", "64",
-                    "--output-tokens", "96", "--max", "32",
+                    engine, "--objective", objective(limit_s), "--prompt-tokens", "64", "--output-tokens", "96",
+                    "--max", "32",
                 )  # fmt: skip
             assert engine.gauges() == (0, 0), "nothing of ours is left in the engine"
             capacity, levels = document["capacity"], document["levels"]
             assert isinstance(levels, list)
             assert min(level["concurrency"] for level in levels) == STREAMS + 1
-            found.append(capacity["estimate"] if isinstance(capacity, dict) else 0)
             print(f"\nlimit {limit_s * 1e3:.1f} ms, found {capacity}: {document['reason']}")
             for level in levels:
                 print("  total", level["concurrency"], "n", level["n"], "exceeded", level["exceedances"])
-        assert abs(found[-1] - SLOTS) <= 1, found
+            assert isinstance(capacity, dict), document
+            assert abs(capacity["estimate"] - SLOTS) <= 1
+
+        judge(attempt, luck=LUCK)

@@ -1,7 +1,7 @@
 """The main job against a real engine: llama.cpp, whose knee is known without a clock.
 
 With S slots nothing waits up to S requests in flight, and one request waits at S + 1, on any machine. So with a TTFT
-limit between the P99 at S and at S + 1, found by a short pilot that shares no code with the product, the capacity is S.
+limit between the tails at S and S + 1, found by a short pilot that shares no code with the product, the capacity is S.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ from pathlib import Path
 import pytest
 from support.independent_load import hold_level
 from support.llamacpp import LlamaServer, llama_server
-from support.llamacpp_pilot import limit_between, sweep
+from support.llamacpp_pilot import QUANTILE, limit_between, objective, sweep
+from support.quiet_machine import TEST_LIMIT_S, judge
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
-
-
-ATTEMPTS = 3  # a stall of the machine during the pilot moves the limit, during the sweep the answer; honestly so
+pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("slots", [4, 8])
+LUCK = 1  # a stall during the pilot moves the limit, and one sweep in ten may err
+
+
+# With 8 slots, too, in test_llamacpp_organic.py, beside live users.
+@pytest.mark.timeout(TEST_LIMIT_S)
+@pytest.mark.parametrize("slots", [4, pytest.param(8, marks=pytest.mark.long)])
 def test_finds_the_slots_of_a_real_engine(slots: int, tiny_model: Path) -> None:
     with llama_server(model=tiny_model, slots=slots) as engine:
-        found: list[int] = []
-        while len(found) < ATTEMPTS and not any(abs(capacity - slots) <= 1 for capacity in found):
+
+        def attempt() -> None:
             limit_s = limit_between(engine, slots, slots + 1, prompt_tokens=64, output_tokens=96)
             document = sweep(
-                engine, "--objective", f"ttft p99 <= {limit_s * 1e3:.2f}ms", "--prompt-tokens", "64",
-                "--output-tokens", "96", "--max", "64",
+                engine, "--objective", objective(limit_s), "--prompt-tokens", "64", "--output-tokens", "96",
+                "--max", "64",
             )  # fmt: skip
             capacity = document["capacity"]
             assert isinstance(capacity, dict), document
             assert capacity["low"] <= capacity["estimate"] <= capacity["high"]
             assert engine.gauges() == (0, 0), "nothing of ours is left in the engine"
-            found.append(capacity["estimate"])
-        assert abs(found[-1] - slots) <= 1, found
+            assert abs(capacity["estimate"] - slots) <= 1
+
+        judge(attempt, luck=LUCK)
 
 
 def exceeding_ratio(engine: LlamaServer, users: int, limit_s: float, **shape: int) -> float:
@@ -49,28 +53,29 @@ def exceeding_ratio(engine: LlamaServer, users: int, limit_s: float, **shape: in
     return statistics.median(runs)
 
 
+@pytest.mark.timeout(TEST_LIMIT_S)
 def test_finds_a_capacity_set_by_prefill_and_an_independent_measurement_agrees(tiny_model: Path) -> None:
     """Slots to spare and long prompts: prompts stall each other long before anything queues.
 
-    Outside the contract's zone there is one right answer: at most 2 % exceed at what was found, more at 1.5 times that.
+    Outside the contract's zone there is one right answer: at most twice the allowance exceed at what was found, more at
+    1.5 times that.
     """
     shape = {"prompt_tokens": 512, "output_tokens": 16}
     with llama_server(model=tiny_model, slots=32) as engine:
-        seen: list[tuple[int, float, float]] = []
-        while len(seen) < ATTEMPTS and not any(_agrees(*attempt) for attempt in seen):
-            limit_s = limit_between(engine, 4, 6, **shape)
+
+        def attempt() -> None:
+            limit_s = limit_between(engine, 4, 8, **shape)
             document = sweep(
-                engine, "--objective", f"ttft p99 <= {limit_s * 1e3:.2f}ms", "--prompt-tokens", "512",
-                "--output-tokens", "16", "--max", "32",
+                engine, "--objective", objective(limit_s), "--prompt-tokens", "512", "--output-tokens", "16",
+                "--max", "32",
             )  # fmt: skip
             capacity = document["capacity"]
             assert isinstance(capacity, dict), document
             found = max(1, capacity["estimate"])
             assert engine.gauges() == (0, 0)
+            assert found < 32
             at_found = exceeding_ratio(engine, found, limit_s, **shape)
-            seen.append((found, at_found, exceeding_ratio(engine, math.ceil(1.5 * found), limit_s, **shape)))
-        assert _agrees(*seen[-1]), seen
+            above = exceeding_ratio(engine, math.ceil(1.5 * found), limit_s, **shape)
+            assert at_found <= 2.0 * (1.0 - QUANTILE) < above, found
 
-
-def _agrees(found: int, at_found: float, above: float) -> bool:
-    return found < 32 and at_found <= 0.02 < above
+        judge(attempt, luck=LUCK)

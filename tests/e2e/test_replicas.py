@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from support.quiet_machine import real_time
 from support.service_process import serving, simulated_engine, write_config
 
 from calibrator.core.publish.balance import Balance
@@ -15,6 +16,7 @@ SCRAPE_PERIOD_S = 1.0
 SLACK_S = 3.0  # of a busy machine
 
 
+@real_time
 def test_a_replica_that_is_gone_lowers_the_cap_within_a_scrape(tmp_path: Path) -> None:
     evenly = Balance(Balancing.LEAST_REQUESTS)
     with ExitStack() as stack:

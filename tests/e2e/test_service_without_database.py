@@ -51,10 +51,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 async def publish(url: str) -> None:
     store = store_at(url)
     await store.open()
-    tenure = await store.leases.acquire("chat", "a test", 1.0)
-    assert tenure is not None
-    await store.add_recommendation(recommendation(cap=CAP), tenure)
-    await store.leases.release(tenure)
+    lease = await store.leases.acquire("chat", "a test", 1.0)
+    assert lease is not None
+    await store.add_recommendation(recommendation(cap=CAP), lease)
+    await store.leases.release(lease)
     await store.close()
 
 

@@ -59,7 +59,7 @@ def test_colours_and_cursor_only_where_they_are_wanted(engine: Engine, environ: 
 
 def test_in_a_pipe_progress_is_a_line_a_level_and_stdout_the_result(engine: Engine) -> None:
     command = sweep(engine, "--levels", "1,2", "--requests", "20")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["level 1", "level 2"]
     assert "level 1:" not in done.stdout
     assert "verdict" in done.stdout
@@ -108,7 +108,7 @@ def test_ctrl_c_twice_does_not_wait_for_a_clean_end(tmp_path: Path) -> None:
         seen.press(CTRL_C)
         seen.read_until("ending")
         seen.press(CTRL_C)
-        assert seen.end(30) == 130, seen.plain
+        assert seen.end() == 130, seen.plain
     assert "second Ctrl-C" in seen.plain
     assert SHOW_CURSOR in seen.seen
     child = int(re.findall(r"child (\d+)", seen.plain)[0])  # the terminal echoes ^C wherever it is

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.postgres_process import PostgresProcess
+from support.real_processes import with_the_tests
 from support.service_process import CALIBRATOR, Engine, Service, serving, simulated_engine, wait_for, write_config
 
 KILLING = (sys.executable, "-m", "support.killing_serve")
@@ -61,8 +62,7 @@ def configuration(engine: Engine, kept: Storage) -> dict[str, Any]:
 
 
 def environ(folder: Path, kill_after: str, kept: Storage) -> dict[str, str]:
-    tests = str(Path(__file__).parent.parent)
-    return {"KILL_AFTER": kill_after, "WRITES": str(folder / "writes"), "PYTHONPATH": tests, **kept.environ}
+    return {**with_the_tests(), "KILL_AFTER": kill_after, "WRITES": str(folder / "writes"), **kept.environ}
 
 
 def have_ended(service: Service) -> bool:

@@ -71,7 +71,6 @@ def operations(site: Site) -> list[APIOperation[Any, Any, Any, Any]]:
     return [operation for operation in found if operation.path != "/v1/events"]
 
 
-@pytest.mark.timeout(300)
 def test_the_api_answers_as_it_is_described_whatever_it_is_asked(site: Site) -> None:
     failures: dict[str, str] = {}
     for operation in operations(site):

@@ -26,7 +26,7 @@ from calibrator.errors import ConfigurationError
 from calibrator.gateways.asgi import READ_AHEAD_BYTES, CapMiddleware
 
 CHAT = "/v1/chat/completions"
-LIMIT_S = 30.0  # a bound against hanging for ever
+LIMIT_S = 120.0  # a bound against hanging for ever
 
 
 @dataclass

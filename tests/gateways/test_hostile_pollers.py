@@ -20,8 +20,6 @@ MANY = MAX_CLIENTS + 500
 GROWTH_MB = 60.0  # for 10,000 clients and what was made for them
 UNREAD_BYTES = 64_000_000  # if the service took as much from somebody who reads nothing, it would take anything
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:

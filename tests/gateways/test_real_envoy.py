@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from support.envoy_process import ADMIN, envoy
 from support.gateway_site import (
     BACKEND,
@@ -18,15 +17,15 @@ from support.gateway_site import (
     pin,
     wait_until,
 )
+from support.quiet_machine import real_time
 from support.service_process import serving
 
 CONFIG = DEPLOYED / "envoy" / "envoy.yaml"
 STATIC_CAP = 8  # in the shipped file
 LATENCY_S = 0.3
 
-pytestmark = pytest.mark.timeout(120)
 
-
+@real_time
 def test_the_cap_holds_through_changes_and_the_calibrators_death(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path)
@@ -69,6 +68,7 @@ def test_the_cap_holds_through_changes_and_the_calibrators_death(tmp_path: Path)
     in_own_network(scenario)
 
 
+@real_time
 def test_an_unchanged_cap_costs_a_304(tmp_path: Path) -> None:
     """Envoy counts no update; the layer stays."""
 
@@ -88,6 +88,7 @@ def test_an_unchanged_cap_costs_a_304(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_without_a_calibrator_the_static_cap_holds(tmp_path: Path) -> None:
     def scenario() -> None:
         with bench(BACKEND, latency_s=LATENCY_S) as site, envoy(tmp_path, "gw-1", CONFIG) as gateway:
@@ -100,6 +101,7 @@ def test_without_a_calibrator_the_static_cap_holds(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_two_envoys_share_one_cap(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from support.gateway_site import (
     AGENT,
     DEPLOYED,
@@ -26,6 +25,7 @@ from support.gateway_site import (
     remember,
     wait_until,
 )
+from support.quiet_machine import real_time
 from support.require import require
 from support.service_process import serving
 
@@ -34,11 +34,9 @@ QUEUEING = DEPLOYED / "haproxy" / "queueing.cfg"
 FAILFAST = DEPLOYED / "haproxy" / "failfast.cfg"
 STATIC_CAP = 4  # in the shipped files, each server's
 AGENT_INTER_S = 2.0
-ROOM_S = 3.0  # of a busy machine
+ROOM_S = 60.0  # of a busy machine
 LATENCY_S = 0.3
 NAMES = ("s1", "s2", "s3")
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Haproxy:
 def haproxy(
     folder: Path, config: Path, name: str = "hap-1", queue_wait_s: float = 0.5, ingress: int = INGRESS
 ) -> Iterator[Haproxy]:
-    require("haproxy", found=Path(HAPROXY).exists(), remedy="apt-get install haproxy")
+    require("haproxy", found=Path(HAPROXY).exists(), remedy="make programs")
     if ingress != INGRESS:
         text = config.read_text()
         config = folder / f"{name}.cfg"
@@ -91,6 +89,7 @@ def haproxy(
         yield started
 
 
+@real_time
 def test_queueing_holds_each_server_at_its_cap_and_the_queue_at_what_the_sla_leaves(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})
@@ -140,6 +139,7 @@ def test_queueing_holds_each_server_at_its_cap_and_the_queue_at_what_the_sla_lea
     in_own_network(scenario)
 
 
+@real_time
 def test_failing_fast_answers_429_beyond_the_cap(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})
@@ -166,6 +166,7 @@ def test_failing_fast_answers_429_beyond_the_cap(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_an_unknown_backend_changes_nothing(tmp_path: Path) -> None:
     """The agent closes without a line: HAProxy keeps the last cap, and the server stays in use."""
 
@@ -186,6 +187,7 @@ def test_an_unknown_backend_changes_nothing(tmp_path: Path) -> None:
     in_own_network(scenario)
 
 
+@real_time
 def test_two_haproxies_share_each_servers_cap(tmp_path: Path) -> None:
     def scenario() -> None:
         config = calibrator_config(tmp_path, haproxy={"port": AGENT})
@@ -197,7 +199,7 @@ def test_two_haproxies_share_each_servers_cap(tmp_path: Path) -> None:
                 site.hold(1.0, 39)
                 joined_s = site.note("hap-2 starts")
                 with haproxy(tmp_path, QUEUEING, "hap-2", ingress=INGRESS + 1) as second, site.load(45, INGRESS + 1):
-                    second.wait_for_caps(6, 6, 6, limit_s=25.0)
+                    second.wait_for_caps(6, 6, 6, limit_s=90.0)
                     site.note("both have their shares")
                     assert first.caps() == (7, 7, 7)
                     assert site.peak(joined_s) <= 3 * (13 + STATIC_CAP), "a joiner holds no more than its static cap"

@@ -121,7 +121,6 @@ def users_answered() -> int:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
 def test_the_parts_work_together() -> None:
     def body() -> tuple[int, int, set[str], int]:
         with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:

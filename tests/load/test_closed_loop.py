@@ -141,6 +141,27 @@ def test_a_stall_shows_as_one_moment_once_its_first_tokens_come() -> None:
     run_virtual(scenario())
 
 
+def test_a_violation_that_was_suspect_in_flight_is_judged_anew_at_its_end() -> None:
+    """The limit was missed by a moment when it was decided, and by far in the end."""
+
+    class Sleepy(LoopClock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(max(0.2, seconds))  # the loop's own probe, too: it is always 0.2 s late
+
+    async def scenario(e2e_s: float) -> list[bool]:
+        prompts = PromptFactory(Workload(), TokenScale(), seed=1)
+        backend = ScriptedBackend(lambda *_: Answer(ttft_s=0.05, e2e_s=e2e_s))
+        load = ClosedLoop(backend, prompts, (E2E,), Sleepy(), cpu_s=lambda: 0.0)
+        await load.start()
+        load.aim(1, COUNTED, 0.0)
+        batches = await poll_for(load, 1.5 * e2e_s)
+        await load.stop()
+        return [bit.suspect for batch in batches for bit in batch.decided if bit.request_id == 0]
+
+    assert run_virtual(scenario(3.0)) == [True, False]
+    assert run_virtual(scenario(1.2)) == [True, True]
+
+
 def test_failures_violate_every_objective() -> None:
     async def scenario() -> None:
         load = loop_over(ScriptedBackend(lambda *_: failing()))

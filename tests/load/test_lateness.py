@@ -60,9 +60,33 @@ def test_a_violation_larger_than_the_freeze_is_the_backend_s() -> None:
     assert not late.doubts(TTFT, ended(ttft_s=1.2), 4.0), "1.1 s too late, of which at most 0.2 s are ours"
 
 
-def test_a_request_sent_in_a_bunch_is_doubtful_whatever_its_excess() -> None:
-    late = frozen(0.9, 1.0, 4.0)
-    assert late.doubts(TTFT, ended(ttft_s=1.2), 4.0)
+@pytest.mark.parametrize(("ttft_s", "suspect"), [(0.19, True), (0.25, False), (1.2, False)])
+def test_a_bunch_explains_as_much_as_it_was_late(*, ttft_s: float, suspect: bool) -> None:
+    """Sent in a freeze of 0.1 s with all that was due then: the backend had the same work at most 0.1 s later."""
+    assert frozen(0.9, 1.0, 4.0).doubts(TTFT, ended(ttft_s=ttft_s), 4.0) is suspect
+
+
+@pytest.mark.parametrize(("ttft_s", "suspect"), [(0.45, True), (0.55, False)])
+def test_sending_and_stamping_late_add_up(*, ttft_s: float, suspect: bool) -> None:
+    late, now_s = Lateness(0.9), 0.9
+    while now_s < 2.0:  # woken every 0.2 s only
+        now_s += 0.2
+        late.awake(now_s)
+    assert late.doubts(TTFT, ended(ttft_s=ttft_s), 2.0) is suspect
+
+
+@pytest.mark.parametrize(("send_delay_s", "suspect"), [(0.04, False), (0.06, True)])
+def test_a_request_that_left_late_may_have_left_in_a_bunch(*, send_delay_s: float, suspect: bool) -> None:
+    late = frozen(0.0, 0.0, 4.0)
+    assert late.doubts(TTFT, ended(ttft_s=0.15, send_delay_s=send_delay_s), 4.0) is suspect
+
+
+@pytest.mark.parametrize(("duration_s", "suspect"), [(0.2, True), (0.5, False)])
+def test_a_request_that_was_cancelled_over_its_limit_is_judged_by_how_long_it_waited(
+    *, duration_s: float, suspect: bool
+) -> None:
+    gone = Sample(1, Label(1, Phase.COUNTED), "c", True, 10, 1.0, duration_s, cancelled=True)
+    assert frozen(1.1, 1.3, 4.0).doubts(TTFT, gone, 4.0) is suspect
 
 
 def test_each_metric_is_doubted_where_its_stamps_were_taken() -> None:

@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 from support import worker_factories
-from support.real_processes import is_alive, on_uvloop
+from support.real_processes import is_alive, on_uvloop, with_the_tests
 
 from calibrator.core.records.history import Bounds
 from calibrator.core.records.sample import Label, Phase
@@ -65,7 +65,7 @@ class Watched:
     async def __aexit__(self, *_: object) -> None:
         await self.pool.stop()
 
-    async def until(self, condition: Callable[[Batch], bool], seconds: float = 30.0) -> Batch:
+    async def until(self, condition: Callable[[Batch], bool], seconds: float = 120.0) -> Batch:
         async with asyncio.timeout(seconds):
             while True:
                 batch = await self.pool.poll()
@@ -278,7 +278,7 @@ def test_workers_end_when_their_pool_is_killed() -> None:
         [sys.executable, "-c", ORPHAN],
         cwd=tests,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(tests)},
+        env=with_the_tests(),
         text=True,
     )
     assert process.stdout is not None
@@ -287,7 +287,7 @@ def test_workers_end_when_their_pool_is_killed() -> None:
     assert len(pids) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 120.0
     while any(map(is_alive, pids)):
         assert time.monotonic() < deadline, "a worker outlived its pool"
         time.sleep(0.02)

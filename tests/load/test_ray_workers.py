@@ -91,7 +91,7 @@ class Pool:
         launcher = launcher_on(self.ray, self.judge)
         self.pool = WorkerPool(make, launcher, most_workers=2, users_per_worker=4)
 
-    async def until(self, condition: Callable[[Batch], bool], seconds: float = 30.0) -> list[Batch]:
+    async def until(self, condition: Callable[[Batch], bool], seconds: float = 120.0) -> list[Batch]:
         batches: list[Batch] = []
         async with asyncio.timeout(seconds):
             while not batches or not condition(batches[-1]):

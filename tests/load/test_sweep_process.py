@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import sweep_entries
-from support.real_processes import is_alive, on_uvloop
+from support.real_processes import is_alive, on_uvloop, with_the_tests
 
 from calibrator.core.publish.snapshot import Progress
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
@@ -36,7 +36,7 @@ class Listener:
         self.records.append(record)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 async def cancel_when_it_spoke(entry: SweepEntry, marker: Path) -> None:
     listener = Listener()
     task = asyncio.create_task(ProcessSweepRunner(entry).run(sweep_entries.order(str(marker)), listener))
-    await asyncio.wait_for(listener.spoke.wait(), 30.0)
+    await asyncio.wait_for(listener.spoke.wait(), 120.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -155,8 +155,7 @@ def test_a_killed_service_leaves_no_load_behind(tmp_path: Path) -> None:
     """kill -9 of the parent closes the pipe; the child sees that and cancels its probes."""
     marker, script = tmp_path / "marker", tmp_path / "parent.py"
     script.write_text(PARENT)
-    tests = str(Path(sweep_entries.__file__).parent.parent)
-    parent = subprocess.Popen([sys.executable, str(script), str(marker)], env={**os.environ, "PYTHONPATH": tests})
+    parent = subprocess.Popen([sys.executable, str(script), str(marker)], env=with_the_tests())
     try:
         wait_for(lambda: marker.exists() and re.fullmatch(r"started \d+", marker.read_text()) is not None)
         child = int(marker.read_text().split()[1])

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from support.full_views import fleet, full
 from support.prometheus_process import REPOSITORY, accepted
+from support.quiet_machine import real_time
 from support.virtual_time import run_virtual
 from support.web_fakes import level, snapshot
 
@@ -35,13 +36,14 @@ from calibrator.core.records.harm import AbortReason
 from calibrator.core.records.history import Audit
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import RequestOutcome
-from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.core.records.sweep import Grade, ObjectiveVerdict, SweepOutcome, Verdict, VerdictKind
+from calibrator.core.records.unmeasured import Missing
 from calibrator.core.report.documents import LATENCIES, QUANTILES
 from calibrator.web.prometheus.metrics import METRICS, MetricsPage
 
 PROCESS_SERIES = 5  # without the label `backend`
 WORDS = {
-    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3), "cause": range(1),
+    "state": State, "grade": Grade, "health": Health, "kind": range(2), "bound": range(3), "cause": range(2),
 }  # fmt: skip
 OUTCOMES = {
     "sweeps_total": SweepOutcome, "last_sweep_timestamp_seconds": SweepOutcome, "probe_requests_total": RequestOutcome
@@ -130,6 +132,18 @@ def test_limits_and_inconclusive_levels() -> None:
     assert text.count(limit) == 2
     assert limit + 'metric="tpot",percentile="90",max_prompt_tokens="64"} 0.03' in text
     assert 'calibrator_inconclusive_levels{backend="chat",cause="generator"} 1.0' in text
+    assert 'calibrator_inconclusive_levels{backend="chat",cause="unmeasured"} 0.0' in text
+
+
+def test_a_level_whose_answers_do_not_show_an_objective_is_counted() -> None:
+    missing = ((Missing.NO_USAGE, 24),)
+    kind = VerdictKind.INCONCLUSIVE
+    unmeasured = Verdict(kind, (), (ObjectiveVerdict("tpot p90 <= 30ms", kind, 0, 0.0, 0, 0.0, 1.0, "", missing),))
+    view = full("chat")
+    assert view.last_sweep is not None
+    levels = (level(4), replace(level(8), verdict=unmeasured))
+    text = page(snapshot(replace(view, last_sweep=replace(view.last_sweep, levels=levels))))
+    assert 'calibrator_inconclusive_levels{backend="chat",cause="unmeasured"} 1.0' in text
 
 
 def cost_s(step: Callable[[], object]) -> float:
@@ -146,12 +160,14 @@ def fresh(current: Snapshot) -> MetricsPage:
     return MetricsPage(lambda: current, SystemClock(), "1")
 
 
+@real_time
 def test_the_cost_of_a_scrape_grows_with_the_backends_and_no_faster() -> None:
     few, many = fleet(10, 10), fleet(100, 10)
     few_s, many_s = cost_s(lambda: fresh(few).text()), cost_s(lambda: fresh(many).text())
     assert many_s < 40.0 * few_s, (few_s, many_s)
 
 
+@real_time
 def test_curves_cost_only_the_scrape_after_their_sweep() -> None:
     """They are three quarters of the page."""
     current, without = fleet(50, 20), fleet(50, 0)
@@ -172,6 +188,7 @@ def test_a_new_sweep_of_one_backend_replaces_its_curve_alone() -> None:
     assert known.text() == fresh(shown[0]).text() != before
 
 
+@real_time
 def test_writing_the_page_costs_a_fraction_of_what_the_library_takes() -> None:
     """Which is why it is written by hand."""
     current = fleet(50, 10)

@@ -104,7 +104,7 @@ def strict_url(certificates: tuple[Certificates, Certificates]) -> Iterator[str]
 
 
 async def probe(target: Target) -> Sample:
-    backend = OpenAIBackend(target, now=time.monotonic, forces_length=True, stall_timeout_s=20.0, total_timeout_s=20.0)
+    backend = OpenAIBackend(target, now=time.monotonic, forces_length=True, stall_timeout_s=99.0, total_timeout_s=99.0)
     connection = backend.connect()
     request = ProbeRequest(0, Label(0, Phase.RAMP), "a", "some words", 2, 3, stream=True)
     try:
@@ -115,7 +115,7 @@ async def probe(target: Target) -> Sample:
 
 async def scrape(target: Target) -> tuple[str | None, str]:
     """The engine that was seen, and the problem."""
-    telemetry = HttpTelemetry(target, timeout_s=20.0)
+    telemetry = HttpTelemetry(target, timeout_s=120.0)
     try:
         load = await telemetry.scrape()
         return None if load is None else load.engine, telemetry.problem
@@ -124,7 +124,7 @@ async def scrape(target: Target) -> tuple[str | None, str]:
 
 
 def inspector(target: Target) -> OpenAIInspector:
-    return OpenAIInspector(target, now=time.monotonic, timeout_s=20.0)
+    return OpenAIInspector(target, now=time.monotonic, timeout_s=120.0)
 
 
 def test_all_three_ways_show_the_certificate_and_trust_the_authority(

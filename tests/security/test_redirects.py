@@ -74,7 +74,7 @@ def test_the_timed_client_and_the_first_look_refuse(lured: str) -> None:
 
     async def scenario() -> None:
         backend = OpenAIBackend(
-            target, now=time.monotonic, forces_length=True, stall_timeout_s=20.0, total_timeout_s=20.0
+            target, now=time.monotonic, forces_length=True, stall_timeout_s=120.0, total_timeout_s=120.0
         )
         connection = backend.connect()
         request = ProbeRequest(0, Label(0, Phase.RAMP), "a", "some words", 2, 3, stream=True)
@@ -90,7 +90,7 @@ def test_the_timed_client_and_the_first_look_refuse(lured: str) -> None:
 
 def test_the_scraper_refuses(lured: str) -> None:
     async def scenario() -> None:
-        telemetry = HttpTelemetry(Target(f"{lured}/v1", "m", api_key=KEY), timeout_s=20.0)
+        telemetry = HttpTelemetry(Target(f"{lured}/v1", "m", api_key=KEY), timeout_s=120.0)
         assert await telemetry.scrape() is None
         assert "answers 30" in telemetry.problem
         await telemetry.close()

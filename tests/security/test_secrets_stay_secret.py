@@ -29,6 +29,7 @@ CANARIES = {
     "READER": "c4nary-of-the-readers",
     "GOOD_KEY": "c4nary-of-the-good-key",
     "BAD_KEY": "c4nary-of-the-bad-key",
+    "HEADER": "c4nary-of-the-header",
     "DATABASE": "postgresql://app:c4nary-of-the-database@127.0.0.1:1/x",
 }
 MARK = "c4nary-of-a-completion"
@@ -43,6 +44,7 @@ def backend(url: str, key: str) -> dict[str, Any]:
         "objectives": ["e2e p90 <= 5s"],
         "fallback_cap": 2,
         "api_key": {"env": key},
+        "headers": {"X-Org": {"env": "HEADER"}},
         "bounds": {"max": 2},
         "budget": {"requests": 300, "requests_per_level": 0, "duration": "20s"},
         "workload": {"classes": [{"prompt_tokens": 8, "output_tokens": 2}]},
@@ -135,8 +137,9 @@ def test_nothing_that_the_service_shows_or_keeps_holds_a_secret(evidence: Eviden
 def test_the_search_looked_at_what_there_is(evidence: Evidence) -> None:
     """Else the test above would prove nothing."""
     assert {f"Bearer {CANARIES[key]}" for key in ("GOOD_KEY", "BAD_KEY")} <= evidence.sent_keys
+    assert CANARIES["HEADER"] in evidence.sent_keys
     everything = b"".join(evidence.shown.values())
-    assert b"[our API key]" in everything, "the refusal that quoted the key was shown"
+    assert b"[our API key] of [our header]" in everything, "the refusal that quoted them was shown"
     assert b"calibrated" in everything
     assert any(where.startswith("the store's calibrator.db") for where in evidence.shown)
     assert '"level": "debug"' in evidence.log or '"serving"' in evidence.log
@@ -185,12 +188,13 @@ def test_secrets_travel_to_the_sweep_and_do_not_print() -> None:
     plan = backend_plans(parsed(), CANARIES)[0]
     travelled = pickle.loads(pickle.dumps(plan.target))  # noqa: S301 - our own
     assert travelled.api_key == CANARIES["GOOD_KEY"]
+    assert travelled.headers == (("X-Org", CANARIES["HEADER"]),)
     assert "c4nary" not in repr(travelled)
 
 
 @settings(deadline=None, derandomize=True, database=None)
 @given(
-    st.sampled_from(["OPERATOR", "READER", "GOOD_KEY", "BAD_KEY", "DATABASE"]),
+    st.sampled_from(["OPERATOR", "READER", "GOOD_KEY", "BAD_KEY", "HEADER", "DATABASE"]),
     st.text(min_size=3, max_size=60).filter(lambda text: len(set(text)) > 2),
 )
 def test_a_refused_secret_is_not_repeated(which: str, text: str) -> None:

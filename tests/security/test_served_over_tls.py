@@ -21,7 +21,7 @@ def ask(service: Service, trusted: Certificates, shown: Certificates, token: str
     context.load_cert_chain(shown.client_cert, shown.client_key)
     headers = {"Authorization": f"Bearer {token}"}
     try:
-        with httpx.Client(verify=context, headers=headers, timeout=20.0, trust_env=False) as http:
+        with httpx.Client(verify=context, headers=headers, timeout=120.0, trust_env=False) as http:
             return http.get(f"{service.http.base_url}/v1/audit").status_code
     except (httpx.HTTPError, OSError) as error:
         return type(error).__name__
@@ -60,7 +60,7 @@ def test_it_serves_https_and_follows_certificates_and_tokens(tmp_path: Path) -> 
             assert ask(service, old, old, SECOND) == 401
             assert isinstance(ask(service, old, new, FIRST), str), "a stranger's certificate"
             with pytest.raises(httpx.HTTPError):
-                httpx.get(str(service.http.base_url).replace("https", "http"), timeout=20.0, trust_env=False)
+                httpx.get(str(service.http.base_url).replace("https", "http"), timeout=120.0, trust_env=False)
             put_in_place(files, new)
             (files / "token").write_text(SECOND)
             wait_for(lambda: ask(service, new, new, SECOND) == 200, "the new files are in force")

@@ -46,6 +46,7 @@ def two(
     schedule: Schedule = MANUAL,
     others: tuple[BackendPlan, ...] = (),
     telemetry: FakeTelemetry | None = None,
+    tick_s: float | None = None,
 ) -> None:
     """`a` starts first, so it leads; judged at the end whatever the scenario looked at."""
 
@@ -54,6 +55,7 @@ def two(
             (plan(schedule=schedule), *others),
             {"chat": list(scripts or (Script(),)), **{one.name: [LONG] for one in others}},
             {} if telemetry is None else {"chat": telemetry},
+            tick_s=tick_s,
         )
         a = await site.start("a")
         b = await site.start("b")
@@ -94,7 +96,7 @@ def test_schedules_are_kept_by_the_holder_alone() -> None:
         assert due is not None
         assert due > a.clock.wall() - 60.0, "the other one knows about when"
 
-    two(scenario, schedule=HOURLY)
+    two(scenario, schedule=HOURLY, tick_s=5.0)
 
 
 def test_a_follower_of_an_empty_database_serves_a_fallback_that_names_no_version() -> None:
@@ -173,7 +175,7 @@ def test_a_clean_stop_hands_over_at_once() -> None:
         await asyncio.sleep(5.0)
         await a.stop()
         assert site.log[-1].to_s is not None
-        assert await until(b.leads, NEWS_S) <= NEWS_S
+        assert await until(b.holds_lease, NEWS_S) <= NEWS_S
         assert b.cap() == 36
         record = await b.supervisor.sweep("s0002")
         assert record is not None
@@ -189,7 +191,7 @@ def test_a_killed_holder_is_followed_within_two_leases_and_nothing_is_lost() -> 
         await asyncio.sleep(5.0)
         await a.kill()
         assert b.view().reserved_for_probes == 0 or b.view().served_cap < 36
-        assert await until(b.leads, 2 * LEASE_S) < 2 * LEASE_S
+        assert await until(b.holds_lease, 2 * LEASE_S) < 2 * LEASE_S
         assert b.cap() == 36
         record = await b.supervisor.sweep("s0002")
         assert record is not None
@@ -208,7 +210,7 @@ def test_a_holder_paused_in_mid_sweep_has_stopped_probing_before_another_begins(
         await until(lambda: bool(site.log), 5.0)
         await asyncio.sleep(7.0)
         a.pause()
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         await until(lambda: len(site.log) > 1, 120.0)
         assert [probing.instance for probing in site.log] == ["a", "b"]
         a.resume()
@@ -227,7 +229,7 @@ def test_what_a_paused_holder_was_about_to_publish_is_refused() -> None:
         await a.supervisor.request_sweep("chat", "test")
         await asyncio.sleep(56.0)
         a.pause()
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         a.resume()
         await asyncio.sleep(10.0)
         assert site.stored_caps() == [8]
@@ -285,7 +287,7 @@ def test_a_holder_that_alone_lost_the_database_stops_before_the_other_begins() -
         await until(lambda: bool(site.log), 5.0)
         a.cut_off()
         await until(lambda: not a.holds_lease(), LEASE_S)
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         await until(lambda: len(site.log) > 1, 120.0)
         a.reconnect()
         await asyncio.sleep(NEWS_S)
@@ -324,7 +326,7 @@ def test_a_lowering_that_only_the_old_holder_served_reaches_everybody() -> None:
         await asyncio.sleep(57.0)
         a.cut_off()
         await until(lambda: a.cap() == 9, 10.0)
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         assert b.cap() == 36, "it cannot know"
         a.reconnect()
         for _ in range(100):
@@ -345,7 +347,7 @@ def test_a_lowering_is_void_once_the_new_holder_has_measured() -> None:
         await asyncio.sleep(57.0)
         a.cut_off()
         await until(lambda: a.cap() == 9, 10.0)
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         await b.supervisor.request_sweep("chat", "test")
         await until(lambda: b.cap() == 27, 70.0)
         assert a.cap() == 9
@@ -366,7 +368,7 @@ def test_a_sweep_that_a_person_asked_for_is_not_forgotten_with_the_lease() -> No
         first, waiting = (twin, sweep_id) if site.log[0].backend == "twin" else (sweep_id, twin)
         assert [order.sweep_id for order in a.runner.orders] == [first]
         a.cut_off()
-        await until(b.leads, 2 * LEASE_S)
+        await until(b.holds_lease, 2 * LEASE_S)
         a.reconnect()
         await until(lambda: waiting in [order.sweep_id for order in b.runner.orders], 2 * NEWS_S)
 

@@ -25,7 +25,7 @@ from support.fakes import (
     telemetry_by_host,
 )
 from support.memory_store import MemoryStore
-from support.virtual_time import run_virtual
+from support.virtual_time import run_virtual, ticking
 
 from calibrator.clock import LoopClock
 from calibrator.core.admission.schedule import Schedule, Window
@@ -39,11 +39,13 @@ from calibrator.errors import ConfigurationError, StoreError, UnreachableError
 from calibrator.ports.sharing import Poll
 from calibrator.ports.store import Store
 from calibrator.ports.sweeps import BackendPlan
-from calibrator.service.backend.fleet import LOOK_LIMIT_S
+from calibrator.service.backend.fleet import SCRAPE_LIMIT_S
 from calibrator.service.supervisor import Supervisor
 from calibrator.service.sweep_scheduler import OVERTIME_S
+from calibrator.wiring.supervision import make_supervisor
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
+HOURS_TICK_S = 5.0  # where a service is left alone for hours
 REFUSED = UnreachableError("Nobody listens at http://chat/v1.", "Start it.")
 
 
@@ -76,6 +78,7 @@ def service(
     telemetry: Mapping[str, FakeTelemetry] | None = None,
     max_parallel: int = 4,
     first_id: int = 1,
+    tick_s: float | None = None,
 ) -> AbstractAsyncContextManager[Service]:
     """Start, tick, and stop at the end of the block."""
 
@@ -84,7 +87,7 @@ def service(
         clock, numbers = LoopClock(), itertools.count(first_id)
         runner = FakeRunner(clock.wall, dict(scripts or {}))
         used: Any = store or MemoryStore()
-        supervisor = Supervisor(
+        supervisor = make_supervisor(
             plans or (plan(),),
             runner=runner,
             store=used,
@@ -99,7 +102,7 @@ def service(
         )
         await supervisor.start()
         stop = asyncio.Event()
-        loop_task = asyncio.create_task(supervisor.run(stop))
+        loop_task = asyncio.create_task(ticking(supervisor, stop, tick_s))
         try:
             yield Service(supervisor, runner, used, loop_task)
         finally:
@@ -133,7 +136,7 @@ def quiet() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ schedule
 def test_sweeps_keep_their_pace_within_the_jitter() -> None:
     async def scenario() -> None:
-        async with service(plan(schedule=Schedule(every_s=600.0, jitter_ratio=0.1))) as running:
+        async with service(plan(schedule=Schedule(every_s=600.0, jitter_ratio=0.1)), tick_s=1.0) as running:
             began = wall()
             await asyncio.sleep(8 * HOUR_S)
             starts = running.runner.starts("chat")
@@ -153,7 +156,7 @@ def test_sweeps_start_only_inside_the_windows() -> None:
     schedule = Schedule(every_s=1200.0, jitter_ratio=0.0, windows=twice)
 
     async def scenario() -> None:
-        async with service(plan(schedule=schedule)) as running:  # wall time begins at 08:00 UTC
+        async with service(plan(schedule=schedule), tick_s=HOURS_TICK_S) as running:  # wall time begins at 08:00 UTC
             began = wall()
             assert running.view().next_sweep_at == began + HOUR_S
             await asyncio.sleep(5 * HOUR_S)
@@ -168,7 +171,9 @@ def test_a_window_that_closes_while_a_sweep_waits_for_its_turn_is_respected() ->
 
     async def scenario() -> None:
         plans = (plan("a", schedule=morning), plan("b", schedule=morning))
-        async with service(*plans, scripts={"a": [Script(takes_s=HOUR_S)]}, max_parallel=1) as running:
+        async with service(
+            *plans, scripts={"a": [Script(takes_s=HOUR_S)]}, max_parallel=1, tick_s=HOURS_TICK_S
+        ) as running:
             await asyncio.sleep(2 * HOUR_S)
             assert running.runner.starts("b") == []
             assert running.view("b").next_sweep_at == pytest.approx(wall() + 22 * HOUR_S)
@@ -193,7 +198,7 @@ def test_a_bad_backend_does_not_disturb_the_other(bad: Script) -> None:
     async def scenario() -> None:
         hourly = Schedule(every_s=HOUR_S)
         plans = (plan("bad", schedule=hourly), plan("good", schedule=hourly))
-        async with service(*plans, scripts={"bad": [bad]}, max_parallel=1) as running:
+        async with service(*plans, scripts={"bad": [bad]}, max_parallel=1, tick_s=HOURS_TICK_S) as running:
             await asyncio.sleep(8 * HOUR_S)
             assert len(running.runner.starts("good")) == pytest.approx(8, abs=2)
             assert running.view("good").health is Health.OK
@@ -265,7 +270,7 @@ def test_a_bug_in_the_policy_stays_with_its_backend() -> None:
     async def scenario() -> None:
         hourly = Schedule(every_s=HOUR_S)
         broken = replace(plan("bad", schedule=hourly), policy=replace(PublishPolicy(8), safety_margin_ratio="much"))  # type: ignore[arg-type]
-        async with service(broken, plan("good", schedule=hourly)) as running:
+        async with service(broken, plan("good", schedule=hourly), tick_s=HOURS_TICK_S) as running:
             await asyncio.sleep(4 * HOUR_S)
             assert len(running.runner.starts("good")) == pytest.approx(4, abs=1)
             assert "unexpected TypeError" in running.view("bad").health_reason
@@ -279,7 +284,7 @@ def test_one_sweep_per_engine_group_and_a_global_limit() -> None:
     async def scenario() -> None:
         often = Schedule(every_s=300.0)
         plans = [plan(f"b{number}", group=f"g{number // 2}", schedule=often) for number in range(8)]
-        async with service(*plans, max_parallel=3) as running:
+        async with service(*plans, max_parallel=3, tick_s=HOURS_TICK_S) as running:
             await asyncio.sleep(4 * HOUR_S)
             assert running.runner.most_at_once == 3
             for together in running.runner.shared:
@@ -364,13 +369,13 @@ def test_after_an_infeasible_sweep_and_after_errors_nothing_new_is_believed() ->
 def test_a_restart_recalibrates_from_what_is_stored_unless_it_is_about_something_else() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        async with service(store=store):
+        async with service(store=store, tick_s=HOURS_TICK_S):
             await asyncio.sleep(HOUR_S)
-        async with service(store=store, first_id=100) as second:
+        async with service(store=store, first_id=100, tick_s=HOURS_TICK_S) as second:
             await asyncio.sleep(8 * HOUR_S)
             assert second.runner.orders[0].warm is not None
         other = replace(plan(), objectives=(parse_objective("ttft p99 <= 900ms"),))
-        async with service(other, store=store, first_id=200) as third:
+        async with service(other, store=store, first_id=200, tick_s=HOURS_TICK_S) as third:
             await asyncio.sleep(HOUR_S)
             assert third.runner.orders[0].warm is None
 
@@ -381,9 +386,9 @@ def test_a_restart_recalibrates_from_what_is_stored_unless_it_is_about_something
 def test_a_restart_serves_the_stored_cap_at_once_and_counts_from_the_last_sweep() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        async with service(store=store):
+        async with service(store=store, tick_s=HOURS_TICK_S):
             await asyncio.sleep(2 * HOUR_S)
-        async with service(store=store, first_id=100) as second:
+        async with service(store=store, first_id=100, tick_s=HOURS_TICK_S) as second:
             view = second.view()
             assert (view.recommendation.cap, view.recommendation.state) == (36, State.CALIBRATED)
             assert view.last_sweep is not None
@@ -403,7 +408,7 @@ def test_a_restart_under_other_objectives_sweeps_at_once() -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        async with service(store=store):
+        async with service(store=store, tick_s=HOURS_TICK_S):
             await asyncio.sleep(2 * HOUR_S)
         stricter = replace(plan(), objectives=(parse_objective("ttft p99 <= 100ms"),))
         async with service(stricter, store=store, first_id=100) as second:
@@ -417,12 +422,12 @@ def test_a_restart_under_other_objectives_sweeps_at_once() -> None:
 def test_a_killed_process_leaves_an_interrupted_sweep_and_its_cap() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        async with service(store=store) as first:
+        async with service(store=store, tick_s=HOURS_TICK_S) as first:
             await asyncio.sleep(HOUR_S)
             order = first.runner.orders[0]
         killed = replace(begun(order), sweep_id="killed", started_at=wall())
         await store.save_sweep(killed)
-        async with service(store=store, first_id=100) as second:
+        async with service(store=store, first_id=100, tick_s=HOURS_TICK_S) as second:
             assert second.cap() == 36
             record = await second.supervisor.sweep("killed")
             assert record is not None
@@ -561,7 +566,7 @@ def test_reading_sweeps_says_when_the_store_fails() -> None:
 def test_stopping_in_mid_sweep_is_quick_and_leaves_an_interrupted_record() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        async with service(store=store, scripts={"chat": [Script(takes_s=1000.0)]}) as running:
+        async with service(store=store, scripts={"chat": [Script(takes_s=1000.0)]}, tick_s=HOURS_TICK_S) as running:
             await asyncio.sleep(600.0)
             before = wall()
             await running.supervisor.stop()
@@ -643,7 +648,7 @@ def test_up_is_unknown_until_an_engine_has_answered_once() -> None:
             await asyncio.sleep(3.0)
             view = running.view("answers")
             assert (view.up, view.organic_in_flight) == (False, None)
-            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), LOOK_LIMIT_S + 1.0
+            answers.load, answers.takes_s = ServerLoad("vllm", 1.0), SCRAPE_LIMIT_S + 1.0
             await asyncio.sleep(10.0)
             assert running.view("answers").up is False
             answers.takes_s = 0.5

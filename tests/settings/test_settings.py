@@ -17,7 +17,7 @@ from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.harm import AbortLimits
 from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import Metric, Objective
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError
 from calibrator.settings import (
@@ -30,6 +30,7 @@ from calibrator.settings import (
     reference_markdown,
     tokens,
 )
+from calibrator.settings.plans import known_secrets
 from calibrator.settings.values import Secret
 
 MINIMAL: dict[str, Any] = {
@@ -57,6 +58,8 @@ backends:
                measure_on: ["https://spare:8000/v1"], scale_up_delay: 2m, balancing: round_robin, weight: 3}
     api: completions
     api_key: {env: KEY}
+    api_key_in: header:x-key
+    headers: {X-Org: {env: ORG}}
     ca_file: %(folder)s/new
     client_cert_file: %(folder)s/new
     client_key_file: %(folder)s/new
@@ -73,6 +76,7 @@ backends:
       classes: [{name: a, share: 3, prompt_tokens: 300, output_tokens: 10}, {stream: false, spread_ratio: 0.5}]
       mirror: {over: 12h, weight: peak}
       prefix_reuse: 0.5
+      max_prompt_tokens: 400
     burst: enforce
     safety_margin_ratio: 0
     max_increase_ratio: 2
@@ -137,7 +141,13 @@ def test_four_keys_are_enough_and_the_rest_is_by_design(tmp_path: Path) -> None:
 
 def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("fresh-operator\n")
-    environ = {"OLD": "worn-operator", "READ": "eyes-of-readers", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
+    environ = {
+        "OLD": "worn-operator",
+        "READ": "eyes-of-readers",
+        "KEY": "sk-1",
+        "DATABASE": "postgresql://u:pw-7@h/d",
+        "ORG": "org-9",
+    }
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     (plan,) = backend_plans(settings, environ)
     found = tokens(settings, environ)
@@ -149,6 +159,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
     assert store.keep_samples == 0
     assert (settings.log.level, settings.log.format) == ("debug", "console")
     assert (plan.engine_group, plan.target.api, plan.target.api_key) == ("gpu-1", "completions", "sk-1")
+    assert plan.target.credentials == (("x-key", "sk-1"), ("X-Org", "org-9"))
     assert plan.target.url == "https://host:8000/v1"
     assert plan.target.metrics_url == "http://host:8000/metrics"
     files = (plan.target.ca_file, plan.target.client_cert_file, plan.target.client_key_file)
@@ -160,22 +171,45 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
     assert plan.bounds == Bounds(2, 64, 5000, 0, 1200.0, 90.0)
     assert plan.policy == PublishPolicy(8, 4, 128, 0.0, 2.0, 86_400.0)
     assert plan.workload.classes == (
-        WorkloadClass("a", 3.0, 300, 10),
-        WorkloadClass(stream=False, spread_ratio=0.5),
+        WorkloadClass("a", 3.0, 300, 10, max_prompt_tokens=400),
+        WorkloadClass(stream=False, spread_ratio=0.5, max_prompt_tokens=400),
     )
     assert plan.workload.prefix_reuse_ratio == 0.5
     assert plan.burst is BurstMode.ENFORCE
 
 
+def test_a_query_of_the_url_stays_and_headers_are_among_the_secrets(tmp_path: Path) -> None:
+    tree = copy.deepcopy(MINIMAL)
+    tree["backends"]["chat"] |= {
+        "url": "https://host/openai/deployments/m/?api-version=1",
+        "api_key": {"env": "KEY"},
+        "api_key_in": "query:key",
+        "headers": {"OpenAI-Organization": {"env": "ORG"}},
+    }
+    settings = load(tmp_path, yaml.safe_dump(tree))
+    environ = {"KEY": "sk-12345", "ORG": "org-12345"}
+    (plan,) = backend_plans(settings, environ)
+    assert plan.target.url == "https://host/openai/deployments/m?api-version=1"
+    assert (plan.target.key_query, plan.target.credentials) == ("key=sk-12345", (("OpenAI-Organization", "org-12345"),))
+    assert known_secrets(settings, environ) == ("sk-12345", "org-12345")
+    assert "12345" not in repr(plan) + str(redacted(settings))
+
+
 def test_what_is_printed_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("fresh-operator\n")
-    environ = {"OLD": "worn-operator", "READ": "eyes-of-readers", "KEY": "sk-1", "DATABASE": "postgresql://u:pw-7@h/d"}
+    environ = {
+        "OLD": "worn-operator",
+        "READ": "eyes-of-readers",
+        "KEY": "sk-1",
+        "DATABASE": "postgresql://u:pw-7@h/d",
+        "ORG": "org-9",
+    }
     settings = load(tmp_path, FULL % {"folder": tmp_path})
     printed = yaml.safe_dump(redacted(settings))
     assert load(tmp_path, printed) == settings
     plans = backend_plans(settings, environ)
     assert database_url(settings, environ) == "postgresql://u:pw-7@h/d"
-    for secret in ("fresh-operator", "worn-operator", "eyes-of-readers", "sk-1", "pw-7"):
+    for secret in ("fresh-operator", "worn-operator", "eyes-of-readers", "sk-1", "pw-7", "org-9"):
         assert secret not in printed
         assert secret not in repr((settings, plans, tokens(settings, environ)))
 
@@ -346,7 +380,25 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         "backends.chat.url:",
         "Remove everything",
     ),
-    "URL with a query": ((*CHAT, "url", "http://h/v1?a=b"), "backends.chat.url:", "Write it like http://"),
+    "URL with a fragment": ((*CHAT, "url", "http://h/v1#a"), "backends.chat.url:", "Write it like http://"),
+    "URL with a key in its query": (
+        (*CHAT, "url", "http://h/v1?a=b&key=s3cret"),
+        "backends.chat.url:",
+        "query:NAME",
+    ),
+    "a header as text": ((*CHAT, "headers", {"X-Org": "s3cret"}), "backends.chat.headers", "Write {file:"),
+    "a header of ours": ((*CHAT, "headers", {"Host": {"env": "A"}}), "backends.chat.headers", "OpenAI-Organization"),
+    "a header twice": (
+        (*CHAT, "headers", {"X-Org": {"env": "A"}, "x-org": {"env": "A"}}),
+        "backends.chat.headers:",
+        "List each once.",
+    ),
+    "a key at no place": ((*CHAT, "api_key_in", "cookie"), "backends.chat.api_key_in:", "header:api-key"),
+    "a limit of nothing": (
+        (*CHAT, "workload", {"max_prompt_tokens": 0}),
+        "workload.max_prompt_tokens:",
+        "at least 1",
+    ),
     "URL with a space": ((*CHAT, "url", "http://h/v 1"), "backends.chat.url:", "Write it like http://"),
     "key without certificate": ((*CHAT, "client_key_file", "/k"), "client_key_file:", "Give client_cert_file too."),
     "empty path": (("store", "path", ""), "store.path:", "Write it like /etc/"),
@@ -523,7 +575,7 @@ def test_the_reference_lists_every_key_with_type_default_and_meaning(tmp_path: P
     assert table["auth.operator_tokens"][:2] == ["list of secret reference", "none"]
 
     def keys(value: Any, path: str) -> set[str]:
-        if isinstance(value, dict) and not {"file", "env"} & value.keys():
+        if isinstance(value, dict) and not {"file", "env"} & value.keys() and not path.endswith(".headers"):
             named = path == "backends"
             parts = [keys(one, f"{path}.{'<name>' if named else key}".lstrip(".")) for key, one in value.items()]
             return set().union({path} - {"", "backends.<name>"}, *parts)

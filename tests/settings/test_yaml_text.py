@@ -74,7 +74,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / "missing.yaml", "cannot be read (No such file or directory). Give the path of a YAML file."),
         (tmp_path, "cannot be read (Is a directory)"),
         (binary, "byte 4 is not UTF-8. Save the file as UTF-8."),
-        (listed, "is not a mapping. Start it with keys such as 'backends:'."),
+        (listed, "is not a mapping. Start the file with keys such as 'backends:'."),
         (empty, "backends: is missing."),
     ):
         with pytest.raises(ConfigurationError) as refusal:

@@ -37,7 +37,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.engine} beside {case.users}")
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_an_ordinary_sweep_is_not_aborted(case: Case, seed: int) -> None:
     objectives = (parse_objective(case.objective),)
     order = SweepOrder("s", "b", Target("http://b/v1", "m"), objectives, Workload(), Bounds(max_level=128), seed=seed)

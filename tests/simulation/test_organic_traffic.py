@@ -14,8 +14,6 @@ from support.organic_sweep import Engine
 
 TOLERANCE_RATIO = 0.10
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module")
 def truths() -> dict[str, int]:

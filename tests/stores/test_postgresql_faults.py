@@ -11,6 +11,7 @@ import pytest
 from support.deaf_proxy import deaf_proxy
 from support.postgres_process import PostgresProcess, postgres
 from support.postgres_stores import SECONDS, instances, store_at, take
+from support.quiet_machine import real_time
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ConfigurationError, StoreError
@@ -36,12 +37,12 @@ def test_a_restart_of_the_server_is_not_noticed_between_two_steps(own_server: Po
 
     async def work() -> None:
         async with instances(own_server, name, 1) as (store,):
-            tenure = await take(store)
-            await store.add_recommendation(recommendation(), tenure)
+            lease = await take(store)
+            await store.add_recommendation(recommendation(), lease)
             await asyncio.to_thread(restart, own_server)
             assert list(await store.latest_recommendations()) == [recommendation()]
-            await store.add_recommendation(recommendation(version=2), tenure)
-            assert await store.leases.renew(tenure, 60.0)
+            await store.add_recommendation(recommendation(version=2), lease)
+            assert await store.leases.renew(lease, 60.0)
 
     asyncio.run(work())
 
@@ -63,18 +64,19 @@ def test_a_server_that_is_gone_is_named_at_once(own_server: PostgresProcess) -> 
     asyncio.run(work())
 
 
+@real_time
 def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
     """SIGSTOP: it accepts connections and answers nothing, so no timeout of its own helps."""
     name = own_server.new_database()
 
     async def work() -> None:
         async with instances(own_server, name, 1) as (store,):
-            tenure = await take(store)
+            lease = await take(store)
             await store.latest_recommendations()
             own_server.pause()
             try:
                 started_s = time.monotonic()
-                steps = (store.latest_recommendations(), store.leases.renew(tenure, 60.0), store.save_sweep(sweep()))
+                steps = (store.latest_recommendations(), store.leases.renew(lease, 60.0), store.save_sweep(sweep()))
                 answers = await asyncio.gather(*steps, return_exceptions=True)
                 assert time.monotonic() - started_s < SECONDS
                 assert [type(answer) for answer in answers] == [StoreError] * 3
@@ -83,11 +85,12 @@ def test_a_stopped_server_costs_seconds(own_server: PostgresProcess) -> None:
                 own_server.resume()
             async with asyncio.timeout(SECONDS):
                 await store.save_sweep(sweep())
-            assert await store.leases.renew(tenure, 60.0)
+            assert await store.leases.renew(lease, 60.0)
 
     asyncio.run(work())
 
 
+@real_time
 def test_news_are_heard_again_after_a_restart_of_the_server(own_server: PostgresProcess) -> None:
     name = own_server.new_database()
 
@@ -111,16 +114,17 @@ def test_kill_9_of_the_server_loses_nothing(own_server: PostgresProcess) -> None
 
     async def work() -> None:
         async with instances(own_server, name, 1) as (store,):
-            tenure = await take(store)
-            await store.add_recommendation(recommendation(), tenure)
+            lease = await take(store)
+            await store.add_recommendation(recommendation(), lease)
             await asyncio.to_thread(restart, own_server, signal.SIGKILL)
             assert list(await store.latest_recommendations()) == [recommendation()]
-            assert await store.leases.renew(tenure, 60.0)
+            assert await store.leases.renew(lease, 60.0)
             assert await store.leases.acquire("chat", "b", 60.0) is None
 
     asyncio.run(work())
 
 
+@real_time
 def test_a_connection_cut_in_mid_statement_is_tried_again_and_stored_once(own_server: PostgresProcess) -> None:
     """Not committed: the statement waited for a lock when its connection was terminated."""
     name = own_server.new_database()
@@ -128,17 +132,17 @@ def test_a_connection_cut_in_mid_statement_is_tried_again_and_stored_once(own_se
 
     async def work() -> None:
         async with instances(own_server, name) as (store, other):
-            tenure = await take(store)
+            lease = await take(store)
             async with other._database.writing() as connection:
                 await connection.exec_driver_sql("LOCK recommendations IN ACCESS EXCLUSIVE MODE")
-                adding = asyncio.create_task(store.add_recommendation(recommendation(), tenure))
+                adding = asyncio.create_task(store.add_recommendation(recommendation(), lease))
                 async with asyncio.timeout(SECONDS):
                     while not (await connection.exec_driver_sql(cut)).all():  # noqa: ASYNC110 - the server tells nobody
                         await asyncio.sleep(0.01)
                 with pytest.raises(StoreError, match=r"is stopping or starting|closed the connection"):
                     await adding
             assert list(await store.latest_recommendations()) == []
-            await store.add_recommendation(recommendation(), tenure)
+            await store.add_recommendation(recommendation(), lease)
             assert list(await store.latest_recommendations()) == [recommendation()]
 
     asyncio.run(work())
@@ -152,19 +156,20 @@ def test_a_commit_whose_answer_is_lost_is_tried_again_and_stored_once(own_server
         async with deaf_proxy(own_server.port) as proxy, instances(own_server, name, 1) as (direct,):
             store = store_at(own_server.url(name).replace(str(own_server.port), str(proxy.port)))
             await store.open()
-            tenure = await take(store)
+            lease = await take(store)
             proxy.is_deaf_after = b"COMMIT"
             with pytest.raises(StoreError, match="does not answer in time"):
-                await store.add_recommendation(recommendation(), tenure)
+                await store.add_recommendation(recommendation(), lease)
             assert list(await direct.latest_recommendations()) == [recommendation()]
             proxy.hear_again()
-            await store.add_recommendation(recommendation(), tenure)
+            await store.add_recommendation(recommendation(), lease)
             assert list(await store.latest_recommendations()) == [recommendation()]
             await store.close()
 
     asyncio.run(work())
 
 
+@real_time
 def test_a_secret_that_vanishes_is_a_database_that_is_away(own_server: PostgresProcess) -> None:
     """The URL is read for each new connection, so that its rotation is followed."""
     name = own_server.new_database()
@@ -217,13 +222,13 @@ def test_a_read_only_database_is_read_and_named_and_written_once_it_is_the_prima
 
     async def work() -> None:
         async with instances(own_server, name, 1) as (store,):
-            tenure = await take(store)
-            await store.add_recommendation(recommendation(), tenure)
+            lease = await take(store)
+            await store.add_recommendation(recommendation(), lease)
             await asyncio.to_thread(demote, own_server, kind)
             try:
                 for write in (
-                    store.add_recommendation(recommendation(version=2), tenure),
-                    store.leases.renew(tenure, 60.0),
+                    store.add_recommendation(recommendation(version=2), lease),
+                    store.leases.renew(lease, 60.0),
                     store.save_sweep(running("s1")),
                 ):
                     with pytest.raises(StoreError, match=r"is read-only .*target_session_attrs=read-write"):
@@ -231,7 +236,7 @@ def test_a_read_only_database_is_read_and_named_and_written_once_it_is_the_prima
                 assert list(await store.latest_recommendations()) == [recommendation()]
             finally:
                 await asyncio.to_thread(promote, own_server, kind)
-            await store.add_recommendation(recommendation(version=2), tenure)
+            await store.add_recommendation(recommendation(version=2), lease)
 
     asyncio.run(work())
 

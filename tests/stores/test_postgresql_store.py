@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 from support.postgres_process import PostgresProcess
 from support.postgres_stores import SECONDS, instances, store_at, take
+from support.quiet_machine import real_time
 from support.records import recommendation, sweep
 
 from calibrator.errors import StaleLeaseError, StoreError
@@ -31,12 +32,12 @@ def test_an_insert_under_the_old_epoch_waits_for_a_take_over_under_way_and_then_
 
     async def work() -> None:
         async with instances(postgres_server, name) as (old, _new):
-            tenure = await take(old, "a")
+            lease = await take(old, "a")
             other = await asyncpg.connect(postgres_server.url(name))
             takeover = other.transaction()
             await takeover.start()
             await other.execute("UPDATE leases SET holder = 'b', epoch = epoch + 1")
-            late = asyncio.create_task(old.add_recommendation(recommendation(), tenure))
+            late = asyncio.create_task(old.add_recommendation(recommendation(), lease))
             await _until_somebody_waits(other)
             await takeover.commit()
             await other.close()
@@ -85,12 +86,12 @@ def test_instances_that_take_over_from_each_other_publish_in_turn(postgres_serve
     async def rival(store: SqlStore, holder: str) -> None:
         published = 0
         while published < TURNS:  # against all others most attempts come too late
-            tenure = await store.leases.acquire("chat", holder, -1.0)
-            assert tenure is not None
+            lease = await store.leases.acquire("chat", holder, -1.0)
+            assert lease is not None
             known = await store.latest_recommendations()
             version = known[0].version + 1 if known else 1
             with contextlib.suppress(StoreError):  # somebody was quicker
-                await store.add_recommendation(recommendation(version=version, cap=int(holder) + 1), tenure)
+                await store.add_recommendation(recommendation(version=version, cap=int(holder) + 1), lease)
                 published += 1
 
     asyncio.run(work())
@@ -101,6 +102,7 @@ def test_instances_that_take_over_from_each_other_publish_in_turn(postgres_serve
 
 
 # ---------------------------------------------------------------------------------------------------------- the news
+@real_time
 def test_the_others_hear_of_a_change_and_whoever_made_it_does_not(postgres_server: PostgresProcess) -> None:
     name = postgres_server.new_database()
 

@@ -27,9 +27,9 @@ def new_store(path: Path, *, moves_damaged: bool = False) -> SqlStore:
 
 
 async def take(store: SqlStore) -> Lease:
-    tenure = await store.leases.acquire("chat", "a", 60.0)
-    assert tenure is not None
-    return tenure
+    lease = await store.leases.acquire("chat", "a", 60.0)
+    assert lease is not None
+    return lease
 
 
 def large(number: int) -> SweepRecord:
@@ -55,15 +55,15 @@ def test_a_full_disk_is_named_and_the_store_goes_on_once_there_is_space(tmp_path
         store = new_store(disk / "store.db")
         await store.open()
         try:
-            tenure = await take(store)
-            await store.add_recommendation(recommendation(version=1), tenure)
+            lease = await take(store)
+            await store.add_recommendation(recommendation(version=1), lease)
             ballast = disk / "ballast"
             ballast.write_bytes(bytes(200 * 1024))
             with pytest.raises(StoreError, match=FULL):
                 await fill(store)
             assert [one.version for one in await store.latest_recommendations()] == [1]
             ballast.unlink()
-            await store.add_recommendation(recommendation(version=2), tenure)
+            await store.add_recommendation(recommendation(version=2), lease)
             assert [one.version for one in await store.latest_recommendations()] == [2]
         finally:
             await store.close()

@@ -26,7 +26,7 @@ from support.service_process import Engine, Service, serving, simulated_engine, 
 
 BACKEND = "chat"
 OUTPUT_TOKENS, PROMPT_TOKENS = 24, 64
-LIMIT_S = 30.0  # of each step
+LIMIT_S = 120.0  # of each step
 
 
 @dataclass

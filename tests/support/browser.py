@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 
 from support.require import require
 
-CHROMIUM = "/usr/bin/chromium"
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # as make programs looks for them
 ARGUMENTS = (
     "--no-sandbox",  # tests may run as root
     "--disable-gpu",
@@ -29,7 +29,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP calibrator.test 127.0.0.1",  # a name that no browser trusts as it trusts localhost
 )
-LIMIT_MS = 30_000.0
+LIMIT_MS = 120_000.0
 SEVERE = {"serious", "critical"}
 
 # Lets the page's violations be heard before any of its own scripts runs.
@@ -41,9 +41,10 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    require("Chromium", found=shutil.which(CHROMIUM) is not None, remedy="apt-get install chromium")
+    found = next((path for path in map(shutil.which, PROGRAMS) if path is not None), None)
+    require("Chromium", found=found is not None, remedy="make programs")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
         try:
             yield browser
         finally:

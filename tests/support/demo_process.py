@@ -15,7 +15,7 @@ import httpx
 
 from support.service_process import CALIBRATOR
 
-STOP_LIMIT_S = 20.0
+STOP_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Demo:
         return f"http://127.0.0.1:{self.port}"
 
     def document(self, path: str = "") -> dict[str, Any]:
-        answer = httpx.get(f"{self.url}/v1/backends/demo{path}", timeout=30.0, trust_env=False)
+        answer = httpx.get(f"{self.url}/v1/backends/demo{path}", timeout=120.0, trust_env=False)
         assert answer.status_code == 200, answer.text
         document: dict[str, Any] = answer.json()
         return document

@@ -178,9 +178,9 @@ class SlowStore(MemoryStore):
 
     takes_s = 0.0
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
         await asyncio.sleep(self.takes_s)
-        await super().add_recommendation(recommendation, tenure)
+        await super().add_recommendation(recommendation, lease)
 
     async def save_sweep(self, record: SweepRecord) -> None:
         await asyncio.sleep(self.takes_s)

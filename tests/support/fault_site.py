@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from support.fault_proxy import FaultProxy, fault_proxy
 from support.postgres_process import PostgresProcess, postgres
@@ -28,7 +29,7 @@ from support.service_process import Engine, Service, family, serving, simulated_
 TOKEN = "operator-token"
 LEASE_S = 4.0
 POLL_S = 0.2
-POLL_LIMIT_S = 2.0
+POLL_LIMIT_S = 20.0
 
 
 def configuration(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -160,9 +161,12 @@ class FaultSite:
     # ------------------------------------------------------------------------------------------------------ scenes
     def settle(self) -> None:
         """Both are up and well, one leads, nothing is swept, and a cap is known."""
+        self.server.resume()
         for one in self.instances:
             one.proxy.heal()
-            if not one.is_up:
+            if one.is_up:
+                one.signal(signal.SIGCONT, whole_family=True)
+            else:
                 one.poller.stop()
                 one.start(self.config)
         wait_for(lambda: sum(one.holds_lease() for one in self.instances) == 1, "one leads")
@@ -194,7 +198,7 @@ class FaultSite:
     # -------------------------------------------------------------------------------------------------- judgements
     @contextmanager
     def judged(self, fault: str) -> Iterator[Finding]:
-        """Put `recovery_s` into what is given."""
+        """Put `recovery_s` into what is given. What must never happen fails the test outright: no noise excuses it."""
         began_s = time.monotonic()
         finding = Finding(fault, 0.0, 0, 0, None)
         errors = [len(poller.errors) for poller in self._pollers()]
@@ -209,9 +213,8 @@ class FaultSite:
         )
         finding.lost = len(set(stored) - set(after))
         self.findings.append(finding)
-        assert finding.overlap_s == 0.0, "two instances probed at once"
-        assert finding.stale == 0, after
-        assert finding.lost == 0
+        if finding.overlap_s or finding.stale or finding.lost:
+            pytest.fail(f"probed at once, published stale or lost: {finding}; {after}")
         for poller, before in itertools.zip_longest(self._pollers(), errors, fillvalue=0):
             assert isinstance(poller, Poller)
             assert poller.errors[before:] == [], "a poller saw an error for a cap that was known"

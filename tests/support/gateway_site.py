@@ -18,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,7 @@ INGRESS, BACKEND, SERVERS, CALIBRATOR, AGENT = 18000, 18080, (18081, 18082, 1808
 TOKEN = "operator-token"
 READ_TOKEN = "read-token-of-gateways"
 PAUSE_S = 0.05  # of a worker that was refused
+CALL_LIMIT_S = 180.0
 SPREAD = 0.3  # of the latency, up and down
 
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1
@@ -56,7 +58,11 @@ def in_own_network(body: Callable[[], T]) -> T:
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             may = libc.unshare(CLONE_NEWNET) == 0
-            require("permission for a network namespace", found=may, remedy="run as root, or in a container that may")
+            require(
+                "permission for a network namespace",
+                found=may,
+                remedy="run as root, or where user namespaces are allowed",
+            )
             with socket.socket() as any_socket:
                 fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
             result.append(body())
@@ -91,6 +97,7 @@ class Bench:
     changes: list[tuple[float, int, int]] = field(default_factory=list)  # moment, port, in flight there
     answers: list[Answer] = field(default_factory=list)
     notes: list[tuple[float, str]] = field(default_factory=list)
+    ended: int = 0  # requests, at the backend
     _draws: random.Random = field(default_factory=lambda: random.Random(6))
     _in_flight: dict[int, int] = field(default_factory=dict)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
@@ -115,16 +122,6 @@ class Bench:
             total = sum(now.values())
             before, peak = (total, peak) if at_s < since_s else (before, max(peak, total))
         return max(before, peak)
-
-    def mean_stay_s(self, since_s: float) -> float:
-        """Of the requests that came since, while the backend was idle before and is idle now."""
-        came, stayed_s, before_s, before = 0, 0.0, since_s, 0
-        for at_s, total in self._sums():
-            if at_s > since_s:
-                came += total > before
-                stayed_s += before * (at_s - before_s)
-                before_s, before = at_s, total
-        return stayed_s / max(1, came)
 
     def timeline(self) -> str:
         """Most and least in flight of each second, with the notes."""
@@ -161,11 +158,15 @@ class Bench:
     # ------------------------------------------------------------------------------------------------ load
     def burst(self, count: int, port: int = INGRESS) -> list[Answer]:
         """So many requests at once, each on a connection of its own."""
+        return self.sending(count, port).result(CALL_LIMIT_S)
+
+    def sending(self, count: int, port: int = INGRESS) -> Future[list[Answer]]:
+        """A burst that is not waited for."""
 
         async def all_of_them() -> list[Answer]:
             return list(await asyncio.gather(*(self._one_shot(port) for _ in range(count))))
 
-        return self._call(all_of_them())
+        return asyncio.run_coroutine_threadsafe(all_of_them(), self._loop)
 
     @contextmanager
     def load(self, workers: int, port: int = INGRESS) -> Iterator[None]:
@@ -237,13 +238,14 @@ class Bench:
 
     def _count(self, port: int, step: int) -> None:
         self._in_flight[port] = self._in_flight.get(port, 0) + step
+        self.ended += step < 0
         self.changes.append((self.now_s(), port, self._in_flight[port]))
 
     def _call(self, work: Awaitable[T]) -> T:
         async def awaited() -> T:
             return await work
 
-        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(60.0)
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(CALL_LIMIT_S)
 
     @contextmanager
     def running(self, *ports: int) -> Iterator[None]:
@@ -340,9 +342,9 @@ def remember(folder: Path, *, cap: int, max_queue_wait_s: float) -> None:
     async def store() -> None:
         database = SqlStore(SqliteDatabase(folder / "calibrator.db"), Retention())
         await database.open()
-        tenure = await database.leases.acquire(published.backend, "test", 1.0)
-        assert tenure is not None
-        await database.add_recommendation(published, tenure)
+        lease = await database.leases.acquire(published.backend, "test", 1.0)
+        assert lease is not None
+        await database.add_recommendation(published, lease)
         await database.close()
 
     asyncio.run(store())
@@ -365,10 +367,10 @@ def program(command: list[str], environ: Mapping[str, str], log: Path) -> Iterat
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(10.0)
+                process.wait(60.0)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(10.0)
+                process.wait(60.0)
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float) -> None:

@@ -26,8 +26,10 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
 from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 from support.fakes import FakeTelemetry, Script, begun, given_urls, progress, telemetry_by_host
 from support.memory_store import MemoryDatabase, MemoryStore
+from support.virtual_time import ticking
 
 CUT = StoreError("The database cannot be reached.", "Repair the network.")
 STEP_S = 0.05  # how exactly a sweep's process keeps its permit
@@ -196,13 +198,14 @@ class Site:
     log: list[Probing] = field(default_factory=list)
     ended: dict[str, SweepRecord] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
+    tick_s: float | None = None  # None: as the service ticks
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def start(self, name: str) -> Instance:
         clock, store = SteppedClock(), MemoryStore(database=self.database)
         runner = LeashedRunner(name, clock, self.log, self.scripts, self.ended)
         before = asyncio.all_tasks()
-        supervisor = Supervisor(
+        supervisor = make_supervisor(
             self.plans,
             runner=runner,
             store=Gated(store, clock.runs),
@@ -218,7 +221,7 @@ class Site:
         )
         await supervisor.start()
         stopping = asyncio.Event()
-        loop_task = asyncio.create_task(supervisor.run(stopping))
+        loop_task = asyncio.create_task(ticking(supervisor, stopping, self.tick_s))
         tasks = asyncio.all_tasks() - before | {loop_task}
         instance = Instance(name, supervisor, store, runner, clock, stopping, tasks)
         self.instances.append(instance)

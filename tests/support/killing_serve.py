@@ -27,8 +27,8 @@ WRITES = frozenset(
         "save_shares",
         "save_share_report",
         "save_share_table",
-        "save_memory",
-        "save_activity",
+        "save_checkpoint",
+        "save_sweep_status",
         "interrupt_running_sweeps",
     }
 )

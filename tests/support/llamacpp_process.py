@@ -1,16 +1,17 @@
 """The process behind `support.llamacpp`: llama.cpp's own HTTP server, on 127.0.0.1, until SIGTERM or its parent dies.
 
 Prints `READY <url>` when it listens. The server lives in C++ threads of this process, which is why it has one of its
-own. One compute thread: with two, the spinning barriers cost five times the throughput on a busy 2-core machine.
-Every form of prefix cache is off, else repeated prompts measure the cache.
+own, and why it ends without their leave: they finish what they compute, and join one another, before they would let
+Python end, which takes as long as the machine is busy. One compute thread: with two, the spinning barriers cost five
+times the throughput on a busy 2-core machine. Every form of prefix cache is off, else repeated prompts measure the
+cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
-import threading
 
 import xllamacpp
 
@@ -23,19 +24,11 @@ def main() -> None:
     parser.add_argument("--api-key")
     args = parser.parse_args()
 
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-
     server = xllamacpp.Server(_params(args))
     sys.stdout.write(f"READY {server.listening_address}\n")
     sys.stdout.flush()
-    stop.wait()
-
-
-def _stop_with_parent(stop: threading.Event) -> None:
     sys.stdin.buffer.read()  # the parent holds the other end of this pipe: it ends when the parent does
-    stop.set()
+    os._exit(0)
 
 
 def _params(args: argparse.Namespace) -> xllamacpp.CommonParams:

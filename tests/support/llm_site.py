@@ -16,6 +16,7 @@ from support.gateway_site import SPREAD, Answer, Bench, _head
 
 API_KEY = "sk-test"
 CHUNKS = 4  # of a stream
+EVERYBODY = 10_000  # more than are ever kept
 LEFT = 0  # "status" for a client that went without an answer's head
 
 
@@ -70,6 +71,7 @@ class LlmBench(Bench):
     """`kinds` are asked in turn."""
 
     kinds: Iterator[Ask] = field(default_factory=lambda: itertools.cycle(PLAIN))
+    _gate: asyncio.Semaphore | None = None  # what came while there is one waits to be let go
 
     def ask(self, kinds: Sequence[Ask]) -> None:
         self.kinds = itertools.cycle(kinds)
@@ -77,6 +79,28 @@ class LlmBench(Bench):
     @property
     def in_flight(self) -> int:
         return sum(self._in_flight.values())
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Meanwhile the backend ends no answer until it is told to: what is in flight depends on nobody's speed."""
+        gate = self._gate = asyncio.Semaphore(0)
+        try:
+            yield
+        finally:
+            self._gate = None
+            self._let_go(gate, EVERYBODY)
+
+    def let_go(self, count: int = 1) -> None:
+        """Of those that are kept, first come, first served."""
+        assert self._gate is not None
+        self._let_go(self._gate, count)
+
+    def _let_go(self, gate: asyncio.Semaphore, count: int) -> None:
+        async def release() -> None:
+            for _ in range(count):
+                gate.release()
+
+        self._call(release())
 
     # ------------------------------------------------------------------------------------------------ client
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
@@ -126,6 +150,8 @@ class LlmBench(Bench):
         is_stream = bool(asked.get("stream"))
         if is_stream and fate is not Fate.DROPPED:
             writer.write(_HEAD + b"Content-Type: text/event-stream\r\n\r\n")
+        if self._gate is not None:
+            await self._gate.acquire()
         for _ in range(CHUNKS if fate is Fate.ANSWERED else 1):
             await asyncio.sleep(self.latency_s * self._draws.uniform(1.0 - SPREAD, 1.0 + SPREAD) / CHUNKS)
             if is_stream and fate is not Fate.DROPPED:

@@ -47,14 +47,14 @@ class MemoryDatabase:
     share_reports: dict[str, tuple[float, InstanceReport]] = field(default_factory=dict)
     share_tables: dict[tuple[str, bool], ShareTable] = field(default_factory=dict)
     overrides: dict[str, Override] = field(default_factory=dict)
-    activities: dict[str, SweepStatus] = field(default_factory=dict)
-    wishes: list[ForwardedCommand] = field(default_factory=list)
-    memories: dict[tuple[str, str], str] = field(default_factory=dict)
+    sweep_statuses: dict[str, SweepStatus] = field(default_factory=dict)
+    commands: list[ForwardedCommand] = field(default_factory=list)
+    checkpoints: dict[tuple[str, str], str] = field(default_factory=dict)
     listeners: dict[str, asyncio.Event] = field(default_factory=dict)  # by name of the store
 
-    def is_in_force(self, tenure: Lease) -> bool:
-        lease = self.leases.get(tenure.group)
-        return lease is not None and (lease.holder, lease.epoch) == (tenure.holder, tenure.epoch)
+    def is_in_force(self, lease: Lease) -> bool:
+        row = self.leases.get(lease.group)
+        return row is not None and (row.holder, row.epoch) == (lease.holder, lease.epoch)
 
 
 class MemoryStore:
@@ -81,17 +81,17 @@ class MemoryStore:
     async def close(self) -> None:
         self.is_open = False
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
         self.check()
         key = (recommendation.backend, recommendation.version)
         if self.database.recommendations.get(key) == recommendation:
             return
-        if not self.database.is_in_force(tenure):
-            raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over.")
+        if not self.database.is_in_force(lease):
+            raise StaleLeaseError(f"The lease of '{lease.group}' was taken over.")
         if key in self.database.recommendations:
             raise StoreError(f"Version {recommendation.version} of '{recommendation.backend}' exists already.")
         self.database.recommendations[key] = recommendation
-        self.database.epochs[key] = tenure.epoch
+        self.database.epochs[key] = lease.epoch
         for backend, version in list(self.database.recommendations):
             if backend == recommendation.backend and version <= recommendation.version - self._keep.recommendations:
                 del self.database.recommendations[backend, version]
@@ -163,10 +163,10 @@ class MemoryStore:
         now = self.database.clock()
         return {name: (now - saved_at, report) for name, (saved_at, report) in self.database.share_reports.items()}
 
-    async def save_share_table(self, backend: str, table: ShareTable, tenure: Lease, *, per_replica: bool) -> None:
+    async def save_share_table(self, backend: str, table: ShareTable, lease: Lease, *, per_replica: bool) -> None:
         self.check()
-        if not self.database.is_in_force(tenure):
-            raise StaleLeaseError(f"The lease of '{tenure.group}' was taken over.")
+        if not self.database.is_in_force(lease):
+            raise StaleLeaseError(f"The lease of '{lease.group}' was taken over.")
         known = self.database.share_tables.get((backend, per_replica))
         if known is not None and known.version != table.version - 1:
             raise StoreError(f"Version {table.version} of the shares of '{backend}' does not follow.")
@@ -187,35 +187,35 @@ class MemoryStore:
         self.check()
         return dict(self.database.overrides)
 
-    async def save_activity(self, backend: str, activity: SweepStatus | None) -> None:
+    async def save_sweep_status(self, backend: str, status: SweepStatus | None) -> None:
         self.check()
-        self.database.activities.pop(backend, None)
-        if activity is not None:
-            self.database.activities[backend] = activity
+        self.database.sweep_statuses.pop(backend, None)
+        if status is not None:
+            self.database.sweep_statuses[backend] = status
         self.tell()
 
-    async def activities(self) -> Mapping[str, SweepStatus]:
+    async def sweep_statuses(self) -> Mapping[str, SweepStatus]:
         self.check()
-        return dict(self.database.activities)
+        return dict(self.database.sweep_statuses)
 
-    async def add_wish(self, wish: ForwardedCommand) -> None:
+    async def add_command(self, command: ForwardedCommand) -> None:
         self.check()
-        self.database.wishes.append(wish)
+        self.database.commands.append(command)
         self.tell()
 
-    async def take_wishes(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
+    async def take_commands(self, backends: Collection[str]) -> Sequence[ForwardedCommand]:
         self.check()
-        taken = tuple(wish for wish in self.database.wishes if wish.backend in backends)
-        self.database.wishes = [wish for wish in self.database.wishes if wish.backend not in backends]
+        taken = tuple(command for command in self.database.commands if command.backend in backends)
+        self.database.commands = [command for command in self.database.commands if command.backend not in backends]
         return taken
 
-    async def save_memory(self, backend: str, kind: str, document: str) -> None:
+    async def save_checkpoint(self, backend: str, kind: str, document: str) -> None:
         self.check()
-        self.database.memories[backend, kind] = document
+        self.database.checkpoints[backend, kind] = document
 
-    async def memories(self, backend: str) -> Mapping[str, str]:
+    async def checkpoints(self, backend: str) -> Mapping[str, str]:
         self.check()
-        return {kind: text for (name, kind), text in self.database.memories.items() if name == backend}
+        return {kind: text for (name, kind), text in self.database.checkpoints.items() if name == backend}
 
     async def changed(self, limit_s: float) -> None:
         """News that came while the database was out of reach are heard of when it is back."""
@@ -273,16 +273,16 @@ class MemoryLeases:
         self._store.tell()
         return Lease(group, holder, epoch)
 
-    async def renew(self, tenure: Lease, lease_s: float) -> bool:
-        row = self._rows().get(tenure.group)
-        if row is None or not self._store.database.is_in_force(tenure):
+    async def renew(self, lease: Lease, lease_s: float) -> bool:
+        row = self._rows().get(lease.group)
+        if row is None or not self._store.database.is_in_force(lease):
             return False
         row.expires_at = self._store.database.clock() + lease_s
         return True
 
-    async def release(self, tenure: Lease) -> None:
-        row = self._rows().get(tenure.group)
-        if row is not None and self._store.database.is_in_force(tenure):
+    async def release(self, lease: Lease) -> None:
+        row = self._rows().get(lease.group)
+        if row is not None and self._store.database.is_in_force(lease):
             row.holder, row.expires_at = "", 0.0
             self._store.tell()
 
@@ -295,8 +295,8 @@ class MemoryLeases:
         return self._store.database.leases
 
 
-async def tenure_of(store: MemoryStore, group: str = "chat", holder: str = "test") -> Lease:
+async def take_lease(store: MemoryStore, group: str = "chat", holder: str = "test") -> Lease:
     """Take the lease, which is free or that holder's already."""
-    tenure = await store.leases.acquire(group, holder, 3600.0)
-    assert tenure is not None
-    return tenure
+    lease = await store.leases.acquire(group, holder, 3600.0)
+    assert lease is not None
+    return lease

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend, SimulatedInspector, SimulatedTelemetry
@@ -20,7 +21,7 @@ from calibrator.ports.backend import BackendFacts
 from calibrator.ports.load import LoadGenerator
 from calibrator.ports.sweeps import SweepOrder, Target
 from calibrator.service.sweep.run import SweepParts, run_sweep
-from support.live_sweep import Lent
+from support.live_sweep import ChangedTelemetry, Lent
 from support.organic import LateTelemetry, LiveUsers, Shape
 from support.virtual_time import run_virtual
 
@@ -89,8 +90,9 @@ def sweep_beside(
     requests_per_level: int = 200,
     bounds: Bounds | None = None,
     abort: AbortLimits = NO_ABORT,
+    change: Callable[[float, ServerLoad], ServerLoad] = lambda _, load: load,
 ) -> Outcome:
-    """`sees` False: what a sweep finds that takes itself to be alone."""
+    """`sees` False: what a sweep finds that takes itself to be alone. `change`: what becomes of each scrape."""
     order = SweepOrder(
         "s1", engine.name, Target("http://simulated/v1", "m"), engine.sla, engine.workload,
         bounds or Bounds(max_level=engine.max_level), seed, levels=levels, abort=abort,
@@ -102,7 +104,7 @@ def sweep_beside(
         backend = SimulatedBackend(engine.parameters, clock)
         backend.driver.start()
         users = LiveUsers(Lent(backend), PromptFactory(engine.workload, SCALE, LIVE_SEED + seed), clock, shape)
-        gauges = LateTelemetry(SimulatedTelemetry(backend), clock, lag_s)
+        gauges = LateTelemetry(ChangedTelemetry(SimulatedTelemetry(backend), change), clock, lag_s)
         users.start()
         gauges.start()
         await asyncio.sleep(SETTLE_S)

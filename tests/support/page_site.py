@@ -20,7 +20,7 @@ import uvicorn
 from calibrator.web.app import create_app
 from support.web_fakes import EPOCH_S, FakeOperator
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from support.certificates import Certificates
 from support.require import require
 from support.service_process import family
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 
 
 def programs() -> Path | None:
@@ -151,7 +151,7 @@ class PostgresProcess:
 def postgres(*options: str, access: str = "", certificate: Certificates | None = None) -> Iterator[PostgresProcess]:
     """A server for as long as the block lasts. `certificate`: it speaks TLS."""
     found = programs()
-    require("PostgreSQL", found=found is not None, remedy="apt-get install postgresql")
+    require("PostgreSQL", found=found is not None, remedy="make programs")
     assert found is not None
     folder = Path(tempfile.mkdtemp(prefix="calibrator-pg-"))
     try:

@@ -31,6 +31,6 @@ async def instances(server: PostgresProcess, name: str, number: int = 2) -> Asyn
 
 
 async def take(store: SqlStore, holder: str = "a", lease_s: float = 60.0) -> Lease:
-    tenure = await store.leases.acquire("chat", holder, lease_s)
-    assert tenure is not None
-    return tenure
+    lease = await store.leases.acquire("chat", holder, lease_s)
+    assert lease is not None
+    return lease

@@ -18,12 +18,12 @@ from support.service_process import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yaml"
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 def program(name: str) -> str:
     path = shutil.which(name)
-    assert path is not None, f"{name} is not installed: apt-get install prometheus prometheus-alertmanager"
+    assert path is not None, f"{name} is not installed: make programs"
     return path
 
 

@@ -16,6 +16,12 @@ def on_uvloop(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(make())
 
 
+def with_the_tests() -> dict[str, str]:
+    """The environment of a program that imports `support`; where else it looks for modules stays."""
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

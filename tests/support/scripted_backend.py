@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from calibrator.core.records.sample import Failure, FailureKind, Flight, ProbeRequest, Sample
 
@@ -16,6 +17,7 @@ class Answer:
     ttft_s: float = 0.05
     e2e_s: float = 0.2
     failure: Failure | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)  # of the sample: what else than usual is in it
 
 
 def failing(kind: FailureKind = FailureKind.STATUS, status: int | None = 503) -> Answer:
@@ -60,14 +62,16 @@ class ScriptedConnection:
             if answer.failure is None:
                 await self._wait(answer.ttft_s)
                 if not self._abort.is_set():
-                    flight.first_token_s = flight.first_content_s = loop.time()
+                    flight.first_token_s = loop.time()
+                    flight.first_content_s = None if "ttfc_s" in answer.facts else flight.first_token_s
                     await self._wait(answer.e2e_s - answer.ttft_s)
             else:
                 await self._wait(answer.e2e_s)
         finally:
             backend.in_flight -= 1
         ttft_s = None if flight.first_token_s is None else flight.first_token_s - flight.started_s
-        return Sample(
+        facts: Any = {} if self._abort.is_set() else answer.facts
+        usual = Sample(
             request_id=request.request_id,
             label=request.label,
             class_name=request.class_name,
@@ -85,6 +89,7 @@ class ScriptedConnection:
             failure=answer.failure,
             cancelled=self._abort.is_set(),
         )
+        return replace(usual, **facts)
 
     async def _wait(self, seconds: float) -> None:
         try:

@@ -99,6 +99,6 @@ async def scripted(
         yield server
     finally:
         listener.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             if server.connections:
                 await server.all_closed.wait()

@@ -17,7 +17,7 @@ def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
     place = folder / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
         pytest.skip("this user may not mount; the case of a limited file covers the full disk")
     try:
         yield place

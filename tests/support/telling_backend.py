@@ -17,7 +17,7 @@ class Telling:
 
     mark: str
     refuses: bool = False
-    seen: list[str] = field(default_factory=list)  # Authorization of each request
+    seen: list[str] = field(default_factory=list)  # Authorization and X-Org of each request
     url: str = ""
 
 
@@ -47,11 +47,11 @@ def telling_backend(telling: Telling) -> Iterator[Telling]:
             self._send(200, "text/event-stream", "".join(f"data: {event}\n\n" for event in events))
 
         def _refuse(self, status: int) -> None:
-            said = f"Incorrect credentials: {self.headers.get('Authorization')}"
+            said = f"Incorrect credentials: {self.headers.get('Authorization')} of {self.headers.get('X-Org')}"
             self._send(status, "application/json", json.dumps({"error": {"message": said}}))
 
         def _send(self, status: int, kind: str, text: str) -> None:
-            telling.seen.append(str(self.headers.get("Authorization")))
+            telling.seen += [str(self.headers.get("Authorization")), str(self.headers.get("X-Org"))]
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text.encode())))

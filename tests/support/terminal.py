@@ -18,7 +18,7 @@ CTRL_C = b"\x03"
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7])(?:;\d+)*m")
 ESCAPE = re.compile(r"\x1b\[[?\d;]*[a-zA-Z]")
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -38,6 +38,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jump.now_s
+
+
+class Ticks(Protocol):
+    """A supervisor."""
+
+    def tick(self) -> None: ...
+
+    async def run(self, stop: asyncio.Event) -> None: ...
+
+
+async def ticking(service: Ticks, stop: asyncio.Event, every_s: float | None = None) -> None:
+    """Run the service, or tick it by hand at another pace: hours that pass need no four ticks a second."""
+    if every_s is None:
+        await service.run(stop)
+        return
+    while not stop.is_set():
+        service.tick()
+        await asyncio.sleep(every_s)
 
 
 def run_virtual(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -16,10 +16,13 @@ from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 from support.fakes import FakeRunner, FakeTelemetry, Script, given_urls, plan, telemetry_by_host
 from support.live_traffic import Users
 from support.memory_store import MemoryStore
+from support.virtual_time import ticking
 
+TICK_S = 1.0  # as often as the page is read; a test lasts hours
 RARELY = Schedule(every_s=5e6, jitter_ratio=0.0)
 CHAT = replace(plan(schedule=RARELY), workload=Workload((WorkloadClass(prompt_tokens=77),)))
 Page = Callable[[], ServerLoad | None]
@@ -85,7 +88,7 @@ async def site(
     clock, users, numbers = clock or SteppedClock(), users or Users(), itertools.count(1)
     runner = FakeRunner(clock.wall, {"chat": [Script(estimate, takes_s=takes_s) for estimate in estimates or (40,)]})
     used = store or MemoryStore()
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=runner,
         store=used,
@@ -100,7 +103,7 @@ async def site(
     )
     await supervisor.start()
     stop = asyncio.Event()
-    loop_task = asyncio.create_task(supervisor.run(stop))
+    loop_task = asyncio.create_task(ticking(supervisor, stop, TICK_S))
     here = Site(supervisor, runner, clock, users)
     try:
         yield here

@@ -14,8 +14,6 @@ from calibrator.errors import ConfigurationError
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports.backend import BackendFacts
 from calibrator.ports.load import LoadGenerator
-from calibrator.ports.sweeps import SweepOrder
-from calibrator.wiring.generator import closed_loop
 from support.scripted_backend import Answer, ScriptedBackend, ScriptedConnection
 
 OBJECTIVES = (parse_objective("ttft p99 <= 10s"),)
@@ -98,9 +96,3 @@ def hung(index: int, step: int) -> LoadGenerator:
 
 async def forever() -> None:
     await asyncio.Event().wait()
-
-
-def humble(order: SweepOrder, index: int, step: int) -> LoadGenerator:
-    """A worker that runs only while nothing else wants to."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    return closed_loop(order, FACTS, index, step)

@@ -93,7 +93,8 @@ def test_a_page_built_from_the_table_is_that_engines(row: EngineMetrics) -> None
         elif part in HISTOGRAMS:
             assert value == Histogram((0.5, 10.0, math.inf), (1.0, 2.0, 3.0)), part
         else:
-            assert value == 2.0 * (1 if part == "kv_usage_ratio" else len(column[0])), part
+            is_both = row.running_holds_waiting and part == "running_requests"
+            assert value == (0.0 if is_both else 2.0 * (1 if part == "kv_usage_ratio" else len(column[0]))), part
     assert load.model == ("m" if row.model_label else None)
 
 
@@ -242,14 +243,18 @@ def page(text: str, *more: str) -> bytes:
 
 
 def scrape(
-    *replies: list[Any], check: Callable[[list[bytes]], None] = lambda _: None, times: int = 1, **target: Any
+    *replies: list[Any],
+    check: Callable[[list[bytes]], None] = lambda _: None,
+    times: int = 1,
+    timeout_s: float = 60.0,
+    **target: Any,
 ) -> tuple[ServerLoad | None, str]:
     async def run() -> tuple[ServerLoad | None, str]:
         async with scripted(*replies) as server:
             address = f"http://127.0.0.1:{server.port}"
             if "metrics_url" in target:
                 target["metrics_url"] = address + target["metrics_url"]
-            telemetry = HttpTelemetry(Target(f"{address}/v1", "tiny", **target), timeout_s=0.5)
+            telemetry = HttpTelemetry(Target(f"{address}/v1", "tiny", **target), timeout_s=timeout_s)
             for _ in range(times):
                 load = await telemetry.scrape()
             await telemetry.close()
@@ -316,6 +321,25 @@ def test_a_page_that_was_found_and_is_gone_is_looked_for_anew() -> None:
     assert (load, problem[:27]) == (None, "The metrics page /metrics a")
 
 
+MOVED = [sized(b"", "307 Temporary Redirect", "text/plain", "Location: /metrics/")]
+
+
+def test_a_redirect_to_the_same_host_is_followed_once_and_remembered() -> None:
+    def remembered(requests: list[bytes]) -> None:
+        assert paths(requests) == ["/metrics", "/metrics/", "/version", "/metrics/"]
+        assert all(b"authorization: bearer key" in request.lower() for request in requests)
+
+    load, problem = scrape(MOVED, [page(VLLM)], NOT_FOUND, [page(VLLM)], check=remembered, times=2, api_key="key")
+    assert (load, problem) == (load_of(VLLM), "")
+
+
+def test_of_several_pages_the_one_that_came_nearest_is_told_of() -> None:
+    locked = [sized(b"", "401 Unauthorized", "text/plain")]
+    assert "/v1/metrics answers 401. Give api_key" in scrape(NOT_FOUND, NOT_FOUND, locked)[1]
+    similar = [page("acme:num_requests_running 1\n")]
+    assert "/prometheus/metrics looks like an engine's" in scrape(locked, similar, NOT_FOUND)[1]
+
+
 def test_the_key_goes_to_the_engine_but_not_to_a_metrics_page_elsewhere() -> None:
     def has_key(requests: list[bytes]) -> None:
         assert requests[0].startswith(b"GET /metrics ")
@@ -329,6 +353,22 @@ def test_the_key_goes_to_the_engine_but_not_to_a_metrics_page_elsewhere() -> Non
     assert scrape([page(VLLM)], check=has_none, api_key="key", metrics_url="/prometheus")[0] is not None
 
 
+def test_further_headers_and_a_key_elsewhere_go_to_the_engine_alike() -> None:
+    def has_them(requests: list[bytes]) -> None:
+        lines = requests[0].lower().split(b"\r\n")
+        assert b"api-key: key" in lines
+        assert b"x-org: org" in lines
+        assert not any(line.startswith(b"authorization") for line in lines)
+
+    def has_none(requests: list[bytes]) -> None:
+        assert b"key" not in requests[0]
+        assert b"org" not in requests[0]
+
+    ours = {"api_key": "key", "api_key_in": "header:api-key", "headers": (("X-Org", "org"),)}
+    assert scrape([page(VLLM)], check=has_them, **ours)[0] is not None
+    assert scrape([page(VLLM)], check=has_none, metrics_url="/prometheus", **ours)[0] is not None
+
+
 def test_compressed_pages_are_not_asked_for() -> None:
     def asks_for_text(requests: list[bytes]) -> None:
         assert b"accept-encoding: identity" in requests[0].lower()
@@ -336,6 +376,7 @@ def test_compressed_pages_are_not_asked_for() -> None:
     scrape([page(VLLM)], check=asks_for_text)
 
 
+HANG_S = 0.5
 TROUBLE: dict[str, tuple[list[Any], str]] = {
     "404": (NOT_FOUND, "The metrics page /metrics answers 404. Switch the engine's metrics on, or give metrics_url."),
     "401": (
@@ -343,10 +384,23 @@ TROUBLE: dict[str, tuple[list[Any], str]] = {
         "The metrics page /metrics answers 401. Give api_key, or a metrics_url that needs none.",
     ),
     "503": ([sized(VLLM.encode(), "503 Service Unavailable", "text/plain")], "answers 503"),
-    "html": ([page("<html></html>")], "shows no engine that we know. Give the metrics_url of the engine itself."),
+    "html": ([page("<html></html>")], "is a web page, no metrics. Give the metrics_url of the engine itself."),
+    "another program": ([page("x 1\n")], "shows no engine that we know. Give the metrics_url of the engine itself."),
+    "an unknown engine": (
+        [page("acme:num_requests_running 1\nacme:kv_cache_usage 1\n")],
+        "none that we know: it has acme:num_requests_running, acme:kv_cache_usage. Please report its names.",
+    ),
     "broken": ([page('vllm:num_requests_running{model_name="m"} x\n')], "is broken"),
-    "redirect": ([sized(b"", "307 Temporary Redirect", "text/plain", "Location: http://127.0.0.1:1/")], "answers 307"),
-    "hang": ([Act.HANG], "did not answer within 0.5 s."),
+    "redirect": (
+        [sized(b"", "307 Temporary Redirect", "text/plain", "Location: http://127.0.0.1:1/metrics/")],
+        "it redirects to http://127.0.0.1:1/metrics/, which is elsewhere. Give metrics_url",
+    ),
+    "redirects without end": (
+        [sized(b"", "307 Temporary Redirect", "text/plain", "Location: /metrics")] * 9,
+        "it redirects to /metrics, again. Give metrics_url",
+    ),
+    "tls": ([b"\x15\x03\x01\x00\x02\x02\x46", Act.CLOSE], "no HTTP comes back"),
+    "hang": ([Act.HANG], f"did not answer within {HANG_S:g} s."),
     "reset": ([Act.RESET], "is out of reach"),
     "truncated": ([head("200 OK", "text/plain", "Content-Length: 10") + b"x", Act.CLOSE], "is out of reach"),
     "ssh": ([b"SSH-2.0\r\n", Act.CLOSE], "is out of reach"),
@@ -361,7 +415,7 @@ TROUBLE: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize("name", TROUBLE)
 def test_trouble_is_none_with_the_reason_and_the_remedy(name: str) -> None:
     replies, words = TROUBLE[name]
-    load, problem = scrape(replies)
+    load, problem = scrape(replies, timeout_s=HANG_S if name == "hang" else 60.0)
     assert load is None
     assert words in problem
     assert problem.count(". ") >= 1, "a cause and a remedy"

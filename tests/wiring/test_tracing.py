@@ -220,7 +220,7 @@ except ConfigurationError as error:
 def test_without_the_extra_the_variables_are_passed_over_and_the_setting_is_refused() -> None:
     """In an interpreter that cannot find it; one that could has not loaded it before somebody wants traces."""
     answer = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=180, check=False
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[0] == "not loaded", "a third of a second, in each process"

@@ -17,7 +17,7 @@ user, whichever side notices first.
 | live_refusals | the same S of refusals reaches live_refusals |
 | preemptions | as many, while live requests are in flight |
 | probe_failures | likewise; refusals are not among them where the engine's counter shows those of users |
-| kv_usage | the gauge passes its bound while live requests are in flight |
+| kv_usage | the gauge reaches its bound while live requests are in flight; by default there is none |
 | prefix_hits | live hit ratio over `PREFIX_WINDOW_S` falls by that share below the engine's own before the sweep |
 | restart | the engine's start time changes or, where it tells none, a counter falls |
 | blind | no scrape for that long although live requests were in flight |
@@ -25,6 +25,9 @@ user, whichever side notices first.
 S is Page's CUSUM with the upper end p1 of the indifference zone (`core.search.verdict.zone`) as its reference: traffic
 within the SLA never moves it for long, and its bound is the number of users that one sweep may hurt. "Beyond" counts
 from the engine's first bucket bound at or above the limit; TTFT and e2e objectives without a prompt length are watched.
+
+Full KV memory is no reason by itself: an engine that memory limits works there, and its queue and preemptions, which
+users feel, are watched. Nor could such an engine be calibrated beside users otherwise.
 
 What users meet before the first probe, or between two levels without any, is none of our doing and does not count.
 An idle engine has nobody to hurt: only `restart` ends a sweep there, and the search may touch the boundary as it likes.

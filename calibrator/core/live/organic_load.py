@@ -22,9 +22,9 @@ begun (the scrape before, less the lag) is taken back: `doubt_s`.
 
 **Floor.** Below the median of `MEMORY_S` no level can be held; such levels leave the candidate set.
 
-**Unknown.** An engine without these gauges, or whose gauges do not count our requests, shows no organic load: the
-probes are then the whole level, and the record says so. Gauges that fall silent keep their last word: without a scrape
-nothing is steered.
+**Unknown.** An engine without these gauges, or whose gauges do not count each of our requests once
+(`live.gauge_scale`), shows no organic load: the probes are then the whole level, and the record says so. What such
+gauges told before is taken back. Gauges that fall silent keep their last word: without a scrape nothing is steered.
 
 Times are seconds on one monotonic clock. Called by `service.sweep.live_traffic` and `service.sweep.level_runner`.
 """
@@ -35,6 +35,8 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+
+from calibrator.core.live.gauge_scale import GaugeScale
 
 LAG_S = 2.0
 LAGS_S = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -48,8 +50,6 @@ PROBE_FLOOR = 1
 MEMORY_S = 20.0
 ROUNDING = 1e-9
 POLL_S = 0.1  # our own events come so late
-BLIND_LOOKS = 5  # scrapes in a row that show fewer requests than ours alone
-FEWER_RATIO = 0.7
 
 
 @dataclass(slots=True)
@@ -73,11 +73,11 @@ class OrganicWatch:
     looks: int = 0  # scrapes that counted requests
     doubt_s: float = math.inf  # at the last scrape: samples that started since then belong to no known level
     doubt: float = 0.0  # by how much the organic load changed then
-    is_blind: bool = False  # the gauges do not count our requests
+    scale: GaugeScale = field(default_factory=GaugeScale)
+    _most: float = 0.0  # of the estimate
     _ours: deque[tuple[float, int]] = field(default_factory=deque)
     _seen: deque[tuple[float, float]] = field(default_factory=deque)
     _seen_s: float = -math.inf
-    _fewer: int = 0
     _series: list[_Series] = field(default_factory=lambda: [_Series(lag_s) for lag_s in LAGS_S])
 
     def ours(self, at_s: float, in_flight: int) -> None:
@@ -87,23 +87,30 @@ class OrganicWatch:
 
     def saw(self, asked_s: float, answered_s: float, in_flight: float) -> None:
         """A scrape that lasted from `asked_s` to `answered_s`."""
-        self._check(in_flight, self._range(asked_s - LAG_S, answered_s)[0])
+        was_blind = self.is_blind
+        self.scale.saw(in_flight, *self._range(asked_s - LAG_S, answered_s))
         lags_s = self._possible_lags(asked_s, in_flight)
         ranges = [self._range(asked_s - lag_s, answered_s - lag_s) for lag_s in lags_s]
         fewest, most = min(fewest for fewest, _ in ranges), max(most for _, most in ranges)
         self.looks += 1
         if self.is_blind:
-            self.estimate, self.doubt = None, 0.0
+            self.estimate, self.doubt, self.doubt_s = None, 0.0 if was_blind else self._most, -math.inf
             return
         low, high = max(0.0, in_flight - most), max(0.0, in_flight - fewest)
         before = self.estimate
         self.estimate = high if before is None else min(max(before, low), high)
+        self._most = max(self._most, self.estimate)
         self.doubt = 0.0 if before is None else abs(self.estimate - before)
         self.doubt_s = (self._seen_s if self._seen else asked_s) - max(lags_s) - LAG_STEP_S / 2.0
         self._seen_s = answered_s
         self._seen.append((answered_s, self.estimate))
         while self._seen[0][0] < answered_s - MEMORY_S:
             self._seen.popleft()
+
+    @property
+    def is_blind(self) -> bool:
+        """The gauges do not count each of our requests once."""
+        return self.scale.fault is not None
 
     @property
     def floor(self) -> int:
@@ -129,10 +136,6 @@ class OrganicWatch:
             elif at_s <= until_s + POLL_S:
                 counts.append(count)
         return min(counts), max(counts)
-
-    def _check(self, in_flight: float, fewest: int) -> None:
-        self._fewer = self._fewer + 1 if in_flight < FEWER_RATIO * fewest - 1.0 else 0
-        self.is_blind = self.is_blind or self._fewer >= BLIND_LOOKS
 
 
 def band(level: int) -> float:

@@ -1,4 +1,4 @@
-"""What the watches of a backend know and a restart of the service must not lose, as values that can be stored.
+"""What guard, triggers and live traffic of a backend know and a restart of the service must not lose, as stored values.
 
 **No clock is asked.** Everything is a duration: how long ago something was when it was stored, how long it still had to
 wait. Time that passed while the service was down counts for nothing, so a wall clock that was set meanwhile can neither
@@ -7,11 +7,11 @@ the service was down.
 
 | of | kept | lost |
 |---|---|---|
-| triggers | causes that wait, cool-downs, answers owed, the reference of drift, what each replica last said | - |
+| triggers | causes that wait, cool-downs, answers owed, the reference of drift, what each replica last reported | - |
 | guard | the rest until it may ask for another sweep | its evidence: minutes of traffic bring it back |
 | traffic | slices of live traffic, the newest `SLICES_KEPT` | the running minute |
 
-What each replica last said (its start, or else its counters) shows a restart of the engine that nobody saw.
+What each replica last reported (its start, or else its counters) shows a restart of the engine that happened meanwhile.
 
 Pure; called by the watches, stored by `service.backend.checkpoints`.
 """
@@ -32,7 +32,7 @@ SLICES_KEPT = 400  # four days of quarters of an hour; some 500 bytes each
 
 # ----------------------------------------------------------------------------------------------------------- triggers
 @dataclass(frozen=True, slots=True)
-class RememberedCause:
+class WaitingCause:
     """`wait_s`: until it may be measured."""
 
     kind: TriggerKind
@@ -41,60 +41,60 @@ class RememberedCause:
 
 
 @dataclass(frozen=True, slots=True)
-class RememberedReplica:
+class KnownReplica:
     url: str
     load: ServerLoad  # only what tells a restart, and which engine it is
 
 
 @dataclass(frozen=True, slots=True)
-class TriggerMemory:
+class TriggerCheckpoint:
     """`..._ago_s`: before the moment of saving."""
 
-    waiting: tuple[RememberedCause, ...] = ()
+    waiting: tuple[WaitingCause, ...] = ()
     spent_ago_s: Mapping[TriggerKind, float] = field(default_factory=dict)
     sweep_ended_ago_s: float | None = None
     owed: tuple[TriggerKind, ...] = ()
     kind: Kind | None = None
-    replicas: tuple[RememberedReplica, ...] = ()
+    replicas: tuple[KnownReplica, ...] = ()
     reference: LiveMix | None = None
     reference_ago_s: float | None = None  # without a reference: since when one is looked for
 
 
-def remembered(triggers: Triggers, now_s: float) -> TriggerMemory:
+def trigger_checkpoint(triggers: Triggers, now_s: float) -> TriggerCheckpoint:
     """But for what `core.admission.triggers` does not know."""
     causes = triggers.waiting.values()
     ended_s = triggers.sweep_ended_s
-    return TriggerMemory(
-        waiting=tuple(RememberedCause(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
+    return TriggerCheckpoint(
+        waiting=tuple(WaitingCause(one.kind, one.words, max(0.0, one.ready_s - now_s)) for one in causes),
         spent_ago_s={kind: now_s - spent_s for kind, spent_s in triggers.spent_s.items()},
         sweep_ended_ago_s=None if ended_s is None else now_s - ended_s,
         owed=tuple(sorted(triggers.owed)),
     )
 
 
-def recalled(memory: TriggerMemory, known: Triggers, now_s: float) -> Triggers:
-    """`known`: what has happened since the start; it is newer than the memory."""
+def restored_triggers(checkpoint: TriggerCheckpoint, known: Triggers, now_s: float) -> Triggers:
+    """`known`: what has happened since the start; it is newer than the checkpoint."""
     policy = known.policy
-    ended_s = None if memory.sweep_ended_ago_s is None else now_s - max(0.0, memory.sweep_ended_ago_s)
+    ended_s = None if checkpoint.sweep_ended_ago_s is None else now_s - max(0.0, checkpoint.sweep_ended_ago_s)
     waiting = {
         one.kind: Cause(one.kind, one.words, now_s + min(max(0.0, one.wait_s), policy.min_uptime_s))
-        for one in memory.waiting
+        for one in checkpoint.waiting
         if one.kind in policy.cool_down_s
     }
-    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in memory.spent_ago_s.items()}
+    spent_s = {kind: now_s - max(0.0, ago_s) for kind, ago_s in checkpoint.spent_ago_s.items()}
     return Triggers(
         policy,
         waiting={**waiting, **known.waiting},
         spent_s={**spent_s, **known.spent_s},
         sweep_ended_s=ended_s if known.sweep_ended_s is None else known.sweep_ended_s,
-        owed=known.owed | frozenset(memory.owed),
+        owed=known.owed | frozenset(checkpoint.owed),
     )
 
 
-def last_seen(url: str, load: ServerLoad) -> RememberedReplica:
+def last_seen(url: str, load: ServerLoad) -> KnownReplica:
     """Counters only grow, so any later value that is lower is a restart."""
     tells_start = load.process_start is not None
-    return RememberedReplica(
+    return KnownReplica(
         url,
         ServerLoad(
             load.engine,
@@ -110,14 +110,14 @@ def last_seen(url: str, load: ServerLoad) -> RememberedReplica:
 
 # -------------------------------------------------------------------------------------------------------------- guard
 @dataclass(frozen=True, slots=True)
-class GuardMemory:
+class GuardCheckpoint:
     resweep_wait_s: float = 0.0  # until it may ask for another sweep
 
 
 # ------------------------------------------------------------------------------------------------------------ traffic
 @dataclass(frozen=True, slots=True)
 class PackedHistogram:
-    """Observations by bucket, of the bounds with this index in the memory's list."""
+    """Observations by bucket, of the bounds with this index in the checkpoint's list."""
 
     bounds: int
     parts: tuple[float, ...]
@@ -134,14 +134,14 @@ class PackedSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficMemory:
+class TrafficCheckpoint:
     """Oldest first."""
 
     bounds: tuple[tuple[float, ...], ...] = ()
     slices: tuple[PackedSlice, ...] = ()
 
 
-def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficMemory:
+def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficCheckpoint:
     """`slices`: seconds since the start of each, oldest first."""
     known: dict[tuple[float, ...], int] = {}
 
@@ -155,21 +155,21 @@ def packed(slices: Sequence[tuple[float, LiveMix]]) -> TrafficMemory:
         PackedSlice(ago_s, replace(mix, prompts=None, outputs=None), pack(mix.prompts), pack(mix.outputs))
         for ago_s, mix in slices[-SLICES_KEPT:]
     )
-    return TrafficMemory(tuple(known), kept)
+    return TrafficCheckpoint(tuple(known), kept)
 
 
-def unpacked(memory: TrafficMemory) -> list[tuple[float, LiveMix]]:
-    """Raises IndexError, ValueError if the memory does not fit together."""
+def unpacked(checkpoint: TrafficCheckpoint) -> list[tuple[float, LiveMix]]:
+    """Raises IndexError, ValueError if the checkpoint does not fit together."""
 
     def unpack(one: PackedHistogram | None) -> Histogram | None:
         if one is None:
             return None
-        bounds = memory.bounds[one.bounds]
+        bounds = checkpoint.bounds[one.bounds]
         if len(bounds) != len(one.parts):
             raise ValueError("a histogram has more or fewer buckets than bounds")
         return Histogram(bounds, tuple(accumulate(one.parts)))
 
     return [
         (max(0.0, one.ago_s), replace(one.rest, prompts=unpack(one.prompts), outputs=unpack(one.outputs)))
-        for one in memory.slices
+        for one in checkpoint.slices
     ]

@@ -51,7 +51,7 @@ class AbortLimits:
     live_refusals: int | None = 30  # likewise
     probe_failures: int | None = 60
     preemptions: int | None = 500
-    kv_usage_ratio: float | None = 1.0
+    kv_usage_ratio: float | None = None  # full memory is how an engine works that memory limits
     prefix_hit_fall_ratio: float | None = 0.5
     blind_s: float | None = 10.0
 

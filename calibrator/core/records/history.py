@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.server_load import ServerLoadPeak
+from calibrator.core.records.unmeasured import Counts, is_given_up, is_unmeasured
 from calibrator.core.stats.autocorrelation import CorrelationTime
 from calibrator.errors import ConfigurationError
 
@@ -25,10 +26,12 @@ class Evidence:
 
     bits: '0' passed, '1' violated, in start order, ending before the first undecided request.
     violation_at_s: one time per '1', same order: its first token, failure, or the moment the limit passed.
+    missing: requests in the same span of the start order that have no bit, by what they lack (`records.unmeasured`).
     """
 
     bits: str = ""
     violation_at_s: tuple[float, ...] = ()
+    missing: Counts = ()
 
     @property
     def n(self) -> int:
@@ -37,6 +40,16 @@ class Evidence:
     @property
     def exceedances(self) -> int:
         return len(self.violation_at_s)
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Too little was seen for the level to be met."""
+        return is_unmeasured(self.n, self.missing)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Likewise, and there is no point in asking on."""
+        return is_given_up(self.n, self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,11 @@ class Stage:
     def invalid_reasons(self) -> tuple[str, ...]:
         """Why it must not be judged; empty if it may."""
         return (*self.audit.reasons, self.level_lost) if self.level_lost else self.audit.reasons
+
+    @property
+    def is_given_up(self) -> bool:
+        """Of one objective too little can be seen here."""
+        return any(part.is_given_up for part in self.evidence)
 
     @property
     def probes(self) -> float:

@@ -26,10 +26,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calibrator.core.records.history import Audit, Evidence, RampCount
-from calibrator.core.records.objective import Objective
+from calibrator.core.records.objective import Objective, decide_final
 from calibrator.core.records.sample import Label, Phase, RequestOutcome, Sample
 from calibrator.core.records.server_load import ServerLoadPeak
 from calibrator.core.records.sweep import LevelReport, Verdict
+from calibrator.core.records.unmeasured import NO_HOLES, Missing, counted, why_undecided
 from calibrator.core.stats.autocorrelation import CorrelationTime, correlation_time
 from calibrator.core.stats.quantile import LatencySummary, summarise
 
@@ -40,6 +41,7 @@ METRICS = ("ttft", "ttfc", "itl", "tpot", "e2e")
 class _Bit:
     violated: bool | None
     at_s: float
+    missing: Missing | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class _ObjectiveBits:
     read: int = 0  # position in the start order
     bits: list[str] = field(default_factory=list)
     violations: list[int] = field(default_factory=list)  # request ids, one per '1'
+    missing: list[tuple[int, Missing]] = field(default_factory=list)  # (bits before it, what it lacks)
 
     def position(self, order: Sequence[int], count: int) -> int:
         """Where in the start order the first `count` bits end."""
@@ -103,6 +106,7 @@ class LevelAccumulator:
         self._ended_read = 0
         self._bits = [_ObjectiveBits() for _ in objectives]
         self._cut = [0 for _ in objectives]  # bits already given to earlier stages
+        self._missing_cut = [0 for _ in objectives]  # likewise, of requests without a bit
         self._ramp_ids: dict[int, float] = {}  # and their starts
         self._ramp_bits: list[dict[int, bool]] = [{} for _ in objectives]
         self._ramp_from_s = math.inf
@@ -121,6 +125,7 @@ class LevelAccumulator:
         self._order, self._starts_s, self._ended, self._ended_read = [], [], {}, 0
         self._bits = [_ObjectiveBits() for _ in self._objectives]
         self._cut = [0 for _ in self._objectives]
+        self._missing_cut = [0 for _ in self._objectives]
         self._ramp_ids, self._ramp_bits = {}, [{} for _ in self._objectives]
         self._ramp_from_s = math.inf
         self._durations = array("d")
@@ -156,20 +161,22 @@ class LevelAccumulator:
         self._ended_read = min(self._ended_read, keep)
         for state in self._bits:
             if state.read > keep:
-                state.read, state.bits, state.violations = 0, [], []
+                state.read, state.bits, state.violations, state.missing = 0, [], [], []
         for request_id in [one for one, started_s in self._ramp_ids.items() if started_s >= since_s]:
             del self._ramp_ids[request_id]
             for bits in self._ramp_bits:
                 bits.pop(request_id, None)
 
-    def decided(self, request_id: int, objective: int, *, violated: bool | None, at_s: float) -> None:
+    def decided(
+        self, request_id: int, objective: int, *, violated: bool | None, at_s: float, missing: Missing | None = None
+    ) -> None:
         if request_id in self._ramp_ids:
             if violated is not None:
                 self._ramp_bits[objective][request_id] = violated
             return
         known = self._bits[objective].by_request.get(request_id)
         if known is None:
-            self._bits[objective].by_request[request_id] = _Bit(violated, at_s)
+            self._bits[objective].by_request[request_id] = _Bit(violated, at_s, missing)
         else:  # the same bit, with the time of its first token
             known.at_s = at_s
 
@@ -203,6 +210,8 @@ class LevelAccumulator:
             bit = state.by_request.get(self._order[state.read])
             if bit is None:
                 break
+            if bit.missing is not None:
+                state.missing.append((len(state.bits), bit.missing))
             if bit.violated is not None:
                 state.bits.append("1" if bit.violated else "0")
                 if bit.violated:
@@ -213,11 +222,17 @@ class LevelAccumulator:
         bits = "".join(state.bits[first:last])
         skipped = state.bits[:first].count("1")
         ids = state.violations[skipped : skipped + bits.count("1")]
-        return Evidence(bits, tuple(state.by_request[request_id].at_s - origin_s for request_id in ids))
+        missing = state.missing[self._missing_cut[index] :]
+        return Evidence(
+            bits,
+            tuple(state.by_request[request_id].at_s - origin_s for request_id in ids),
+            counted(code for before, code in missing if before <= last),
+        )
 
     def cut(self) -> None:
         """What has been read belongs to the stage that ends here; the next one goes on without a warm-up."""
         self._cut = [len(state.bits) for state in self._bits]
+        self._missing_cut = [len(state.missing) for state in self._bits]
         self._durations = array("d")
         self.stage_requests = 0
 
@@ -322,13 +337,11 @@ def outcome_of(sample: Sample, objectives: Sequence[Objective]) -> RequestOutcom
         return RequestOutcome.FAILED
     if sample.cancelled:
         return RequestOutcome.CANCELLED
-    for objective in objectives:
-        if not objective.applies_to(sample.wanted_prompt_tokens):
-            continue
-        value = sample.latency_s(objective.metric, objective.quantile)
-        if value is not None and value > objective.limit_s:
-            return RequestOutcome.VIOLATION
-    return RequestOutcome.OK
+    ours = [objective for objective in objectives if objective.applies_to(sample.wanted_prompt_tokens)]
+    if any(decide_final(objective, sample) for objective in ours):
+        return RequestOutcome.VIOLATION
+    codes = {why_undecided(objective, sample) for objective in ours}
+    return RequestOutcome.UNMEASURED if codes - {None, *NO_HOLES} else RequestOutcome.OK
 
 
 def upper_quantile(values: Sequence[float], limit_s: float) -> float | None:

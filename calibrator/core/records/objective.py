@@ -9,12 +9,17 @@ When a bit is decided (DESIGN section 2: dropping what has not finished would fa
 
 | metric | violation | pass |
 |---|---|---|
-| ttft, ttfc | limit passed without that token; failed | at that token, if in time |
+| ttft | limit passed without that token; failed | at that token, if in time |
+| ttfc | limit passed without any token; content that came late; failed | at the first content, if in time |
 | e2e | limit passed and not ended; failed | at the end, if in time |
 | itl, tpot | at the end, if above the limit; failed | at the end |
 
-A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was a
-violation already; elsewhere it says nothing (`None` for ever).
+While an answer reasons nobody knows whether it will come to any content, so `ttfc` waits for that, or for its end: an
+answer that ends in its reasoning says nothing, fast or slow, because the content that it would have had comes later.
+
+A failed request violates every objective (latency = infinity). A cancelled one counts only where its bit was decided
+already; elsewhere it says nothing (`None` for ever). Nor does a completed one that does not show the metric: what was
+not measured was not met (`records.unmeasured`).
 """
 
 from __future__ import annotations
@@ -120,7 +125,9 @@ def decide_live(objective: Objective, flight: Flight, now_s: float) -> bool | No
     if objective.metric is Metric.TTFT:
         return _against(objective.limit_s, flight.started_s, flight.first_token_s, now_s)
     if objective.metric is Metric.TTFC:
-        return _against(objective.limit_s, flight.started_s, flight.first_content_s, now_s)
+        stamps = (flight.first_content_s, flight.first_token_s)
+        content_s, token_s = (None if at_s is None else at_s - flight.started_s for at_s in stamps)
+        return _content_in_time(objective.limit_s, content_s, token_s, now_s - flight.started_s)
     if objective.metric is Metric.E2E and now_s - flight.started_s > objective.limit_s:
         return True
     return None
@@ -132,22 +139,52 @@ def _against(limit_s: float, started_s: float, event_s: float | None, now_s: flo
     return True if now_s - started_s > limit_s else None
 
 
+def _content_in_time(limit_s: float, content_s: float | None, token_s: float | None, waited_s: float) -> bool | None:
+    """Violated? Content is no earlier than the first token of any kind, which came after `token_s`, if it did."""
+    if content_s is not None:
+        return content_s > limit_s
+    return True if (waited_s if token_s is None else token_s) > limit_s else None
+
+
 def decide_final(objective: Objective, sample: Sample) -> bool | None:
-    """Violation bit of an ended request. None: it says nothing (cancelled in time, or a mistake of ours)."""
+    """Violation bit of an ended request. None: it says nothing (cancelled in time, not measured, a mistake of ours)."""
     if sample.is_invalid:
         return None
-    latency_s = sample.latency_s(objective.metric, objective.quantile)
-    if latency_s is not None and latency_s > objective.limit_s:
-        return True
     if sample.failure is not None:
         return True
     if sample.cancelled:
-        waited_out = objective.metric in (Metric.TTFT, Metric.TTFC, Metric.E2E) and latency_s is None
-        if waited_out and sample.duration_s > objective.limit_s:
-            return True
-        return False if latency_s is not None else None
-    # A completed request without the metric (one token has no gaps; tool calls have no content) met the promise.
-    return False
+        return _cancelled(objective, sample)
+    if objective.metric is Metric.TPOT:
+        return _against_range(objective.limit_s, sample.tpot_range_s)
+    if objective.metric is Metric.ITL or not sample.stream:
+        latency_s = sample.latency_s(objective.metric, objective.quantile)
+        return None if latency_s is None else latency_s > objective.limit_s
+    return _waited(objective, sample)
+
+
+def _cancelled(objective: Objective, sample: Sample) -> bool | None:
+    """As it stood at that moment: `itl` and `tpot` are decided at the end only."""
+    if objective.metric in (Metric.ITL, Metric.TPOT):
+        return None
+    return _waited(objective, sample)
+
+
+def _waited(objective: Objective, sample: Sample) -> bool | None:
+    """As in flight: what never came has violated the limit once that passed, and until then says nothing."""
+    if objective.metric is Metric.TTFC:
+        return _content_in_time(objective.limit_s, sample.ttfc_s, sample.ttft_s, sample.duration_s)
+    latency_s = sample.latency_s(objective.metric)
+    if latency_s is not None:
+        return latency_s > objective.limit_s
+    return True if sample.duration_s > objective.limit_s else None
+
+
+def _against_range(limit_s: float, range_s: tuple[float, float] | None) -> bool | None:
+    """Decided where the whole range lies on one side of the limit."""
+    if range_s is None:
+        return None
+    least_s, most_s = range_s
+    return True if least_s > limit_s else False if most_s <= limit_s else None
 
 
 def decided_at_s(objective: Objective, sample: Sample) -> float:

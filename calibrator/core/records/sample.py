@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+EVENTS_A_READ = 3.0  # and more: the gaps between tokens are not the engine's; a busy machine reads two at once
+
 
 class Phase(StrEnum):
     """Why a request was sent: its bits count only in `counted`."""
@@ -28,6 +30,7 @@ class RequestOutcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INVALID = "invalid"
+    UNMEASURED = "unmeasured"  # complete, but it does not show what an objective asks (`records.unmeasured`)
 
 
 class FailureKind(StrEnum):
@@ -37,11 +40,27 @@ class FailureKind(StrEnum):
     TLS = "tls"
     RESET = "reset"  # the connection broke
     STATUS = "status"  # 4xx/5xx
-    ERROR_EVENT = "error_event"  # HTTP 200 stream that carries an error
-    TRUNCATED = "truncated"  # ended without a finish_reason
+    ERROR_EVENT = "error_event"  # HTTP 200 stream that carries an error in place of an answer
+    TRUNCATED = "truncated"  # an answer that broke off: without a finish_reason, or with an error after its first token
     STALLED = "stalled"  # no progress for the stall timeout
     TIMEOUT = "timeout"  # the total timeout passed
     PROTOCOL = "protocol"  # not HTTP, not SSE, not JSON
+    QUOTA = "quota"  # so many requests or tokens a minute are used up: says nothing about the engine
+
+
+class Fault(StrEnum):
+    """What exactly is wrong with the way to a server, where the remedy depends on it."""
+
+    TLS_PORT = "tls_port"  # plain HTTP was spoken to a port that wants TLS
+    PLAIN_PORT = "plain_port"  # TLS was spoken to a port that knows none
+    ENCODING = "encoding"  # a compressed body that nobody asked for
+    NOT_STREAMED = "not_streamed"  # one document where a stream was asked for
+    STREAMED = "streamed"  # a stream where one document was asked for
+    NO_EVENTS = "no_events"  # a stream, but not of the events that make an answer
+
+
+REFUSALS = (429, 503, 529)  # Dynamo's and Anthropic's "overloaded" is 529
+_MISTAKES = (400, 401, 403, 404, 405, 413, 415, 422)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +69,26 @@ class Failure:
 
     kind: FailureKind
     detail: str
-    status: int | None = None
+    status: int | None = None  # of the answer, or the code that an error event names
+    fault: Fault | None = None
 
     @property
     def is_refusal(self) -> bool:
         """Turned away because of load, as engines say it: by a status, or by an error in place of an answer."""
-        return self.kind is FailureKind.ERROR_EVENT or self.status in (429, 503)
+        if self.kind is FailureKind.ERROR_EVENT:
+            return not self.is_our_mistake
+        return self.kind is FailureKind.QUOTA or self.status in REFUSALS
 
     @property
     def is_our_mistake(self) -> bool:
-        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep."""
-        if self.kind is not FailureKind.STATUS or self.status is None:
+        """Credentials, model name, address, body or context length: says nothing about capacity, stops the sweep.
+
+        An engine that finds the mistake after it has begun to answer says so in an event, with the same code.
+        """
+        if self.status is None or self.kind not in (FailureKind.STATUS, FailureKind.ERROR_EVENT):
             return False
-        return self.status < 400 or self.status in (400, 401, 403, 404, 405, 413, 415, 422)
+        is_redirect = self.kind is FailureKind.STATUS and self.status < 400
+        return is_redirect or self.status in _MISTAKES
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +140,7 @@ class Sample:
     last_token_s: float | None = None  # start to last token event
     gaps_s: tuple[tuple[float, float], ...] = ()  # (quantile, seconds) of this request's token gaps
     token_events: int = 0
+    token_reads: int = 0  # reads off the wire that brought some; far fewer than events: something on the way buffers
     prompt_tokens: int | None = None  # by the server's usage
     completion_tokens: int | None = None  # by the server's usage
     cached_tokens: int | None = None
@@ -136,13 +163,35 @@ class Sample:
         return self.duration_s if self.completed else None
 
     @property
+    def is_buffered(self) -> bool:
+        """Token events came several at a time: their stamps say when something on the way handed them over."""
+        if self.token_events < 2:
+            return False
+        if not self.token_reads:  # not counted
+            return self.last_token_s == self.ttft_s
+        return self.token_reads == 1 or self.token_events >= EVENTS_A_READ * self.token_reads
+
+    @property
+    def tpot_range_s(self) -> tuple[float, float] | None:
+        """(last - first token) / (completion tokens - 1): least and most that it may be.
+
+        One value by the server's token count. Without, an answer has at least as many tokens as events (engines merge
+        tokens, none splits one), and at most those asked for.
+        """
+        if not self.completed or self.ttft_s is None or self.last_token_s is None or self.is_buffered:
+            return None
+        span_s = self.last_token_s - self.ttft_s
+        if span_s <= 0.0:
+            return None
+        if self.completion_tokens:
+            return None if self.completion_tokens < 2 else (span_s / (self.completion_tokens - 1),) * 2
+        fewest, most = self.token_events, self.wanted_output_tokens or 0
+        return (span_s / (most - 1), span_s / (fewest - 1)) if 2 <= fewest <= most else None
+
+    @property
     def tpot_s(self) -> float | None:
-        """(last - first token) / (completion tokens - 1); needs the server's token count (engines merge chunks)."""
-        if not self.completed or self.ttft_s is None or self.last_token_s is None:
-            return None
-        if self.completion_tokens is None or self.completion_tokens < 2:
-            return None
-        return (self.last_token_s - self.ttft_s) / (self.completion_tokens - 1)
+        """The most that it may be: exact where the server counts tokens."""
+        return None if self.tpot_range_s is None else self.tpot_range_s[1]
 
     def latency_s(self, metric: str, quantile: float = 0.99) -> float | None:
         """Value of a metric, or None if this request never reached it. `quantile` matters for `itl` only."""
@@ -154,4 +203,6 @@ class Sample:
             return self.tpot_s
         if metric == "e2e":
             return self.e2e_s
+        if self.is_buffered:
+            return None
         return next((gap_s for q, gap_s in self.gaps_s if abs(q - quantile) < 1e-9), None)

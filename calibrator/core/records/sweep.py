@@ -9,6 +9,7 @@ from typing import Literal
 from calibrator.core.records.harm import Abort, Harm
 from calibrator.core.records.history import Audit, Bounds, Capacity, History
 from calibrator.core.records.server_load import ServerLoadPeak
+from calibrator.core.records.unmeasured import Counts, is_unmeasured
 from calibrator.core.stats.quantile import LatencySummary
 
 
@@ -50,6 +51,7 @@ class ObjectiveVerdict:
     ratio_low: float  # 95 % interval of the true exceedance ratio
     ratio_high: float
     reason: str
+    missing: Counts = ()  # requests without a bit, by what they lack (`records.unmeasured`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ class Verdict:
     kind: VerdictKind
     reasons: tuple[str, ...]
     objectives: tuple[ObjectiveVerdict, ...] = ()
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Not judged, because the answers do not show an objective."""
+        is_open = self.kind is VerdictKind.INCONCLUSIVE
+        return is_open and any(is_unmeasured(one.n, one.missing) for one in self.objectives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,7 @@ class Provenance:
     cached_ratio_achieved: float | None = None  # of the prompt tokens, by the server's usage; None: it does not say
     classes_achieved: tuple[ClassAchieved, ...] = ()
     bounds: Bounds | None = None  # None: written by a release that did not keep them
+    adjustments: tuple[str, ...] = ()  # parameters of the probes that the server refused, with what was sent instead
 
 
 @dataclass(frozen=True, slots=True)

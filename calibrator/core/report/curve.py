@@ -25,6 +25,7 @@ gauges. KV memory comes before slots and these before compute, because each make
 
 | seen | limit |
 |---|---|
+| more than 1 % refused by a quota per time | quota |
 | more than 1 % refused (a status, an error event) | refusals |
 | more than 1 % of other failures | failures |
 | preemptions, or KV memory above 90 % | kv_memory |
@@ -32,6 +33,8 @@ gauges. KV memory comes before slots and these before compute, because each make
 | tokens come late (itl, tpot; e2e that grew after the first token) | decode |
 | the first token comes late though nothing waits for a slot (ttft, ttfc; e2e that grew before it) | prefill |
 | likewise, but the engine shows no gauges | unknown: slots or prefill |
+
+Where no level failed, the first three rows are still read, at the highest level that they fit.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Slope(StrEnum):
 class Limit(StrEnum):
     """What ends the curve."""
 
+    QUOTA = "quota"
     REFUSALS = "refusals"
     FAILURES = "failures"
     KV_MEMORY = "kv_memory"
@@ -84,6 +88,7 @@ _SLOPE_WORDS = {
     Slope.STEEP: "latency grows almost in proportion to concurrency: long prompts stall each other early",
 }
 _LIMIT_WORDS = {
+    Limit.QUOTA: "a quota per time refuses requests; the engine's own limit is not seen",
     Limit.REFUSALS: "the engine refuses requests",
     Limit.FAILURES: "requests fail: streams break, stall or time out",
     Limit.KV_MEMORY: "KV-cache memory is full: requests wait for it or are preempted",
@@ -198,14 +203,25 @@ def _tail(level: LevelReport, metric: Metric, pick: str) -> QuantileEstimate | N
 def _limit(levels: Sequence[LevelReport], objectives: Sequence[Objective]) -> Limit:
     failed = next((level for level in levels if level.verdict.kind is VerdictKind.EXCEEDED), None)
     if failed is None:
-        return Limit.NONE
-    refused = sum(count for kind, count in failed.errors if kind in REFUSED)
-    if sum(count for _, count in failed.errors) > FAILED_RATIO * failed.n:
-        return Limit.REFUSALS if refused > FAILED_RATIO * failed.n else Limit.FAILURES
+        broken = (_failure_limit(level) for level in reversed(levels))
+        return next((limit for limit in broken if limit is not None), Limit.NONE)
+    if (limit := _failure_limit(failed)) is not None:
+        return limit
     server = failed.server
     if (server.preemptions or 0) > 0 or (server.kv_usage_ratio or 0) > KV_FULL_RATIO:
         return Limit.KV_MEMORY
     return Limit.SLOTS if _slots_are_taken(levels, failed) else _compute_limit(levels[0], failed, objectives)
+
+
+def _failure_limit(level: LevelReport) -> Limit | None:
+    """None: so few requests failed that something else is the matter."""
+    least = FAILED_RATIO * level.n
+    failed = dict(level.errors)
+    if sum(failed.values()) <= least:
+        return None
+    if failed.get(FailureKind.QUOTA.value, 0) > least:
+        return Limit.QUOTA
+    return Limit.REFUSALS if sum(failed.get(kind, 0) for kind in REFUSED) > least else Limit.FAILURES
 
 
 def _compute_limit(low: LevelReport, failed: LevelReport, objectives: Sequence[Objective]) -> Limit:

@@ -48,6 +48,7 @@ def provenance_document(provenance: Provenance) -> Document:
     return {
         **asdict(provenance),
         "objectives": list(provenance.objectives),
+        "adjustments": list(provenance.adjustments),
         "prompt_tokens_achieved": number(provenance.prompt_tokens_achieved),
         "output_tokens_achieved": number(provenance.output_tokens_achieved),
         "cached_ratio_achieved": number(provenance.cached_ratio_achieved),
@@ -144,6 +145,7 @@ def level_document(level: LevelReport) -> Document:
                 "exceedances": verdict.exceedances,
                 "exceedance_ratio_interval": [number(verdict.ratio_low), number(verdict.ratio_high)],
                 "reason": verdict.reason,
+                "unmeasured": {code.value: count for code, count in verdict.missing},
             }
             for verdict in level.verdict.objectives
         ],

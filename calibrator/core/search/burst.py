@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.objective import Objective, decide_final
@@ -27,14 +26,6 @@ from calibrator.core.search.verdict import DECIDED, zone
 
 STEP_DOWN = 0.8
 FIRST_VISIT = 1_000_000  # labels of bursts: no stage of the search has them
-
-
-class BurstMode(StrEnum):
-    """What a burst after the search is for."""
-
-    OFF = "off"
-    REPORT = "report"
-    ENFORCE = "enforce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +68,9 @@ def _verdict(objective: Objective, index: int, bursts: Sequence[BurstBits]) -> V
 def passes_by_point_estimate(objectives: Sequence[Objective], bursts: Sequence[BurstBits]) -> bool:
     """The answer of a test that ended undecided."""
     return all(
-        sum(burst.violations[index] for burst in bursts)
-        <= objective.allowance * sum(burst.decided[index] for burst in bursts)
+        decided > 0 and sum(burst.violations[index] for burst in bursts) <= objective.allowance * decided
         for index, objective in enumerate(objectives)
+        for decided in [sum(burst.decided[index] for burst in bursts)]
     )
 
 

@@ -30,6 +30,7 @@ import math
 
 from calibrator.core.records.history import Bounds, Capacity, History
 from calibrator.core.records.sweep import Grade, SweepOutcome
+from calibrator.core.records.unmeasured import words
 from calibrator.core.search.ramp import ramp_step
 from calibrator.core.search.recalibration import recalibration_step
 from calibrator.core.search.state import (
@@ -83,6 +84,9 @@ def _after(known: SearchState, ramp: Measure | None, invalid_reasons: int) -> St
         return _provisional(known, f"level {history.stages[-1].level} could not be judged: {reasons}")
     if known.spent:
         return _decided(known) or _provisional(known, known.spent)
+    unmeasured = _unmeasured(known)
+    if unmeasured:
+        return _provisional(known, unmeasured)
     explored = _explored(known)
     if ramp is not None and not explored:
         return ramp
@@ -97,6 +101,18 @@ def _invalid_in_a_row(history: History) -> int:
             break
         count += 1
     return count
+
+
+def _unmeasured(known: SearchState) -> str:
+    """Why the last level could not be judged, in words: an objective that the answers there do not show."""
+    if not known.history.stages:
+        return ""
+    last = known.history.stages[-1]
+    if not last.is_given_up or not known.is_undecided(last.level):
+        return ""
+    parts = zip(known.history.objectives, last.evidence, strict=True)
+    reasons = [words(objective, part.n, part.missing) for objective, part in parts if part.is_given_up]
+    return f"level {last.level} could not be judged: {'; '.join(reasons)}"
 
 
 def _measure(history: History, level: int, reason: str) -> Measure:

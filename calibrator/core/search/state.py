@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from calibrator.core.records.history import Bounds, Capacity, History, RampCount, Stage
 from calibrator.core.records.sweep import VerdictKind
+from calibrator.core.records.unmeasured import is_unmeasured, merged
 from calibrator.core.search.design_effect import design_effect, effect_at
 from calibrator.core.search.posterior import Counts, ObjectiveData, Posterior, capacity_posterior
 from calibrator.core.search.verdict import judged, level_verdict, zone
@@ -103,7 +104,9 @@ def know(history: History, bounds: Bounds) -> SearchState:
         posterior=posterior,
         certified=certified,
         refuted=refuted,
-        locally_good=tuple(level for level in levels if _is_locally_good(data, level)),
+        locally_good=tuple(
+            level for level in levels if _is_locally_good(data, level) and not _is_unmeasured(history, level)
+        ),
     )
 
 
@@ -172,6 +175,13 @@ def _aborted(allowance: float, stage: Stage, index: int) -> RampCount:
     count = stage.ramp[index] if index < len(stage.ramp) else RampCount()
     bad = stage.ramp_failed or count.exceedances > 2.0 * allowance * count.n
     return count if bad and not stage.evidence[index].n else RampCount()
+
+
+def _is_unmeasured(history: History, level: int) -> bool:
+    """Of one objective too little was seen at this level."""
+    stages = [stage for stage in judged(history) if stage.level == level]
+    parts = zip(*(stage.evidence for stage in stages), strict=True)
+    return any(is_unmeasured(sum(one.n for one in part), merged(one.missing for one in part)) for part in parts)
 
 
 def _is_locally_good(data: Sequence[ObjectiveData], level: int) -> bool:

@@ -25,6 +25,9 @@ may fail it as well, at half its weight. It refutes nothing.
 
 **Sentinel.** "Does what held still hold?": SPRT 0.7 a against 4 a at 5 %, on the stages at that level alone.
 
+**Unmeasured.** A request that does not show the metric has no bit (`records.unmeasured`). A level with no bit at all,
+or with many such holes, is never `within`, whatever its bits or higher levels say; a fail stands.
+
 Stages whose audit has reasons, or whose level live traffic changed, are not judged. A level with no other stage is
 inconclusive for those reasons.
 Called by the stage every 50 ms (`is_settled`), by the search and by the curve (`level_verdict`).
@@ -39,6 +42,7 @@ from dataclasses import dataclass
 from calibrator.core.records.history import Evidence, History, RampCount, Stage
 from calibrator.core.records.objective import Objective
 from calibrator.core.records.sweep import ObjectiveVerdict, Verdict, VerdictKind
+from calibrator.core.records.unmeasured import is_unmeasured, merged, words
 from calibrator.core.search.design_effect import PRIOR, clusters, design_effect, effect_at, gap_s
 from calibrator.core.search.steps import Measure, Test
 from calibrator.core.stats.quantile import ratio_interval
@@ -100,7 +104,7 @@ def is_settled(history: History, measure: Measure) -> bool:
         return True
     if measure.test is Test.FIXED:
         return False
-    if running.ramp_failed:
+    if running.ramp_failed or running.is_given_up:
         return True
     if measure.test is Test.SCREEN:
         return screen_result(history.objectives, running) is not None
@@ -165,7 +169,7 @@ def sentinel_passes_by_point_estimate(history: History, level: int) -> bool:
     """The answer of a sentinel that ended undecided: by its point estimate."""
     stages = [stage for stage in judged(history) if stage.level == level]
     return all(
-        exceedances <= SENTINEL_TOLERATED * objective.allowance * n
+        n > 0 and exceedances <= SENTINEL_TOLERATED * objective.allowance * n
         for index, objective in enumerate(history.objectives)
         for n, exceedances in [_totals(stages, index)]
     )
@@ -187,11 +191,15 @@ def _objective_verdict(history: History, level: int, index: int) -> ObjectiveVer
     effect = design_effect(history, index)
     stages = judged(history)
     kind, why = _judge(objective, stages, level, index, effect)
-    n, exceedances = _totals([stage for stage in stages if stage.level == level], index)
+    here = [stage for stage in stages if stage.level == level]
+    n, exceedances = _totals(here, index)
+    missing = merged(stage.evidence[index].missing for stage in here)
+    if kind is not VerdictKind.EXCEEDED and is_unmeasured(n, missing):
+        kind, why = VerdictKind.INCONCLUSIVE, words(objective, n, missing)
     effective_n = n / effect_at(level, effect)
     low, high = ratio_interval(exceedances, n, effective_n)
     seen = f"{objective}: {exceedances} of {n} requests exceeded at concurrency {level}"
-    return ObjectiveVerdict(str(objective), kind, n, effective_n, exceedances, low, high, f"{seen}; {why}")
+    return ObjectiveVerdict(str(objective), kind, n, effective_n, exceedances, low, high, f"{seen}; {why}", missing)
 
 
 def _judge(
@@ -202,7 +210,7 @@ def _judge(
     for stage in stages:
         if stage.level <= level:
             below.setdefault(stage.level, []).append(stage)
-        if stage.level >= level:
+        if stage.level >= level and not stage.evidence[index].is_unmeasured:
             above.setdefault(stage.level, []).append(stage)
     test = zone(objective)
     why = _exceeded(objective, below, index, effect)

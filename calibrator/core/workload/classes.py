@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from calibrator.core.records.sample import Label, ProbeRequest
 from calibrator.errors import ConfigurationError
@@ -58,6 +58,7 @@ class WorkloadClass:
     stream: bool = True
     spread_ratio: float = 0.0
     prompt_sigma: float = 0.0  # of the prompt length's logarithm
+    max_prompt_tokens: int | None = None  # longer prompts are cut to it, as users' are where a context is full
     sizes: tuple[tuple[int, int], ...] = ()  # recorded (prompt, output) tokens, instead of the distributions above
 
     @staticmethod
@@ -69,6 +70,8 @@ class WorkloadClass:
 
     def __str__(self) -> str:
         mode = "" if self.stream else ", not streamed"
+        if (share := self.cut_share) > 0.0:
+            mode = f", prompts cut at {self.max_prompt_tokens} ({share:.2g} of them){mode}"
         if self.sizes:
             return f"{self.prompt_tokens}+{self.output_tokens} tokens (mean of {len(self.sizes)} recorded){mode}"
         spread = f" +-{self.spread_ratio:.0%}" if self.spread_ratio else ""
@@ -78,28 +81,64 @@ class WorkloadClass:
     @property
     def longest_prompt_tokens(self) -> int:
         if self.sizes:
-            return max(prompt for prompt, _ in self.sizes)
+            return max(self.within(prompt) for prompt, _ in self.sizes)
         if self.prompt_sigma:
-            return round(self.prompt_tokens * math.exp(TAIL_CUT_SIGMAS * self.prompt_sigma))
-        return round(self.prompt_tokens * (1 + self.spread_ratio))
+            return self.within(round(self.prompt_tokens * math.exp(TAIL_CUT_SIGMAS * self.prompt_sigma)))
+        return self.within(round(self.prompt_tokens * (1 + self.spread_ratio)))
+
+    def within(self, prompt_tokens: int) -> int:
+        """A drawn length, cut."""
+        return prompt_tokens if self.max_prompt_tokens is None else min(prompt_tokens, self.max_prompt_tokens)
+
+    @property
+    def cut_share(self) -> float:
+        """Of the prompts, that are cut."""
+        limit = self.max_prompt_tokens
+        if limit is None:
+            return 0.0
+        if self.sizes:
+            return sum(prompt > limit for prompt, _ in self.sizes) / len(self.sizes)
+        if self.prompt_sigma:
+            deviation = math.log(limit / self.prompt_tokens) / self.prompt_sigma
+            return 0.0 if deviation >= TAIL_CUT_SIGMAS else 1.0 - _normal_below(deviation)
+        low, high = self.prompt_tokens * (1 - self.spread_ratio), self.prompt_tokens * (1 + self.spread_ratio)
+        return float(limit < low) if low == high else min(1.0, max(0.0, (high - limit) / (high - low)))
 
     @property
     def longest_total_tokens(self) -> int:
         """Most tokens of context that one request can need."""
         if self.sizes:
-            return max(prompt + output for prompt, output in self.sizes)
+            return max(self.within(prompt) + output for prompt, output in self.sizes)
         return self.longest_prompt_tokens + round(self.output_tokens * (1 + self.spread_ratio))
 
     @property
     def mean_prompt_tokens(self) -> float:
-        """Differs from `prompt_tokens`, the median, where the tail is heavy."""
-        return self.prompt_tokens * math.exp(0.5 * self.prompt_sigma**2)
+        """Of what is sent; differs from `prompt_tokens`, the median, where a tail is heavy.
+
+        Cut at c: a lognormal m exp(s^2 / 2) Phi(k - s) + c (1 - Phi(k)) with k = ln(c / m) / s, a uniform one over a..b
+        m - (b - c)^2 / (2 (b - a)).
+        """
+        median, sigma, limit = self.prompt_tokens, self.prompt_sigma, self.max_prompt_tokens
+        mean = median * math.exp(0.5 * sigma**2)
+        if limit is None or self.cut_share == 0.0:
+            return mean
+        if self.sizes:
+            return sum(self.within(prompt) for prompt, _ in self.sizes) / len(self.sizes)
+        if sigma:
+            k = math.log(limit / median) / sigma
+            return mean * _normal_below(k - sigma) + limit * (1.0 - _normal_below(k))
+        spread = self.spread_ratio * median
+        return limit if limit <= median - spread else median - (median + spread - limit) ** 2 / (4.0 * spread)
 
     def share_within(self, applies_to: Callable[[int], bool]) -> float:
         """Share of this class's prompts whose length the predicate accepts; a distribution counts as its middle."""
         if not self.sizes:
-            return float(applies_to(self.prompt_tokens))
-        return sum(applies_to(prompt) for prompt, _ in self.sizes) / len(self.sizes)
+            return float(applies_to(self.within(self.prompt_tokens)))
+        return sum(applies_to(self.within(prompt)) for prompt, _ in self.sizes) / len(self.sizes)
+
+
+def _normal_below(deviation: float) -> float:
+    return 0.5 * math.erfc(-deviation / math.sqrt(2.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +167,13 @@ class Workload:
         total = sum(cls.share for cls in self.classes)
         mix = "; ".join(f"{cls.share / total:.0%} {cls}" for cls in self.classes)
         return f"{mix}; {self.prefix_reuse_ratio:.0%} of the prompt shared" if self.prefix_reuse_ratio else mix
+
+    def cut(self, max_prompt_tokens: int | None) -> Workload:
+        """The same with no prompt longer than that; None: as it is."""
+        if max_prompt_tokens is None:
+            return self
+        classes = tuple(replace(cls, max_prompt_tokens=max_prompt_tokens) for cls in self.classes)
+        return replace(self, classes=classes)
 
     @property
     def longest(self) -> WorkloadClass:
@@ -206,8 +252,9 @@ class PromptFactory:
         cls = self.workload.classes[index]
         if cls.sizes:
             prompt_tokens, output_tokens = self._draw_card(index)
+            prompt_tokens = cls.within(prompt_tokens)
         else:
-            prompt_tokens, output_tokens = self._prompt_tokens(cls), self._spread(cls.output_tokens, cls)
+            prompt_tokens, output_tokens = cls.within(self._prompt_tokens(cls)), self._spread(cls.output_tokens, cls)
         if residual:  # users that join a running level are met in mid-answer, so that long outputs do not start in step
             output_tokens = max(1, round(output_tokens * self._rng.random()))
         return cls, prompt_tokens, output_tokens

@@ -71,7 +71,8 @@ def mirrored(slices: Sequence[LiveMix], policy: MirrorPolicy, configured: Worklo
         if live.prompts is not None and live.outputs is not None and _requests(live) >= LEAST_REQUESTS:
             stream = any(cls.stream for cls in configured.classes)
             sizes = _cards(live, live.prompts, live.outputs)
-            workload = replace(workload, classes=(WorkloadClass.recorded(NAME, sizes, stream=stream),))
+            limit = configured.classes[0].max_prompt_tokens  # one for all classes
+            workload = replace(workload, classes=(WorkloadClass.recorded(NAME, sizes, stream=stream),)).cut(limit)
             said.append(f"the lengths of {_requests(live):.0f} live requests")
         else:
             missing.append(_too_few(live))

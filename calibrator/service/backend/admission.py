@@ -1,11 +1,11 @@
-"""The door through which every sweep of a backend passes: what was spent in the last day, and the decision of now.
+"""Decides whether a sweep of a backend may start: what was spent in the last day, and the situation of now.
 
-Spending is remembered from the store after a restart, interrupted sweeps with what they had sent by their last stage.
-Its age is told by the monotonic clock from then on, so that setting the wall clock frees no budget. The decision itself
+After a restart spending is read from the store, interrupted sweeps with what they had sent by their last stage. Its
+age is counted by the monotonic clock from then on, so that setting the wall clock frees no budget. The decision itself
 is `core.admission.admit`.
 
 **Gentler.** A sweep that was ended because users suffered at some level is not repeated up to that level: each one that
-follows stays below `core.records.harm.ceiling`, until one has said something.
+follows stays below `core.records.harm.ceiling`, until one was conclusive.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.core.report.documents import timestamp
 from calibrator.core.search.cost import SweepCost, sweep_cost
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Store
+from calibrator.ports.store import SweepStore
 from calibrator.ports.sweeps import BackendPlan
-from calibrator.service.backend.outcome import SAID_SOMETHING
+from calibrator.service.backend.outcome import CONCLUSIVE
 
 TRY_AGAIN_S = 5.0  # where nobody knows when it will be possible
 READ_AT_ONCE, READ_MOST = 50, 800  # sweeps; so many in one day there are not
@@ -33,15 +33,15 @@ class AdmissionController:
 
     plan: BackendPlan
     clock: Clock
-    held: Deferral | None = None  # the latest decision about a sweep that was due
+    deferred: Deferral | None = None  # the latest decision about a sweep that was due; None: admitted
     _spent: list[tuple[float, Spending]] = field(default_factory=list)  # end (monotonic)
     _cost: SweepCost = field(init=False)
-    _ceiling: int | None = None  # levels above it hurt users; until a sweep has said something
+    _ceiling: int | None = None  # levels above it hurt users; until a sweep was conclusive
 
     def __post_init__(self) -> None:
         self._cost = sweep_cost(self.plan.bounds, self.plan.objectives, self.plan.workload)
 
-    async def restore(self, store: Store, now: float) -> None:
+    async def restore(self, store: SweepStore, now: float) -> None:
         """Raises StoreError."""
         self._spent = []
         if self.plan.limits.has_day_budget:
@@ -52,7 +52,7 @@ class AdmissionController:
         """It has just ended."""
         self._book(record, 0.0)
         if record.aborted is None:
-            self._ceiling = None if record.outcome in SAID_SOMETHING else self._ceiling
+            self._ceiling = None if record.outcome in CONCLUSIVE else self._ceiling
         elif record.history.stages:
             hurt = ceiling(record.aborted, record.history.stages[-1].level, record.harm.most_organic)
             known = (one for one in (self._ceiling, hurt) if one is not None)
@@ -79,16 +79,20 @@ class AdmissionController:
         highest = max(answer.bounds.min_level, min(answer.bounds.max_level, self._ceiling))
         return replace(answer, bounds=replace(answer.bounds, max_level=highest))
 
-    def knows(self, held: Deferral) -> bool:
-        """Whether the same rule held the sweep back before: said once is enough."""
-        known, self.held = self.held, held
-        return known is not None and known.reason is held.reason
+    def started(self) -> None:
+        """A sweep starts: none is deferred any longer."""
+        self.deferred = None
+
+    def defer(self, deferral: Deferral) -> bool:
+        """A sweep that was due waits. False: the same rule deferred it before, which need not be logged again."""
+        known, self.deferred = self.deferred, deferral
+        return known is None or known.reason is not deferral.reason
 
 
-def when(held: Deferral) -> str:
-    """The remedy, for who asked."""
-    if held.until is not None:
-        return f"Possible again at {timestamp(held.until)}."
+def remedy_of(deferral: Deferral) -> str:
+    """For whoever asked for the sweep."""
+    if deferral.until is not None:
+        return f"Possible again at {timestamp(deferral.until)}."
     return "Change mode or limits of this backend in the configuration."
 
 
@@ -96,7 +100,7 @@ def _ended_at(record: SweepRecord) -> float:
     return record.started_at + record.duration_s if record.ended_at is None else record.ended_at
 
 
-async def _sweeps_of_a_day(store: Store, backend: str, now: float) -> Sequence[SweepRecord]:
+async def _sweeps_of_a_day(store: SweepStore, backend: str, now: float) -> Sequence[SweepRecord]:
     count = READ_AT_ONCE
     while True:
         records = await store.sweeps(backend, count)

@@ -1,9 +1,9 @@
-"""One backend's replicas at run time: find them, scrape each once a second, make one look of it.
+"""One backend's replicas at run time: discover them, scrape each once a second, report all of them together.
 
-A look is a task of its own, so that a slow engine delays neither the tick nor other backends; within a look each
-replica has `LOOK_LIMIT_S`. So is the search for replicas, which no look waits for. What a look means is decided in
+A scrape of the fleet is a task of its own, so that a slow engine delays neither the tick nor other backends; within it
+each replica has `SCRAPE_LIMIT_S`. So is discovery, which no scrape waits for. What a scrape means is decided in
 `core.publish.fleet`. Discovery that fails, or finds nothing, keeps the last set and says so: a name server that is down
-must not look like a fleet that is gone.
+must not be taken for a fleet that is gone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -38,11 +39,11 @@ from calibrator.ports.clock import Clock
 from calibrator.ports.sweeps import BackendPlan, Target
 from calibrator.ports.telemetry import Discovery, Telemetry
 
-LOOK_S = 1.0  # between two looks
-LOOK_LIMIT_S = 2.0  # a scrape that takes longer counts as no answer
+SCRAPE_EVERY_S = 1.0
+SCRAPE_LIMIT_S = 2.0  # a replica that takes longer counts as one that does not answer
 FIND_LIMIT_S = 5.0
 FIND_AGAIN_S = 5.0  # after discovery failed
-LOOKS_TO_TELL = 4  # whether one URL leads to several processes: one comes back, after another was seen
+SCRAPES_TO_KNOW = 4  # whether one URL leads to several processes: one comes back after another had answered
 PEAK_S = 60.0
 
 
@@ -61,63 +62,68 @@ class _Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class ScrapeContext:
-    """What a look needs to know of the service at that moment."""
+    """What a scrape needs to know of the service at that moment."""
 
     cap: int
     replica_cap: int
     probes_on: Callable[[str], Probes | None]  # ours on a replica's URL, whichever backend they measure
 
 
+class FleetObserver(Protocol):
+    """Called with each scrape, by the task that made it."""
+
+    def context(self, backend: str) -> ScrapeContext: ...
+    def scraped(self, backend: str, scrape: FleetLook) -> None: ...
+
+
 @dataclass(slots=True)
 class Fleet:
-    """Owned by the supervisor. `saw` is called with each look, by the look's task."""
+    """Owned by the supervisor, one for each backend."""
 
     plan: BackendPlan
     discovery: Discovery
     telemetry: Callable[[Target], Telemetry]
     clock: Clock
-    scrape_context: Callable[[], ScrapeContext]
-    saw: Callable[[FleetLook], None]
-    look: FleetLook | None = None
+    newest: FleetLook | None = None  # scrape; None: there was none yet
     problem: str = ""  # of discovery
     members: dict[str, Member] = field(default_factory=dict)
     status: dict[str, ReplicaStatus] = field(default_factory=dict)
     measured_at: dict[str, float] = field(default_factory=dict)  # when a sweep of it ended, by URL
     capacities: dict[str, int] = field(default_factory=dict)  # newest measured one, by URL; all of one kind
-    kind: Kind | None = None  # what the replicas are, as far as they tell
+    kind: Kind | None = None  # what the replicas are, as far as they report it
     balance: BalanceWatch = field(default_factory=BalanceWatch)
     _readers: dict[str, Telemetry] = field(default_factory=dict)
     _trust: dict[str, PageTrust] = field(default_factory=dict)  # by URL
-    _shown: dict[str, int] = field(default_factory=dict)  # looks that told a process start, by URL
+    _shown: dict[str, int] = field(default_factory=dict)  # scrapes that showed a process start, by URL
     _peaks: deque[tuple[float, float, float]] = field(default_factory=deque)  # when, organic, headroom ratio
-    _looking: asyncio.Task[None] | None = None
+    _scraping: asyncio.Task[None] | None = None
     _finding: asyncio.Task[None] | None = None
-    _next_look_s: float = 0.0
+    _next_scrape_s: float = 0.0
     _next_find_s: float = 0.0
     _measured_kind: Kind | None = None
 
     # ------------------------------------------------------------------------------------------------- life cycle
-    def tend(self) -> None:
-        """Start what is due, unless the last of its kind still runs; called by each tick."""
+    def tick(self, observer: FleetObserver) -> None:
+        """Start what is due, unless the last of its kind still runs."""
         now_s = self.clock.monotonic()
         if now_s >= self._next_find_s and _is_over(self._finding):
             self._finding = asyncio.create_task(self._find())
-        if self.members and now_s >= self._next_look_s and _is_over(self._looking):
-            self._next_look_s = max(self._next_look_s + LOOK_S, now_s + LOOK_S / 2)
-            self._looking = asyncio.create_task(self._look_around())
+        if self.members and now_s >= self._next_scrape_s and _is_over(self._scraping):
+            self._next_scrape_s = max(self._next_scrape_s + SCRAPE_EVERY_S, now_s + SCRAPE_EVERY_S / 2)
+            self._scraping = asyncio.create_task(self._scrape_all(observer))
 
     async def close(self) -> None:
-        tasks = [task for task in (self._finding, self._looking) if task is not None]
+        tasks = [task for task in (self._finding, self._scraping) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(reader.close() for reader in self._readers.values()), return_exceptions=True)
 
-    async def _look_around(self) -> None:
+    async def _scrape_all(self, observer: FleetObserver) -> None:
         try:
-            await asyncio.gather(*(self._scrape(url, reader) for url, reader in self._readers.items()))
-            self._conclude()
-        except Exception as error:  # noqa: BLE001 - one backend's bug must not end the looking; the next look tries again
+            await asyncio.gather(*(self._scrape(url, reader, observer) for url, reader in self._readers.items()))
+            self._conclude(observer)
+        except Exception as error:  # noqa: BLE001 - one backend's bug must not end its scrapes; the next one tries again
             structlog.get_logger().exception("unexpected", backend=self.plan.name, error=repr(error))
 
     # -------------------------------------------------------------------------------------------------- discovery
@@ -141,7 +147,9 @@ class Fleet:
 
     def _keep_last(self, problem: str) -> None:
         if not self.problem:
-            structlog.get_logger().warning("replicas not found anew", backend=self.plan.name, why=problem)
+            structlog.get_logger().warning(
+                "discovery failed; the last replicas are kept", backend=self.plan.name, why=problem
+            )
         self.problem, self._next_find_s = problem, self.clock.monotonic() + FIND_AGAIN_S
 
     async def _adopt(self, found: Found, now_s: float) -> None:
@@ -152,7 +160,7 @@ class Fleet:
         gone = [self._readers.pop(url) for url in self.members if url not in wanted]
         self.members = {url: member for url, member in self.members.items() if url in wanted}
         self._trust = {url: trust for url, trust in self._trust.items() if url in wanted}
-        self._shown = {url: looks for url, looks in self._shown.items() if url in wanted}
+        self._shown = {url: count for url, count in self._shown.items() if url in wanted}
         for url, (address, in_rotation) in wanted.items():
             if url not in self.members:
                 self.members[url] = Member(address, now_s, is_founder=is_first, in_rotation=in_rotation)
@@ -162,7 +170,7 @@ class Fleet:
     def _reader(self, address: ReplicaAddress) -> Telemetry:
         try:
             return self.telemetry(self.target(address))
-        except ConfigurationError as error:  # its certificate files; the sweep meets them, too, and tells the health
+        except ConfigurationError as error:  # its certificate files; the sweep meets them, too, and sets the health
             return _Unreadable(str(error))
 
     def target(self, address: ReplicaAddress) -> Target:
@@ -173,17 +181,17 @@ class Fleet:
             metrics_url = _at_host_of(address.url, metrics_url)
         return replace(target, url=address.url, host_name=address.host_name, metrics_url=metrics_url)
 
-    # ---------------------------------------------------------------------------------------------------- looking
-    async def _scrape(self, url: str, reader: Telemetry) -> None:
+    # ---------------------------------------------------------------------------------------------------- scrapes
+    async def _scrape(self, url: str, reader: Telemetry, observer: FleetObserver) -> None:
         load: ServerLoad | None = None
         try:
-            async with asyncio.timeout(LOOK_LIMIT_S):
+            async with asyncio.timeout(SCRAPE_LIMIT_S):
                 load = await reader.scrape()
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - `scrape` never raises; should it, the engine is unknown for now
             structlog.get_logger().error("unexpected", backend=self.plan.name, error=repr(error))
-        probes, delay_s = self.scrape_context().probes_on(url), self.plan.replicas.scale_up_delay_s
+        probes, delay_s = observer.context(self.plan.name).probes_on(url), self.plan.replicas.scale_up_delay_s
         if url in self.members:  # else it left meanwhile
             now_s = self.clock.monotonic()
             self.members[url] = self.members[url].after(load, probes, now_s, delay_s)
@@ -192,31 +200,31 @@ class Fleet:
             if load is not None and load.process_start is not None:
                 self._shown[url] = self._shown.get(url, 0) + 1
 
-    def _conclude(self) -> None:
-        now_s, around = self.clock.monotonic(), self.scrape_context()
+    def _conclude(self, observer: FleetObserver) -> None:
+        now_s, context = self.clock.monotonic(), observer.context(self.plan.name)
         members = tuple(self.members.values())
         kind = fleet_kind(members, self._measured_kind)
         if kind is not None and self._measured_kind not in (None, kind):
             self.capacities, self._measured_kind = {}, None  # what was measured was something else
         self.kind = kind or self.kind
         self.status = statuses(members, self._measured_kind, now_s)
-        self.look = FleetLook(
+        scrape = self.newest = FleetLook(
             at_s=now_s,
             at=self.clock.wall(),
-            replicas=tuple(self._seen(member, around) for member in members if member.in_rotation),
-            cap=around.cap,
-            replica_cap=around.replica_cap,
+            replicas=tuple(self._replica(member, context) for member in members if member.in_rotation),
+            cap=context.cap,
+            replica_cap=context.replica_cap,
         )
-        organic = self.look.organic_in_flight
+        organic = scrape.organic_in_flight
         if organic is not None:
-            self._peaks.append((now_s, organic, 1.0 - organic / around.cap))
+            self._peaks.append((now_s, organic, 1.0 - organic / context.cap))
         while self._peaks and self._peaks[0][0] < now_s - PEAK_S:
             self._peaks.popleft()
-        self.balance.add(self.look)
-        self.saw(self.look)
+        self.balance.add(scrape)
+        observer.scraped(self.plan.name, scrape)
 
-    def _seen(self, member: Member, around: ScrapeContext) -> ReplicaLook:
-        probes = around.probes_on(member.url) or Probes()
+    def _replica(self, member: Member, context: ScrapeContext) -> ReplicaLook:
+        probes = context.probes_on(member.url) or Probes()
         is_ready = self.status[member.url] is ReplicaStatus.READY
         return ReplicaLook(member.url, member.load, probes.in_flight, is_ready, member.organic_in_flight)
 
@@ -235,22 +243,22 @@ class Fleet:
 
     @property
     def metrics_problem(self) -> str:
-        """Why a replica's metrics tell nothing, or nothing that can be believed; of several the first one's."""
+        """Why a replica's metrics are missing or cannot be believed; of several the first one's."""
         for url, member in self.members.items():
-            told = self._readers[url].problem if member.load is None else self._trust.get(url, PageTrust()).problem
-            if told:
-                return told
+            problem = self._readers[url].problem if member.load is None else self._trust.get(url, PageTrust()).problem
+            if problem:
+                return problem
         return ""
 
     @property
     def ready_replicas(self) -> int:
-        if self.look is None:  # nothing was asked yet
+        if self.newest is None:
             return max(1, len(self.plan.replicas.urls))
-        return len(self.look.ready)
+        return len(self.newest.ready)
 
     @property
     def organic_in_flight(self) -> float | None:
-        return None if self.look is None else self.look.organic_in_flight
+        return None if self.newest is None else self.newest.organic_in_flight
 
     @property
     def in_flight_peak(self) -> float | None:
@@ -262,7 +270,7 @@ class Fleet:
 
     @property
     def refusal(self) -> str:
-        """Why nothing can be measured here; empty: nothing speaks against it."""
+        """Why nothing can be measured here; empty: it can."""
         if not self.members:
             return self.problem
         balanced = [url for url, status in self.status.items() if status is ReplicaStatus.LOAD_BALANCED]
@@ -296,7 +304,7 @@ class Fleet:
         return FleetSize(self.ready_replicas, balance, share, min(others, default=None))
 
     def next_target(self) -> Target | None:
-        """The replica whose turn it is: never measured, else measured longest ago; of equals the least loaded.
+        """The replica to measure next: never measured, else measured longest ago; of equals the least loaded.
 
         None: none can be measured now.
         """
@@ -311,9 +319,9 @@ class Fleet:
         pool = reserve or list(self.members.values())
         wanted = (ReplicaStatus.STANDBY, ReplicaStatus.READY, ReplicaStatus.JOINING)
         answering = [member for member in pool if self.status.get(member.url) in wanted]
-        if answering:  # those that have just been met wait a few looks: they may be a load balancer
-            return [member for member in answering if not 0 < self._shown.get(member.url, 0) < LOOKS_TO_TELL]
-        # With none left the sweep is tried all the same: its own first look says what is wrong, and what to do.
+        if answering:  # new ones wait a few scrapes: they may be a load balancer
+            return [member for member in answering if not 0 < self._shown.get(member.url, 0) < SCRAPES_TO_KNOW]
+        # With none left the sweep is tried all the same: its own first request says what is wrong, and what to do.
         return [member for member in pool if self.status.get(member.url) is ReplicaStatus.DOWN]
 
 

@@ -1,4 +1,4 @@
-"""What an ended sweep was: its record, in whatever way its task ended."""
+"""The record of a sweep: at its start, and at its end in whatever way its task ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from calibrator.core.records.sweep import SweepOutcome, SweepRecord
+from calibrator.core.records.history import History
+from calibrator.core.records.sweep import Provenance, SweepOutcome, SweepRecord
 from calibrator.errors import CalibratorError
-from calibrator.ports.sweeps import BackendPlan
+from calibrator.ports.sweeps import BackendPlan, SweepOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,57 @@ OVERDUE = Ending(
 )
 STOPPED = Ending(SweepOutcome.INTERRUPTED, "the service was stopped")
 LEASE_LOST = Ending(SweepOutcome.INTERRUPTED, "the lease of its engine group could not be renewed in time")
-UNASKED = Ending(SweepOutcome.INTERRUPTED, "the sweep was cancelled")  # by its runner's own confusion
+UNASKED = Ending(SweepOutcome.INTERRUPTED, "the sweep was cancelled")  # by its runner, without our asking
 
 
 def cancelled_by(author: str) -> Ending:
     return Ending(SweepOutcome.CANCELLED, f"cancelled by {author}")
 
 
-SAID_SOMETHING = (SweepOutcome.CALIBRATED, SweepOutcome.INFEASIBLE)
-SAID_NOTHING = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCELLED)
+CONCLUSIVE = (SweepOutcome.CALIBRATED, SweepOutcome.INFEASIBLE)
+NOT_MEASURED = (SweepOutcome.ERROR, SweepOutcome.INTERRUPTED, SweepOutcome.CANCELLED)
+
+
+def begun(order: SweepOrder) -> SweepRecord:
+    """The record of a sweep that has only begun: it makes a killed one visible."""
+    return SweepRecord(
+        sweep_id=order.sweep_id,
+        backend=order.backend,
+        mode="search",
+        started_at=order.started_at,
+        ended_at=None,
+        outcome=None,
+        grade=None,
+        capacity=None,
+        reason="",
+        requests=0,
+        duration_s=0.0,
+        overload_s=0.0,
+        prompt_tokens=0,
+        output_tokens=0,
+        levels=(),
+        warnings=(),
+        provenance=Provenance(
+            backend=order.backend,
+            url=order.target.url,
+            model=order.target.model,
+            engine=None,
+            objectives=tuple(str(objective) for objective in order.objectives),
+            workload=str(order.workload),
+            prompt_tokens_achieved=None,
+            output_tokens_achieved=None,
+            seed=order.seed,
+            software="",
+        ),
+        history=History(order.objectives),
+        trigger=order.trigger,
+    )
 
 
 def ended_record(
     task: asyncio.Task[SweepRecord], partial: SweepRecord, now: float, ending: Ending = UNASKED
 ) -> SweepRecord:
-    """`partial`: the newest state that the sweep told of itself, kept where it could not tell its end."""
+    """`partial`: the newest state that the sweep reported; it stands where the sweep could not report its end."""
     ended = replace(partial, outcome=SweepOutcome.ERROR, ended_at=now)
     if task.done() and not task.cancelled():
         error = task.exception()

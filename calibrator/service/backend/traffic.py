@@ -2,10 +2,10 @@
 
 Only time without probes counts, and none within `AFTER_PROBES_S` of them: a request that ends is counted at its end,
 and cancelled probes end late. A scrape is compared with one of the same replica up to a minute earlier; a replica that
-does not answer, restarts, or was not looked at for `GAP_S` begins anew. What an engine did then is lost, not guessed.
+does not answer, restarts, or was not scraped for `GAP_S` begins anew. What an engine did then is lost, not guessed.
 
-Owned by the supervisor, one for each backend. Over a restart of the service the slices are remembered
-(`service.backend.checkpoints`); what the running minute held is lost.
+Owned by the supervisor, one for each backend. Over a restart of the service the slices are kept
+(`service.backend.checkpoints`); the running minute is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from calibrator.core.publish.checkpoint import TrafficMemory, packed, unpacked
+from calibrator.core.publish.checkpoint import TrafficCheckpoint, packed, unpacked
 from calibrator.core.publish.fleet import FleetLook
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.workload.live_mix import LiveMix, mix_between, summed
@@ -35,19 +35,19 @@ class _Replica:
 
 @dataclass(slots=True)
 class TrafficLog:
-    """`saw` takes looks in order of time."""
+    """`observe` takes scrapes in order of time."""
 
     keep_s: float = 86_400.0
     _replicas: dict[str, _Replica] = field(default_factory=dict)
     _slices: deque[tuple[float, LiveMix]] = field(default_factory=deque)  # start (monotonic), mix
-    _deaf_until_s: float = float("-inf")
+    _ignore_until_s: float = float("-inf")
 
-    def saw(self, look: FleetLook, *, is_sweeping: bool) -> None:
-        now_s = look.at_s
-        if is_sweeping or look.probes_in_flight:
-            self._deaf_until_s = now_s + AFTER_PROBES_S
-        is_deaf = now_s < self._deaf_until_s
-        loads = {} if is_deaf else {one.url: one.load for one in look.ready if one.load is not None}
+    def observe(self, scrape: FleetLook, *, is_sweeping: bool) -> None:
+        now_s = scrape.at_s
+        if is_sweeping or scrape.probes_in_flight:
+            self._ignore_until_s = now_s + AFTER_PROBES_S
+        is_ignored = now_s < self._ignore_until_s
+        loads = {} if is_ignored else {one.url: one.load for one in scrape.ready if one.load is not None}
         for url in [url for url in self._replicas if url not in loads]:
             self._close(self._replicas.pop(url))
         for url, load in loads.items():
@@ -55,13 +55,13 @@ class TrafficLog:
         while self._slices and self._slices[0][0] < now_s - self.keep_s - SLICE_S:
             self._slices.popleft()
 
-    def memory(self, now_s: float) -> TrafficMemory:
+    def checkpoint(self, now_s: float) -> TrafficCheckpoint:
         return packed([(now_s - start_s, mix) for start_s, mix in self._slices])
 
-    def recall(self, memory: TrafficMemory, now_s: float) -> None:
-        """Before the first look; what was seen already is kept instead."""
+    def restore(self, checkpoint: TrafficCheckpoint, now_s: float) -> None:
+        """Before the first scrape; what is known already is kept instead."""
         if not self._slices:
-            self._slices.extend((now_s - ago_s, mix) for ago_s, mix in unpacked(memory))
+            self._slices.extend((now_s - ago_s, mix) for ago_s, mix in unpacked(checkpoint))
 
     def slices(self, now_s: float, over_s: float) -> Sequence[LiveMix]:
         """Those that began within the last `over_s`, oldest first."""
@@ -85,7 +85,7 @@ class TrafficLog:
             known.base, known.base_s = load, now_s
 
     def _close(self, replica: _Replica) -> None:
-        """What was seen since its base goes into the slice."""
+        """What happened since its base goes into the slice."""
         seconds = replica.last_s - replica.base_s
         mix = mix_between(replica.base, replica.last, seconds) if seconds > 0.0 else None
         if mix is None:

@@ -1,9 +1,9 @@
-"""Looks at a backend's replicas go in, the sweep that they call for comes out (`core.admission.triggers` says when and
-why).
+"""Scrapes of a backend's replicas go in, the sweep that they call for comes out (`core.admission.triggers` says when
+and why).
 
-Restarts and versions are watched all the time, traffic only between sweeps. A replica is remembered while it is gone,
-so that one that comes back restarted is seen to be so; `FORGET_S` later it is a new one. A URL that answers as changing
-processes restarts at every look, so its wait for `min_uptime` never ends: it triggers nothing.
+Restarts and versions are watched all the time, traffic only between sweeps. A replica that is gone stays known,
+so that a restart shows when it comes back; `FORGET_S` later it is a new one. A URL that answers as changing
+processes restarts at every scrape, so its wait for `min_uptime` never ends: it triggers nothing.
 
 The reference of drift is live traffic up to the start of the last sweep, or, if that was too little, what follows it.
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from calibrator.core.admission.triggers import Cause, TriggeredSweep, TriggerKind, TriggerPolicy, Triggers
-from calibrator.core.publish.checkpoint import TriggerMemory, last_seen, recalled, remembered
+from calibrator.core.publish.checkpoint import TriggerCheckpoint, last_seen, restored_triggers, trigger_checkpoint
 from calibrator.core.publish.fleet import FleetLook, Kind, ReplicaLook, is_same_kind, kind_of
 from calibrator.core.records.server_load import ServerLoad
 from calibrator.core.workload.drift import drift, is_enough, unlike_probes
@@ -38,7 +38,7 @@ class TriggerWatch:
     unlike: str = ""  # how live prompts differ from the probes', in words
     _known: dict[str, tuple[ServerLoad, float]] = field(default_factory=dict)  # newest load of a replica, and when
     _kind: Kind | None = None
-    _has_looked: bool = False
+    _has_scraped: bool = False
     _reference: LiveMix | None = None
     _reference_from_s: float | None = None
     _next_drift_s: float = 0.0
@@ -62,16 +62,16 @@ class TriggerWatch:
         self.triggers = ended.without(TriggerKind.DRIFT)
         self._reference_from_s = now_s
 
-    def told(self, now_s: float) -> None:
-        """In place of a sweep: nothing will be measured."""
+    def reported(self, now_s: float) -> None:
+        """In place of a sweep: the cause was logged, nothing will be measured."""
         self.sweep_started(now_s)
         self.sweep_ended(now_s)
 
     # ---------------------------------------------------------------------------------------------------- restarts
-    def memory(self, now_s: float) -> TriggerMemory:
+    def checkpoint(self, now_s: float) -> TriggerCheckpoint:
         since_s = self._reference_from_s
         return replace(
-            remembered(self.triggers, now_s),
+            trigger_checkpoint(self.triggers, now_s),
             kind=self._kind,
             replicas=tuple(last_seen(url, load) for url, (load, _) in self._known.items()),
             reference=self._reference,
@@ -86,51 +86,51 @@ class TriggerWatch:
         spent = tuple(known.spent_s.items())
         return tuple(known.waiting), spent, known.sweep_ended_s, known.owed, self._kind, starts, has_reference
 
-    def recall(self, memory: TriggerMemory, now_s: float) -> None:
-        """What was known before the service restarted; what engines did meanwhile shows at the next look."""
-        self.triggers = recalled(memory, self.triggers, now_s)
-        self._kind = self._kind or memory.kind
-        seen = {one.url: (one.load, now_s) for one in memory.replicas}
-        self._known = {**seen, **self._known}
-        self._has_looked = self._has_looked or bool(seen)
-        self._reference = self._reference or memory.reference
-        if memory.reference_ago_s is not None and self._reference_from_s is None:
-            self._reference_from_s = now_s - memory.reference_ago_s
+    def restore(self, checkpoint: TriggerCheckpoint, now_s: float) -> None:
+        """What was known before the service restarted; what engines did meanwhile shows at the next scrape."""
+        self.triggers = restored_triggers(checkpoint, self.triggers, now_s)
+        self._kind = self._kind or checkpoint.kind
+        known = {one.url: (one.load, now_s) for one in checkpoint.replicas}
+        self._known = {**known, **self._known}
+        self._has_scraped = self._has_scraped or bool(known)
+        self._reference = self._reference or checkpoint.reference
+        if checkpoint.reference_ago_s is not None and self._reference_from_s is None:
+            self._reference_from_s = now_s - checkpoint.reference_ago_s
 
-    # ------------------------------------------------------------------------------------------------------- looks
-    def saw(self, look: FleetLook, *, is_sweeping: bool = False) -> TriggeredSweep | None:
-        """One look later: the sweep that is due."""
-        for replica in look.replicas:
+    # ----------------------------------------------------------------------------------------------------- scrapes
+    def observe(self, scrape: FleetLook, *, is_sweeping: bool = False) -> TriggeredSweep | None:
+        """One scrape later: the sweep that is due."""
+        for replica in scrape.replicas:
             if replica.load is not None:
-                self._see(replica, replica.load, look)
-        self._see_kind(look)
-        self._has_looked = self._has_looked or bool(self._known)
-        self._known = {url: known for url, known in self._known.items() if look.at_s - known[1] < FORGET_S}
+                self._note(replica, replica.load, scrape)
+        self._note_kind(scrape)
+        self._has_scraped = self._has_scraped or bool(self._known)
+        self._known = {url: known for url, known in self._known.items() if scrape.at_s - known[1] < FORGET_S}
         if is_sweeping:
             return None
-        if look.at_s >= self._next_drift_s:
-            self._next_drift_s = look.at_s + DRIFT_EVERY_S
-            self._see_traffic(look.at_s)
-        return self.triggers.due(look.at_s)
+        if scrape.at_s >= self._next_drift_s:
+            self._next_drift_s = scrape.at_s + DRIFT_EVERY_S
+            self._note_traffic(scrape.at_s)
+        return self.triggers.due(scrape.at_s)
 
-    def _see(self, replica: ReplicaLook, load: ServerLoad, look: FleetLook) -> None:
+    def _note(self, replica: ReplicaLook, load: ServerLoad, scrape: FleetLook) -> None:
         known = self._known.get(replica.url)
         if known is not None and _has_restarted(known[0], load):
-            self._fresh(TriggerKind.RESTART, f"{replica.url} started anew", look.at_s)
+            self._fresh(TriggerKind.RESTART, f"{replica.url} started anew", scrape.at_s)
         elif known is None and not replica.is_ready:
             return  # until it counts in the cap
-        elif known is None and self._has_looked:
-            self._fresh(TriggerKind.REPLICAS, f"{replica.url} joined", look.at_s)
-        self._known[replica.url] = (load, look.at_s)
+        elif known is None and self._has_scraped:
+            self._fresh(TriggerKind.REPLICAS, f"{replica.url} joined", scrape.at_s)
+        self._known[replica.url] = (load, scrape.at_s)
 
-    def _see_kind(self, look: FleetLook) -> None:
-        kinds = [kind_of(replica.load) for replica in look.ready if replica.load is not None]
+    def _note_kind(self, scrape: FleetLook) -> None:
+        kinds = [kind_of(replica.load) for replica in scrape.ready if replica.load is not None]
         if not kinds:
             return
         kind, before = max(kinds, key=kinds.count), self._kind
         if before is not None and not is_same_kind(kind, before):
-            self._fresh(TriggerKind.VERSION, f"{_words(before)} became {_words(kind)}", look.at_s)
-        # What is not told this time is still what it was.
+            self._fresh(TriggerKind.VERSION, f"{_words(before)} became {_words(kind)}", scrape.at_s)
+        # What is not reported this time is still what it was.
         self._kind = kind if before is None or not is_same_kind(kind, before) else _filled(kind, before)
 
     def _fresh(self, kind: TriggerKind, words: str, now_s: float) -> None:
@@ -138,7 +138,7 @@ class TriggerWatch:
         ready_s = now_s + self.policy.min_uptime_s
         self.triggers = self.triggers.with_cause(Cause(kind, words, ready_s))
 
-    def _see_traffic(self, now_s: float) -> None:
+    def _note_traffic(self, now_s: float) -> None:
         live = self.log.mix(now_s, self.policy.drift_over_s)
         self.unlike = unlike_probes(live, self.probe_lengths, self.policy.drift)
         if self._reference is None:

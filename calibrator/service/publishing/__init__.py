@@ -1,4 +1,4 @@
-"""What is served and told, and its way into the store.
+"""What is served, and its way into the store.
 
 Does:      recommendations, pins, shares (of one instance or several), leases, waking of long polls, the store's
            health.

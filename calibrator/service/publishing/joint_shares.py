@@ -1,18 +1,16 @@
 """One cap over several instances: what `service.publishing.shares` is for one.
 
-Every second this instance stores who polls it and reads how the caps are divided; for the backends whose engine group
-it leads, it also reads what all have stored, and divides. A poll waits for none of this. What may be believed for how
+Every second this instance stores who polls it and reads how the caps are divided; for the backends whose lease
+it holds, it also reads what all have stored, and divides. A poll waits for none of this. What may be believed for how
 long is in `core.sharing.share_cache`, what may be given to whom in `core.sharing.leader`.
 
-A new client is answered after some three of those seconds. On the way down from a share it is told the lesser of the
-table's and of the cap as this instance knows it, which may be news of a moment ago.
+A new client is answered after some three of those seconds. On the way down from a share it gets the lesser of the
+table's and of the cap as this instance knows it, which may be a moment old.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -22,10 +20,12 @@ from calibrator.core.sharing.share_cache import CapReport, InstanceReport, Share
 from calibrator.errors import StaleLeaseError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Lease, Store
+from calibrator.ports.store import JointShareStore, Lease
+from calibrator.service.publishing.leases import HeldLeases
 from calibrator.service.publishing.notifier import ChangeNotifier
-from calibrator.service.publishing.shares import CLOSE_LIMIT_S, JOIN_RETRY_S, VERSION_STEP, Key, cap_of, told_of
+from calibrator.service.publishing.shares import JOIN_RETRY_S, VERSION_STEP, Key, answered_from, cap_of
 from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
 EXCHANGE_S = 1.0
 EXCHANGE_LIMIT_S = 5.0
@@ -33,21 +33,15 @@ NO_TABLE = ShareTable()
 
 
 class JointShares:
-    """Owns this instance's caps, and the divisions of the backends that it leads."""
+    """Owns this instance's caps, and the division of those whose lease it holds."""
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        instance: str,
-        tenure_of: Callable[[str], Lease | None],
-        health: StoreHealth,
+        self, store: JointShareStore, clock: Clock, instance: str, leases: HeldLeases, health: StoreHealth
     ) -> None:
         self._store = store
         self._clock = clock
         self._instance = instance
-        self._tenure_of = tenure_of
-        self._health = health
+        self._leases = leases
         self._notifier = ChangeNotifier()
         self._caches: dict[Key, ShareCache] = {}
         self._divisions: dict[Key, tuple[Lease, ShareLeader]] = {}
@@ -55,8 +49,10 @@ class JointShares:
         self._views: dict[str, BackendView] = {}
         self._number = 0
         self._is_troubled = False
-        self._exchanging: asyncio.Task[None] | None = None
-        self._due_s = 0.0
+        self._exchanges = WriteBehind(
+            "shares", self._exchange, clock, health,
+            every_s=EXCHANGE_S, retry_s=EXCHANGE_S, limit_s=EXCHANGE_LIMIT_S,
+        )  # fmt: skip
         self._warned: set[Key] = set()
 
     @property
@@ -80,26 +76,26 @@ class JointShares:
             share = cache.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
             return Share(None, max(1, clients), version * VERSION_STEP, JOIN_RETRY_S)
-        told = min(share, cap)
-        return Share(told, max(1, clients), version * VERSION_STEP + told)
+        advertised = min(share, cap)
+        return Share(advertised, max(1, clients), version * VERSION_STEP + advertised)
 
     def clients(self, backend: str) -> tuple[int, int]:
         tables = [self._tables.get((backend, per_replica), NO_TABLE) for per_replica in (False, True)]
         return sum(table.clients for table in tables), sum(table.over_cap for table in tables)
 
     def pollers(self, backend: str) -> list[Poller]:
-        """All of them where this instance leads, else those that poll here."""
+        """All of them where this instance holds the lease, else those that poll here."""
         now_s, found = self._clock.monotonic(), []
         for per_replica in (False, True):
-            led = self._divisions.get((backend, per_replica))
+            ours = self._divisions.get((backend, per_replica))
             cache = self._caches.get((backend, per_replica))
-            if led is not None:
-                for name, client in led[1].live():
+            if ours is not None:
+                for name, client in ours[1].live():
                     age_s = max(0.0, now_s - client.seen_s)
                     found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
             elif cache is not None:
-                for name, told, share, age_s, gap_s in cache.callers(now_s):
-                    found.append(Poller(name, per_replica, told, share, age_s, gap_s))
+                for name, advertised, share, age_s, gap_s in cache.callers(now_s):
+                    found.append(Poller(name, per_replica, advertised, share, age_s, gap_s))
         return found
 
     async def changed(self, backend: str, limit_s: float) -> None:
@@ -107,15 +103,13 @@ class JointShares:
 
     # ----------------------------------------------------------------------------------------------------- tick
     def tick(self, views: Iterable[BackendView]) -> None:
-        now_s, now = self._clock.monotonic(), self._clock.wall()
+        now = self._clock.wall()
         self._views = {view.name: view for view in views}
         for view in self._views.values():
             versions = (self._tables.get((view.name, kind), NO_TABLE).version for kind in (False, True))
-            self._notifier.notify(view.name, (*told_of(view, now), *versions))
-        is_running = self._exchanging is not None and not self._exchanging.done()
-        if not is_running and now_s >= self._due_s:
-            self._due_s = now_s + EXCHANGE_S
-            self._exchanging = asyncio.create_task(self._exchange())
+            self._notifier.notify(view.name, (*answered_from(view, now), *versions))
+        self._exchanges.put(self._instance, self._views)
+        self._exchanges.tick()
 
     def notify_all(self) -> None:
         self._notifier.notify_all()
@@ -123,28 +117,18 @@ class JointShares:
     async def close(self) -> None:
         """Say good-bye, as far as the database lets us: then nobody waits for this instance."""
         self.notify_all()
-        if self._exchanging is not None:
-            self._exchanging.cancel()
-            await asyncio.gather(self._exchanging, return_exceptions=True)
         for cache in self._caches.values():
             cache.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await self._exchange()
+        self._exchanges.put(self._instance, self._views)
+        await self._exchanges.close()
 
     # ------------------------------------------------------------------------------------------------- exchange
-    async def _exchange(self) -> None:
-        """Never raises for what the database does."""
+    async def _exchange(self, _instance: str, _views: Mapping[str, BackendView]) -> None:
         try:
-            async with asyncio.timeout(EXCHANGE_LIMIT_S):
-                await self._report_and_read()
-                await self._divide()
+            await self._report_and_read()
+            await self._divide()
         except StaleLeaseError:
-            self._divisions.clear()  # made anew, of what is stored, while this instance leads
-        except Exception as error:  # noqa: BLE001 - whatever the database does, known shares go on
-            self._health.fails("shares", error)
-            return
-        self._health.works("shares")
+            self._divisions.clear()  # made anew, of what is stored, while this instance holds the lease
 
     async def _report_and_read(self) -> None:
         begun_s = self._clock.monotonic()
@@ -159,13 +143,11 @@ class JointShares:
         self._is_troubled = False
 
     async def _divide(self) -> None:
-        tenures = {name: tenure for name in self._views if (tenure := self._tenure_of(name)) is not None}
+        leases = {name: lease for name in self._views if (lease := self._leases.lease_of(name)) is not None}
         self._divisions = {
-            key: (tenure, division)
-            for key, (tenure, division) in self._divisions.items()
-            if tenures.get(key[0]) == tenure
+            key: (lease, division) for key, (lease, division) in self._divisions.items() if leases.get(key[0]) == lease
         }
-        if not tenures:
+        if not leases:
             return
         asked_s = self._clock.monotonic()
         stored = await self._store.share_reports()
@@ -179,22 +161,22 @@ class JointShares:
                 one = StoredReport(report.number, age_s, cache.report, report.is_troubled)
                 reports.setdefault((cache.backend, cache.per_replica), {})[instance] = one
         for key in {**reports, **self._tables}:
-            if key[0] in tenures:
-                await self._divide_one(key, tenures[key[0]], reports.get(key, {}), asked_s, now_s)
+            if key[0] in leases:
+                await self._divide_one(key, leases[key[0]], reports.get(key, {}), asked_s, now_s)
 
     async def _divide_one(
-        self, key: Key, tenure: Lease, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
+        self, key: Key, lease: Lease, reports: Mapping[str, StoredReport], asked_s: float, now_s: float
     ) -> None:
         backend, per_replica = key
         cap, table = cap_of(self._views[backend], per_replica=per_replica), self._tables.get(key, ShareTable())
-        led = self._divisions.get(key)
-        division = ShareLeader(cap, table, now_s) if led is None else led[1]
-        self._divisions[key] = (tenure, division)
+        ours = self._divisions.get(key)
+        division = ShareLeader(cap, table, now_s) if ours is None else ours[1]
+        self._divisions[key] = (lease, division)
         division.sync(table)
         division.hear(reports, asked_s, now_s)
         made = division.next(cap, now_s)
         if made is not None:
-            await self._store.save_share_table(backend, made, tenure, per_replica=per_replica)
+            await self._store.save_share_table(backend, made, lease, per_replica=per_replica)
             division.sync(made)
             self._tables = {**self._tables, key: made}
             if key in self._caches:

@@ -1,6 +1,4 @@
-"""Long polls wait for a bell. It is rung when what they are answered from has changed, and at most once a tick; whoever
-wakes looks for himself whether he is concerned.
-"""
+"""Wakes long polls when what they are answered from has changed, at most once a tick; each re-checks its own answer."""
 
 from __future__ import annotations
 
@@ -10,39 +8,39 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class _Bell:
-    """Rung once, then replaced. `heard` is what polls were answered from when it was hung up."""
+class _Waiters:
+    """Woken once, then replaced. `answered_from`: what their polls were answered from."""
 
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-    heard: tuple[object, ...] = ()
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    answered_from: tuple[object, ...] = ()
 
 
 class ChangeNotifier:
-    """One for each backend that somebody waits for."""
+    """For each backend that somebody waits for."""
 
     def __init__(self) -> None:
-        self._notifier: dict[str, _Bell] = {}
+        self._waiters: dict[str, _Waiters] = {}
         self._is_closed = False
 
     def __bool__(self) -> bool:
-        return bool(self._notifier)
+        return bool(self._waiters)
 
     async def wait(self, backend: str, limit_s: float) -> None:
-        bell = self._notifier.setdefault(backend, _Bell())
+        waiters = self._waiters.setdefault(backend, _Waiters())
         if not self._is_closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
-                    await bell.event.wait()
+                    await waiters.woken.wait()
 
-    def notify(self, backend: str, news: tuple[object, ...]) -> None:
-        """Where they differ from what was heard."""
-        bell = self._notifier.get(backend)
-        if bell is not None and news != bell.heard:
-            self._notifier[backend] = _Bell(heard=news)
-            bell.event.set()
+    def notify(self, backend: str, answered_from: tuple[object, ...]) -> None:
+        """Wake them if it differs from what they were answered from."""
+        waiters = self._waiters.get(backend)
+        if waiters is not None and answered_from != waiters.answered_from:
+            self._waiters[backend] = _Waiters(answered_from=answered_from)
+            waiters.woken.set()
 
     def notify_all(self) -> None:
         """The service stops: nobody waits any longer."""
         self._is_closed = True
-        for bell in self._notifier.values():
-            bell.event.set()
+        for waiters in self._waiters.values():
+            waiters.woken.set()

@@ -1,20 +1,18 @@
-"""The pins in force (core.publish.override): served at once, whatever the database does, and written behind.
+"""The overrides in force (core.publish.override): served at once, whatever the database does, and written behind.
 
 Whoever pins a cap may be in the middle of an incident, with the database part of it: so the pin holds from the moment
-it is asked for, and the answer says whether a restart would remember it yet. What could not be written is tried again.
+it is asked for, and the answer says whether it would survive a restart yet. What could not be written is tried again.
 
-Pins are set and removed at any instance; the last word stands in the database, and the others follow it. One that has
+Pins are set and removed at any instance; the last one stands in the database, and the others follow it. One that has
 ended is removed from there by a sole instance only: among several, whose clocks differ, the one that thinks it ended
 first would remove the pin that a person has just put in its place.
 
-The last `KEPT` pins of each backend are remembered beside it, as they were in force, for whoever asks why the cap was
+The last `KEPT` pins of each backend are kept beside it, as they were in force, for whoever asks why the cap was
 what it was. That history is for people alone: what cannot be written of it is not tried again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -25,29 +23,24 @@ from pydantic_core import to_json
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Store
+from calibrator.ports.store import OverrideStore
 from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
-RETRY_S = 5.0
-CLOSE_LIMIT_S = 1.0
 KEPT = 20
-PINS = "pins"  # kind of memory
+PINS = "pins"  # kind of checkpoint
 _PINS = TypeAdapter(tuple[Override, ...])
 
 
 class OverrideKeeper:
     """Owns the overrides of all backends."""
 
-    def __init__(self, store: Store, clock: Clock, health: StoreHealth | None = None, *, is_sole: bool = True) -> None:
+    def __init__(self, store: OverrideStore, clock: Clock, health: StoreHealth, *, is_sole: bool = True) -> None:
         self._store = store
         self._clock = clock
-        self._health = health or StoreHealth()
         self._is_sole = is_sole
         self._pins: dict[str, Override] = {}
-        self._unwritten: set[str] = set()
-        self._one_writer = asyncio.Lock()
-        self._writing: asyncio.Task[None] | None = None
-        self._not_before_s = 0.0
+        self._unwritten = WriteBehind("override", self._write, clock, health)
         self.asked = 0  # puts and clears so far
         self._log = structlog.get_logger()
 
@@ -57,13 +50,14 @@ class OverrideKeeper:
 
     def follow(self, stored: Mapping[str, Override], asked: int) -> None:
         """What the database had when `asked` puts and clears had been made here: read before a later one, it is old."""
-        if asked != self.asked or self._unwritten:
+        if asked != self.asked or self._unwritten.waiting:
             return
         for backend in self._pins.keys() | stored.keys():
-            known, told = self._pins.get(backend), stored.get(backend)
-            if told is not None and told != known:
+            known, newest = self._pins.get(backend), stored.get(backend)
+            if newest is not None and newest != known:
                 self._log.warning(
-                    "cap overridden elsewhere", backend=backend, cap=told.cap, by=told.author, why=told.reason
+                    "cap overridden at another instance",
+                    backend=backend, cap=newest.cap, by=newest.author, why=newest.reason,
                 )  # fmt: skip
         self._pins = {backend: pin for backend, pin in stored.items() if self._clock.wall() < pin.expires_at}
 
@@ -95,35 +89,32 @@ class OverrideKeeper:
         for backend in [name for name in self._pins if self.of(name) is None]:
             del self._pins[backend]
             if self._is_sole:
-                self._unwritten.add(backend)
+                self._unwritten.put(backend, None)
             self._log.info("override expired", backend=backend)
-        is_writing = self._writing is not None and not self._writing.done()
-        if self._unwritten and not is_writing and self._clock.monotonic() >= self._not_before_s:
-            self._writing = asyncio.create_task(self._flush())
+        self._unwritten.tick()
 
     async def close(self) -> None:
-        """Write what waits, as far as the database lets us in `CLOSE_LIMIT_S`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await self._flush()
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+        """Write what waits, as far as the database lets us."""
+        await self._unwritten.close()
 
     async def _stored(self, backend: str) -> bool:
-        self._unwritten.add(backend)
-        await self._flush()
-        return backend not in self._unwritten
+        self._unwritten.put(backend, self._pins.get(backend))
+        await self._unwritten.flush()
+        return backend not in self._unwritten.waiting
 
     async def past(self, backend: str) -> Sequence[Override]:
         """Newest first, the one in force included; one that was removed expired then. Raises StoreError."""
-        text = (await self._store.memories(backend)).get(PINS, "[]")
+        text = (await self._store.checkpoints(backend)).get(PINS, "[]")
         try:
             return _PINS.validate_json(text)
         except ValidationError:  # damaged, or of another release
             return ()
 
-    async def _remember(self, backend: str, pin: Override | None) -> None:
+    async def _write(self, backend: str, pin: Override | None) -> None:
+        await self._store.save_override(backend, pin)
+        await self._add_to_past(backend, pin)
+
+    async def _add_to_past(self, backend: str, pin: Override | None) -> None:
         now = self._clock.wall()
         try:
             known = await self.past(backend)
@@ -133,22 +124,6 @@ class OverrideKeeper:
             if pin is not None and (not past or past[0] != pin):
                 past.insert(0, pin)
             if past != list(known):
-                await self._store.save_memory(backend, PINS, to_json(past[:KEPT]).decode())
+                await self._store.save_checkpoint(backend, PINS, to_json(past[:KEPT]).decode())
         except StoreError as error:
-            self._log.warning("override not remembered", backend=backend, error=str(error))
-
-    async def _flush(self) -> None:
-        async with self._one_writer:
-            for backend in sorted(self._unwritten):
-                pin = self._pins.get(backend)
-                try:
-                    await self._store.save_override(backend, pin)
-                except StoreError as error:
-                    self._not_before_s = self._clock.monotonic() + RETRY_S
-                    self._health.fails("overrides", error)
-                    self._log.warning("override not stored yet", backend=backend, error=str(error))
-                    return
-                self._health.works("overrides")
-                await self._remember(backend, pin)
-                if self._pins.get(backend) is pin:
-                    self._unwritten.discard(backend)
+            self._log.warning("past overrides not stored", backend=backend, error=str(error))

@@ -1,4 +1,4 @@
-"""What gateways are told: stored before it is served, except where waiting would be unsafe.
+"""What gateways get: stored before it is served, except where waiting would be unsafe.
 
 | change | database works | database fails |
 |---|---|---|
@@ -8,9 +8,8 @@
 A raised cap that was served but never stored would be lost by a restart, and gateways would see it fall for no reason.
 A lowered cap that waited for the database would let users suffer for it. Only the newest pending change is kept.
 
-Nothing else ever waits for the database: recommendations and sweep records are put down here, and written in the
-background, recommendations first. What could not be written is tried again every `RETRY_S`, and kept until then: the
-newest state of `MAX_WAITING` sweeps. What waits is readable as if it were stored.
+Nothing else ever waits for the database: recommendations and sweep records are written behind, recommendations first,
+and at most `MAX_WAITING` sweeps wait. What waits is readable as if it were stored.
 
 **Several instances.** Only who holds the lease of a backend's engine group publishes, and everything is written under
 the lease's epoch, which the database checks; the others serve what it stored.
@@ -19,7 +18,7 @@ the lease's epoch, which the database checks; the others serve what it stored.
 |---|---|
 | ran out, but nobody took it (the database is out of reach) | nothing is written; goes on under the same epoch |
 | taken over: a change that was never served | dropped: the new holder has the sweep's record, and decides itself |
-| taken over: a lowering that is served but not stored | **stays served here**, and the new holder is told |
+| taken over: a lowering that is served but not stored | **stays served here**, and is forwarded to the new holder |
 
 The new holder publishes such a lowering unless it measured since (`core.publish.lease.is_settled_by`). So a lowering is
 lost only with the process that made it, before it reached the database; the new holder's guard sees the same users.
@@ -32,9 +31,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import structlog
 
@@ -43,48 +41,30 @@ from calibrator.core.publish.snapshot import CapPoint, Recommendation
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StaleLeaseError, StoreError
 from calibrator.ports.clock import Clock
-from calibrator.ports.store import Lease, Store
+from calibrator.ports.store import PublicationStore
+from calibrator.service.publishing.leases import HeldLeases
 from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
-RETRY_S = 5.0
 MAX_WAITING = 200  # sweep records; some 100 KB each
-CLOSE_LIMIT_S = 1.0
 VERSION_GAP = 100
 TREND_POINTS = 24  # what a glance can take in
-
-Item = TypeVar("Item", Recommendation, SweepRecord)
-
-
-def _noop(_backend: str) -> None:
-    """There is one instance."""
 
 
 class Publisher:
     """Owns what is served."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        tenure_of: Callable[[str], Lease | None],
-        health: StoreHealth | None = None,
-        on_stale: Callable[[str], None] = _noop,
-    ) -> None:
-        """`tenure_of` a backend: None while this instance does not lead; `on_stale`: it never will again."""
+    def __init__(self, store: PublicationStore, clock: Clock, leases: HeldLeases, health: StoreHealth) -> None:
         self._store = store
-        self._tenure_of = tenure_of
-        self._clock = clock
-        self._health = health or StoreHealth()
-        self._on_stale = on_stale
+        self._leases = leases
         self._served: dict[str, Recommendation] = {}
         self._stored: dict[str, Recommendation] = {}  # newest that the store is known to have
         self._versions: dict[str, int] = {}  # newest one given out, stored or not
-        self._pending: dict[str, Recommendation] = {}
         self._asked: dict[str, int] = {}  # version that a write was begun of: it may have been done
-        self._records: dict[str, SweepRecord] = {}
-        self._one_writer = asyncio.Lock()
-        self._writing: asyncio.Task[None] | None = None
-        self._not_before_s = 0.0
+        self._pending = WriteBehind(
+            "recommendation", self._store_recommendation, clock, health, may_write=self._is_ours
+        )
+        self._records = WriteBehind("sweep", self._store_sweep, clock, health)
         self._trends: dict[str, deque[CapPoint]] = {}
         self.changes = 0  # of what is served
         self._log = structlog.get_logger()
@@ -95,10 +75,10 @@ class Publisher:
 
     def newest(self, backend: str) -> Recommendation:
         """What is served, or will be as soon as it is stored."""
-        return self._pending.get(backend) or self._served[backend]
+        return self._pending.waiting.get(backend) or self._served[backend]
 
     def publish(self, recommendation: Recommendation) -> None:
-        """Serve now what must not wait; the rest is served once `flush` or `write_behind` has stored it."""
+        """Serve now what must not wait; the rest once `flush` or a later `tick` has stored it."""
         backend = recommendation.backend
         version = max(recommendation.version, self._versions.get(backend, 0) + 1)  # that of a lost change is spent
         recommendation = replace(recommendation, version=version)
@@ -106,13 +86,14 @@ class Publisher:
         known = self._served.get(backend)
         if known is None or recommendation.cap < known.cap:
             self._serve(recommendation)
-        self._pending[backend] = recommendation
+        self._pending.put(backend, recommendation)
 
     def keep(self, record: SweepRecord) -> None:
         """Remember the newest state of a sweep."""
-        self._records[record.sweep_id] = record
-        if len(self._records) > MAX_WAITING:
-            lost = self._records.pop(next(iter(self._records)))
+        self._records.put(record.sweep_id, record)
+        if len(self._records.waiting) > MAX_WAITING:
+            lost = self._records.waiting[next(iter(self._records.waiting))]
+            self._records.discard(lost.sweep_id)
             self._log.error("sweep lost: the database fails for too long", backend=lost.backend, sweep=lost.sweep_id)
 
     def look_back(self, newest_first: Sequence[Recommendation]) -> None:
@@ -123,7 +104,7 @@ class Publisher:
 
     # ------------------------------------------------------------------------------------------ other instances
     def adopt(self, stored: Iterable[Recommendation]) -> None:
-        """What the store remembers is served at once after a restart."""
+        """What is stored is served at once after a restart."""
         for recommendation in stored:
             self._served[recommendation.backend] = self._stored[recommendation.backend] = recommendation
             self._versions[recommendation.backend] = recommendation.version
@@ -139,10 +120,10 @@ class Publisher:
         known = self._stored.get(backend)
         if known is not None and known.version >= stored.version:
             return False
-        if self._tenure_of(backend) is not None:
+        if self._is_ours(backend):
             return False  # read before we took the lease: `begin` knows better
         lowered = self._unstored_lowering(backend)
-        self._pending.pop(backend, None)
+        self._pending.discard(backend)
         self._stored[backend] = stored
         self._versions[backend] = max(stored.version, self._versions.get(backend, 0))
         if lowered is not None and not is_settled_by(stored, lowered):
@@ -151,8 +132,8 @@ class Publisher:
         return True
 
     def demote(self, backend: str) -> Recommendation | None:
-        """Another instance holds the lease now. The lowering that it must hear of, if there is one."""
-        self._pending.pop(backend, None)
+        """Another instance holds the lease now. The lowering that must be forwarded to it, if there is one."""
+        self._pending.discard(backend)
         return self._unstored_lowering(backend)
 
     def begin(self, backend: str, stored: Recommendation | None, *, is_sole: bool) -> None:
@@ -160,7 +141,7 @@ class Publisher:
         if stored is None:
             return
         lowered = self._unstored_lowering(backend)
-        self._pending.pop(backend, None)
+        self._pending.discard(backend)
         self._stored[backend] = stored
         gap = 0 if is_sole else VERSION_GAP
         self._versions[backend] = max(stored.version + gap, self._versions.get(backend, 0))
@@ -188,87 +169,60 @@ class Publisher:
 
     async def sweep(self, sweep_id: str) -> SweepRecord | None:
         """Raises StoreError if the database must be asked and fails."""
-        return self._records.get(sweep_id) or await self._store.sweep(sweep_id)
+        return self._records.waiting.get(sweep_id) or await self._store.sweep(sweep_id)
 
     async def samples(self, sweep_id: str) -> bytes | None:
         """Raises StoreError if the database must be asked and fails."""
-        waiting = self._records.get(sweep_id)
+        waiting = self._records.waiting.get(sweep_id)
         return waiting.samples if waiting is not None and waiting.samples else await self._store.samples(sweep_id)
 
     async def sweeps(self, backend: str, limit: int) -> Sequence[SweepRecord]:
         """Newest first. Raises StoreError."""
         known = {record.sweep_id: record for record in await self._store.sweeps(backend, limit)}
-        known.update({record.sweep_id: record for record in self._records.values() if record.backend == backend})
+        known.update(
+            {record.sweep_id: record for record in self._records.waiting.values() if record.backend == backend}
+        )
         return sorted(known.values(), key=lambda record: (record.started_at, record.sweep_id), reverse=True)[:limit]
 
     # -------------------------------------------------------------------------------------------------- writing
-    def write_behind(self) -> None:
-        """Write what waits in the background; does nothing while that is under way, or too soon after a failure."""
-        is_writing = self._writing is not None and not self._writing.done()
-        has_work = bool(self._records) or any(self._tenure_of(backend) is not None for backend in self._pending)
-        if not self._pending and not self._records:
-            self._health.works("writing")
-        if has_work and not is_writing and self._clock.monotonic() >= self._not_before_s:
-            self._writing = asyncio.create_task(self.flush())
+    def tick(self) -> None:
+        """Write what waits in the background."""
+        self._pending.tick()
+        self._records.tick()
 
     async def flush(self) -> None:
-        """Try to write all that waits now; never raises. A failure ends the pass for its kind."""
-        async with self._one_writer:
-            ours = {name: one for name, one in self._pending.items() if self._tenure_of(name) is not None}
-            are_written = await self._drain(self._pending, ours, self._store_recommendation, self._was_stored)
-            are_kept = await self._drain(self._records, self._records, self._store.save_sweep, lambda _: None)
-            if are_written and are_kept:
-                self._health.works("writing")
+        """Try to write all that waits now; never raises."""
+        await self._pending.flush()
+        await self._records.flush()
 
     async def close(self) -> None:
-        """Write what waits, as far as the database lets us in `CLOSE_LIMIT_S`."""
-        tasks = [asyncio.create_task(self.flush()), *([] if self._writing is None else [self._writing])]
-        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Write what waits, as far as the database lets us in `write_behind.CLOSE_LIMIT_S`."""
+        await asyncio.gather(self._pending.close(), self._records.close())
 
-    async def _drain(
-        self,
-        waiting: dict[str, Item],
-        chosen: Mapping[str, Item],
-        write: Callable[[Item], Awaitable[None]],
-        then: Callable[[Item], None],
-    ) -> bool:
-        """False: the rest has to wait."""
-        for key, item in list(chosen.items()):
-            try:
-                await write(item)
-            except StaleLeaseError as error:
-                self._log.warning("not published", backend=item.backend, why=str(error))
-                self._on_stale(item.backend)
-                continue
-            except Exception as error:  # noqa: BLE001 - whatever one write does, the others and the service go on
-                self._not_before_s = self._clock.monotonic() + RETRY_S
-                self._health.fails("writing", error)
-                self._log.warning("not stored yet", what=type(item).__name__, key=key, error=repr(error))
-                if key in waiting:
-                    waiting[key] = waiting.pop(key)  # the others have their turn before it
-                return False
-            if waiting.get(key) is item:
-                del waiting[key]
-                then(item)
-        return True
+    def _is_ours(self, backend: str) -> bool:
+        return self._leases.lease_of(backend) is not None
 
-    async def _store_recommendation(self, recommendation: Recommendation) -> None:
-        """A write whose answer was lost may have been done: look before it is repeated."""
-        backend, version = recommendation.backend, recommendation.version
-        tenure = self._tenure_of(backend)
-        if tenure is None:
+    async def _store_recommendation(self, backend: str, recommendation: Recommendation) -> None:
+        """A write whose answer was lost may have been done: check before it is repeated."""
+        lease, version = self._leases.lease_of(backend), recommendation.version
+        if lease is None:
             raise StoreError("The lease ran out meanwhile.")
-        if self._asked.get(backend) == version and recommendation in await self._store.latest_recommendations():
-            return
+        is_there = self._asked.get(backend) == version and recommendation in await self._store.latest_recommendations()
         self._asked[backend] = version
-        await self._store.add_recommendation(recommendation, tenure)
+        if not is_there:
+            try:
+                await self._store.add_recommendation(recommendation, lease)
+            except StaleLeaseError as error:
+                self._log.warning("not published", backend=backend, why=str(error))
+                self._leases.lost(backend)
+                return
+        if self._pending.waiting.get(backend) is recommendation:
+            self._stored[backend] = recommendation
+            self._serve(recommendation)
 
-    def _was_stored(self, recommendation: Recommendation) -> None:
-        self._stored[recommendation.backend] = recommendation
-        self._serve(recommendation)
+    async def _store_sweep(self, _sweep_id: str, record: SweepRecord) -> None:
+        await self._pending.idle()  # what was found shall not be seen before what was published of it
+        await self._store.save_sweep(record)
 
     def _serve(self, recommendation: Recommendation) -> None:
         known = self._served.get(recommendation.backend)

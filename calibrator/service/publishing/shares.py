@@ -1,16 +1,15 @@
-"""Who has which share of which cap: one book for each backend's `cap` and one for its `replica_cap`.
+"""Who has which share of which cap: one allocator for each backend's `cap` and one for its `replica_cap`.
 
-Shares are held in memory and written behind, as the publisher does it: a poll never waits for the database, and a lost
-one keeps the shares served. What is written is always the whole newest state of a book, so nothing piles up while the
-database fails. After a kill the store may lack what was told in the last moments before it: until such clients have
-polled again, the sum may exceed the cap by so much, as it may while a response that lowers a share is lost on its way.
+Shares are held in memory and written behind: a poll never waits for the database, and a lost one keeps the shares
+served. What is written is always the whole newest state of an allocator, so nothing piles up while the database fails.
+After a kill the store may lack what was advertised in the last moments before it: until such clients have polled again,
+the sum may exceed the cap by so much, as it may while a response that lowers a share is lost on its way.
 
 Where several instances share a database, `service.publishing.joint_shares` stands in its place.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -18,16 +17,15 @@ import structlog
 
 from calibrator.core.publish.snapshot import BackendView
 from calibrator.core.sharing.allocator import FairShareAllocator
-from calibrator.errors import StoreError
 from calibrator.ports.clock import Clock
 from calibrator.ports.sharing import Poll, Poller, Share
-from calibrator.ports.store import Store
+from calibrator.ports.store import ShareStore
 from calibrator.service.publishing.notifier import ChangeNotifier
+from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import WriteBehind
 
 WRITE_EVERY_S = 1.0
-RETRY_S = 5.0
 JOIN_RETRY_S = 1.0  # how soon a joiner may ask again; the others are asked to poll every few seconds
-CLOSE_LIMIT_S = 1.0
 VERSION_STEP = 2**20  # above any cap
 
 Key = tuple[str, bool]  # backend, per replica
@@ -52,17 +50,16 @@ class Shares(Protocol):
 
 
 class ShareKeeper:
-    """Owns the books of all backends."""
+    """Owns the allocators of all backends."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: ShareStore, clock: Clock, health: StoreHealth) -> None:
         self._store = store
         self._clock = clock
-        self._books: dict[Key, FairShareAllocator] = {}
-        self._written: dict[Key, int] = {}  # revision of the book that the store has
+        self._allocators: dict[Key, FairShareAllocator] = {}
+        self._written: dict[Key, int] = {}  # revision of the allocator that the store has
         self._notifier = ChangeNotifier()
         self._warned: set[Key] = set()
-        self._writing: asyncio.Task[None] | None = None
-        self._not_before_s = 0.0
+        self._unwritten = WriteBehind("shares", self._write, clock, health, every_s=WRITE_EVERY_S)
         self._log = structlog.get_logger()
 
     async def restore(self, views: Iterable[BackendView]) -> None:
@@ -72,39 +69,39 @@ class ShareKeeper:
                 held = await self._store.shares(view.name, per_replica=per_replica)
                 if held:
                     key = (view.name, per_replica)
-                    self._books[key] = FairShareAllocator(cap_of(view, per_replica=per_replica))
-                    self._books[key].restore(held, self._clock.monotonic())
-                    self._written[key] = self._books[key].revision
+                    self._allocators[key] = FairShareAllocator(cap_of(view, per_replica=per_replica))
+                    self._allocators[key].restore(held, self._clock.monotonic())
+                    self._written[key] = self._allocators[key].revision
 
     def poll(self, view: BackendView, poll: Poll) -> Share:
         key = (view.name, poll.per_replica)
         cap, version = cap_of(view, per_replica=poll.per_replica), view.advertised.version
-        book = self._books.get(key)
+        allocator = self._allocators.get(key)
         if not poll.client:
-            return Share(cap, 0 if book is None else book.clients, version * VERSION_STEP + cap)
+            return Share(cap, 0 if allocator is None else allocator.clients, version * VERSION_STEP + cap)
         now_s = self._clock.monotonic()
-        if book is None:
-            book = self._books[key] = FairShareAllocator(cap)
-        book.set_cap(cap, now_s)
+        if allocator is None:
+            allocator = self._allocators[key] = FairShareAllocator(cap)
+        allocator.set_cap(cap, now_s)
         if poll.is_waiting:
-            share = book.look(poll.client, now_s)
+            share = allocator.look(poll.client, now_s)
         else:
-            share = book.poll(poll.client, now_s, poll.in_flight, poll.rejected)
+            share = allocator.poll(poll.client, now_s, poll.in_flight, poll.rejected)
         if share is None:
-            return Share(None, book.clients, version * VERSION_STEP, JOIN_RETRY_S)
-        return Share(share, book.clients, version * VERSION_STEP + share)
+            return Share(None, allocator.clients, version * VERSION_STEP, JOIN_RETRY_S)
+        return Share(share, allocator.clients, version * VERSION_STEP + share)
 
     def clients(self, backend: str) -> tuple[int, int]:
         """How many live clients there are, and how many of them beyond the cap."""
-        books = self._both(backend)
-        return sum(book.clients for book in books), sum(book.over_cap for book in books)
+        allocators = self._both(backend)
+        return sum(allocator.clients for allocator in allocators), sum(allocator.over_cap for allocator in allocators)
 
     def pollers(self, backend: str) -> list[Poller]:
-        """Live clients of both books, by name."""
+        """Live clients of both allocators, by name."""
         now_s, found = self._clock.monotonic(), []
         for per_replica in (False, True):
-            book = self._books.get((backend, per_replica))
-            for name, client in () if book is None else book.live():
+            allocator = self._allocators.get((backend, per_replica))
+            for name, client in () if allocator is None else allocator.live():
                 age_s = max(0.0, now_s - client.seen_s)
                 found.append(Poller(name, per_replica, client.advertised, client.target, age_s, client.gap_s))
         return found
@@ -116,22 +113,23 @@ class ShareKeeper:
     @property
     def is_idle(self) -> bool:
         """Nobody ever asked: a tick has nothing to do."""
-        return not self._books and not self._notifier
+        return not self._allocators and not self._notifier
 
     def tick(self, views: Iterable[BackendView]) -> None:
-        """Follow the caps, let the silent expire, wake who waits, warn, write behind."""
+        """Follow the caps, let silent clients expire, wake long polls, warn, write behind."""
         now_s, now = self._clock.monotonic(), self._clock.wall()
         for view in views:
             for per_replica in (False, True):
-                book = self._books.get((view.name, per_replica))
-                if book is not None:
-                    book.set_cap(cap_of(view, per_replica=per_replica), now_s)
-                    book.tend(now_s)
-                    self._warn(view.name, book, per_replica=per_replica)
-            self._notifier.notify(view.name, (*told_of(view, now), *(book.revision for book in self._both(view.name))))
-        is_writing = self._writing is not None and not self._writing.done()
-        if not is_writing and now_s >= self._not_before_s and self._unwritten():
-            self._writing = asyncio.create_task(self._write())
+                allocator = self._allocators.get((view.name, per_replica))
+                if allocator is not None:
+                    allocator.set_cap(cap_of(view, per_replica=per_replica), now_s)
+                    allocator.tend(now_s)
+                    self._warn(view.name, allocator, per_replica=per_replica)
+            self._notifier.notify(
+                view.name, (*answered_from(view, now), *(allocator.revision for allocator in self._both(view.name)))
+            )
+        self._put_changed()
+        self._unwritten.tick()
 
     def notify_all(self) -> None:
         self._notifier.notify_all()
@@ -139,47 +137,39 @@ class ShareKeeper:
     async def close(self) -> None:
         """Write what the store lacks, as far as the database lets us."""
         self.notify_all()
-        tasks = [] if self._writing is None else [self._writing]
-        tasks.append(asyncio.create_task(self._write()))
-        await asyncio.wait(tasks, timeout=CLOSE_LIMIT_S)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._put_changed()
+        await self._unwritten.close()
 
-    def _warn(self, backend: str, book: FairShareAllocator, *, per_replica: bool) -> None:
+    def _warn(self, backend: str, allocator: FairShareAllocator, *, per_replica: bool) -> None:
         key = (backend, per_replica)
-        if book.over_cap and key not in self._warned:
+        if allocator.over_cap and key not in self._warned:
             self._warned.add(key)
             self._log.warning(
                 "more gateways than the cap: each has 1, together more than the cap",
-                backend=backend, clients=book.clients, cap=book.cap, per_replica=per_replica,
+                backend=backend, clients=allocator.clients, cap=allocator.cap, per_replica=per_replica,
             )  # fmt: skip
-        elif not book.over_cap:
+        elif not allocator.over_cap:
             self._warned.discard(key)
 
     def _both(self, backend: str) -> list[FairShareAllocator]:
-        found = (self._books.get((backend, per_replica)) for per_replica in (False, True))
-        return [book for book in found if book is not None]
+        found = (self._allocators.get((backend, per_replica)) for per_replica in (False, True))
+        return [allocator for allocator in found if allocator is not None]
 
     # -------------------------------------------------------------------------------------------------- writing
-    def _unwritten(self) -> list[Key]:
-        return [key for key, book in self._books.items() if self._written.get(key) != book.revision]
+    def _put_changed(self) -> None:
+        for key, allocator in self._allocators.items():
+            if self._written.get(key) != allocator.revision:
+                self._unwritten.put(key, allocator.revision)
 
-    async def _write(self) -> None:
-        self._not_before_s = self._clock.monotonic() + WRITE_EVERY_S
-        for key in self._unwritten():
-            backend, per_replica = key
-            revision, held = self._books[key].revision, self._books[key].held()
-            try:
-                await self._store.save_shares(backend, held, per_replica=per_replica)
-            except StoreError as error:
-                self._not_before_s = self._clock.monotonic() + RETRY_S
-                self._log.warning("shares not stored yet", backend=backend, error=str(error))
-                return
-            self._written[key] = revision
+    async def _write(self, key: Key, _revision: int) -> None:
+        """The newest state there is."""
+        backend, per_replica = key
+        revision, held = self._allocators[key].revision, self._allocators[key].held()
+        await self._store.save_shares(backend, held, per_replica=per_replica)
+        self._written[key] = revision
 
 
-def told_of(view: BackendView, now: float) -> tuple[object, ...]:
+def answered_from(view: BackendView, now: float) -> tuple[object, ...]:
     """What long polls are answered from, besides the shares."""
     published = view.advertised
     return (

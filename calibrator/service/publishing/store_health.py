@@ -1,7 +1,7 @@
-"""Whether the database works, by the latest word of everybody who uses it.
+"""Whether the database works, by the latest outcome of each use of it.
 
-Each use has a name, because one may work while another fails: a database that was made read-only answers every look,
-and takes no lease. What is served does not depend on it; the snapshot says so to those who look.
+Each use has a name, because one may work while another fails: a database that was made read-only answers every read
+and grants no lease. What is served does not depend on it; the snapshot reports it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class StoreHealth:
-    """Owned by the supervisor, told by its parts."""
+    """Owned by the supervisor, written by its parts."""
 
     _problems: dict[str, str] = field(default_factory=dict)  # by use
     changes: int = 0
@@ -21,9 +21,9 @@ class StoreHealth:
             self.changes += 1
 
     def fails(self, use: str, error: BaseException) -> None:
-        words = str(error) or type(error).__name__
-        if self._problems.get(use) != words:
-            self._problems[use] = words
+        problem = str(error) or type(error).__name__
+        if self._problems.get(use) != problem:
+            self._problems[use] = problem
             self.changes += 1
 
     @property

@@ -26,7 +26,6 @@ from calibrator.core.records.sweep import BurstReport, LevelReport, VerdictKind
 from calibrator.core.search.burst import (
     FIRST_VISIT,
     BurstBits,
-    BurstMode,
     burst_bits,
     burst_verdict,
     limited,
@@ -34,6 +33,7 @@ from calibrator.core.search.burst import (
     step_down,
     unlimited,
 )
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.steps import Conclusion
 from calibrator.core.stats.quantile import summarise
 from calibrator.ports.clock import Clock

@@ -220,7 +220,7 @@ class LevelRunner:
         for start in batch.started:
             fold.started(start.request_id, start.label, start.started_s, on_level=on_level)
         for bit in batch.decided:
-            fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s)
+            fold.decided(bit.request_id, bit.objective, violated=bit.violated, at_s=bit.at_s, missing=bit.missing)
         for sample in batch.ended:
             fold.ended(sample)
             self._check(sample)

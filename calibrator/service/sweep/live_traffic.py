@@ -26,11 +26,15 @@ BASELINE_S = 5.0  # and, where there is live traffic, until it knows how much
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """The organic load changed by `requests` at some moment between `since_s` and `seen_s`."""
+    """The organic load changed by `requests` at some moment between `since_s` and `seen_s`.
+
+    Of `gauges` that were wrong all along: what they told is void.
+    """
 
     since_s: float
     seen_s: float
     requests: float
+    gauges: bool = False
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class LiveTraffic:
         watch.saw(asked_s, answered_s, load.in_flight_requests)
         self.most = max(self.most, watch.estimate or 0.0)
         if watch.doubt > 0.0:
-            self.doubts.append(Doubt(watch.doubt_s, self.clock.monotonic(), watch.doubt))
+            self.doubts.append(Doubt(watch.doubt_s, self.clock.monotonic(), watch.doubt, watch.is_blind))
         while self.doubts and self.doubts[0].seen_s < answered_s - MEMORY_S:
             self.doubts.popleft()
 
@@ -72,7 +76,12 @@ class LiveTraffic:
 
     def _voided(self, stage: Stage, ended_s: float) -> Stage:
         for doubt in self.doubts:
-            if doubt.since_s < ended_s <= doubt.seen_s + SAME_S and is_suspect(stage.level, doubt.requests):
+            if not doubt.since_s < ended_s <= doubt.seen_s + SAME_S:
+                continue
+            if doubt.gauges and is_suspect(stage.level, stage.organic or 0.0):
+                words = f"{self.watch.scale.fault}: it was held beside users that there may not be"
+                return replace(stage, level_lost=words)
+            if not doubt.gauges and is_suspect(stage.level, doubt.requests):
                 return replace(stage, level_lost=f"live traffic changed by {doubt.requests:.0f} requests at its end")
         return stage
 
@@ -85,10 +94,14 @@ class LiveTraffic:
         words = f"live traffic alone holds about {floor} in flight, so {stage.level} could not be held"
         return replace(stage, level_lost=words)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        if self.watch.is_blind:
-            return ("live traffic could not be seen: the engine's metrics do not count our requests",)
+    def warnings(self, problem: str) -> tuple[str, ...]:
+        """Codes, causes and remedies. `problem`: what the telemetry says of its last scrape."""
+        scale = self.watch.scale
+        if scale.fault is not None:
+            cause = f"the engine's gauges do not count each of our requests once ({scale.words})"
+            remedy = "Give the metrics_url of the engine itself; if it is, please report its page."
+            return (f"{scale.fault}: live traffic could not be seen: {cause}. {remedy}",)
         if self.watch.looks == 0:
-            return ("live traffic could not be seen: the engine shows no running requests on a metrics page",)
+            why = problem or "The engine shows no running requests on a metrics page."
+            return (f"live_traffic_unknown: live traffic could not be seen. {why}",)
         return ()

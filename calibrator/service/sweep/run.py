@@ -20,11 +20,13 @@ from dataclasses import dataclass, field, replace
 from calibrator import __version__
 from calibrator.core.live.organic_load import LAG_S
 from calibrator.core.publish.snapshot import Progress
-from calibrator.core.records.history import History, Stage
+from calibrator.core.records.history import Evidence, History, Stage
 from calibrator.core.records.level_accumulator import LevelAccumulator, outcome_of
 from calibrator.core.records.sample import Phase, RequestOutcome
 from calibrator.core.records.sweep import LevelReport, Provenance, SweepOutcome, SweepRecord
-from calibrator.core.search.burst import BurstMode, unlimited
+from calibrator.core.records.unmeasured import UnmeasuredTally, holes
+from calibrator.core.search.burst import unlimited
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.state import must_leave, overload_s
 from calibrator.core.search.steps import Conclusion, Measure, Step, Test
@@ -38,6 +40,7 @@ from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 from calibrator.ports.telemetry import Telemetry
 from calibrator.service.sweep.abort_monitor import SETTLE_S, AbortedError, AbortMonitor
 from calibrator.service.sweep.burst import Burster
+from calibrator.service.sweep.failures import FailureTally, quota_error, refuse_unmeasurable
 from calibrator.service.sweep.level_runner import LevelRunner, ServerWatch
 from calibrator.service.sweep.live_traffic import LiveTraffic
 from calibrator.service.sweep.sample_buffer import SampleKeeper
@@ -65,8 +68,11 @@ class _Tally:
     outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     prompt_tokens: int = 0
     output_tokens: int = 0
-    completed: int = 0
-    commonest_failure: Counter[str] = field(default_factory=Counter)
+    failures: FailureTally = field(default_factory=FailureTally)
+
+    @property
+    def completed(self) -> int:
+        return self.failures.completed
 
 
 async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListener) -> SweepRecord:
@@ -83,6 +89,11 @@ async def run_sweep(order: SweepOrder, parts: SweepParts, listener: SweepListene
     return sweep.record(conclusion)
 
 
+def _is_enough(part: Evidence, samples: int) -> bool:
+    """Bits; where too little is seen, requests."""
+    return part.n + (holes(part.missing) if part.is_unmeasured else 0) >= samples or (not part.n and part.is_given_up)
+
+
 class _Sweep:
     def __init__(self, order: SweepOrder, parts: SweepParts, listener: SweepListener) -> None:
         self._order = order
@@ -92,6 +103,7 @@ class _Sweep:
         self._folds: dict[int, LevelAccumulator] = {}
         self._tally = _Tally()
         self._achieved = AchievedFold(order.workload)
+        self._unmeasured = UnmeasuredTally(order.objectives)
         self._facts: BackendFacts | None = None
         self._origin_s = 0.0
         self._shown_at_s = -PROGRESS_S
@@ -109,6 +121,7 @@ class _Sweep:
         self._origin_s = clock.monotonic()
         self._listener.progress(self._progress(self._order.bounds.min_level))
         self._facts = await self._parts.inspector.inspect(self._order.workload)
+        refuse_unmeasurable(self._order, self._facts)
         self._origin_s = clock.monotonic()
         load = self._load = self._parts.load(self._facts)
         load.allow(self._parts.permit())
@@ -190,10 +203,8 @@ class _Sweep:
 
     def _nothing_worked(self) -> Conclusion | None:
         """Not one request succeeded in the whole sweep: that is a broken backend, not a small capacity."""
-        if self._tally.completed or not self._tally.commonest_failure:
-            return None
-        (kind, count), *_ = self._tally.commonest_failure.most_common(1)
-        return Conclusion(SweepOutcome.ERROR, None, None, f"every request failed, {count} of them with: {kind}")
+        why = self._tally.failures.nothing_worked
+        return Conclusion(SweepOutcome.ERROR, None, None, why) if why else None
 
     def _should_leave(self, running: Stage, measure: Measure, fold: LevelAccumulator) -> bool:
         now_s = running.ended_at_s
@@ -207,7 +218,7 @@ class _Sweep:
         ):
             return True
         if measure.test is Test.FIXED:
-            enough = min(part.n for part in running.evidence) >= measure.max_samples
+            enough = all(_is_enough(part, measure.max_samples) for part in running.evidence)
             return enough and fold.ended_in_order(measure.max_samples) >= measure.max_samples
         return must_leave(history, bounds) or is_settled(history, measure)
 
@@ -218,17 +229,19 @@ class _Sweep:
         self._cross.ended(batch.ended)
         self._samples.add(batch.ended)
         self._abort_monitor.book(batch)
+        self._unmeasured.add(batch.ended)
         tally = self._tally
+        tally.failures.add(batch.ended)
         for sample in batch.ended:
             tally.outcomes[outcome_of(sample, self._order.objectives)] += 1
             tally.prompt_tokens += sample.prompt_tokens or 0
             tally.output_tokens += sample.completion_tokens or 0
-            tally.completed += sample.completed
             self._achieved.add(sample)
-            if sample.failure is not None:
-                tally.commonest_failure[f"{sample.failure.kind}: {sample.failure.detail}"] += 1
-        if self._burster is not None and self._abort_monitor.abort is not None:
-            raise AbortedError
+        quota = quota_error(batch.ended, 0 if self._holder is None else self._holder.level)
+        if self._burster is not None and (quota is not None or self._abort_monitor.abort is not None):
+            raise AbortedError  # what the search has found stands
+        if quota is not None:
+            raise quota
 
     async def _watch_server(self) -> None:
         clock = self._parts.clock
@@ -322,6 +335,7 @@ class _Sweep:
                 seed=order.seed,
                 software=__version__,
                 bounds=order.bounds,
+                adjustments=() if facts is None else tuple(map(str, facts.adjustments)),
                 cached_ratio_achieved=self._achieved.cached_ratio,
                 classes_achieved=self._achieved.classes(),
             ),
@@ -340,13 +354,9 @@ class _Sweep:
         if self._facts is None:
             return ()
         achieved = self._achieved.warnings(self._facts.token_scale.overhead)
-        return (
-            *self._order.prior_warnings,
-            *self._facts.warnings,
-            *achieved,
-            *self._cross.warnings,
-            *self._live.warnings,
-        )
+        failures, live = self._tally.failures.warnings, self._live.warnings(self._parts.telemetry.problem)
+        watched = (*self._unmeasured.warnings, *self._cross.warnings, *live)
+        return (*self._order.prior_warnings, *self._facts.warnings, *failures, *achieved, *watched)
 
     def _levels(self) -> tuple[LevelReport, ...]:
         return tuple(self._level_report(level) for level in sorted(self._folds) if self._history.at_level(level))

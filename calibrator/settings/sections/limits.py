@@ -36,11 +36,12 @@ class AbortSettings(Frozen):
         ge=1,
         description="requests that the engine preempts; a search encounters some if memory is the bottleneck",
     )
-    kv_usage_ratio: float = Field(
+    kv_usage_ratio: float | None = Field(
         default=default_of(AbortLimits, "kv_usage_ratio"),
         alias="kv_usage",
         gt=0.0,
-        description="share of KV cache memory in use at one scrape; 1 is all of it; above 1: not monitored",
+        description="share of KV cache memory in use at one scrape, 1 is all of it; default: not monitored, because "
+        "full memory alone harms nobody; preemptions and late responses do, and are monitored",
     )
     prefix_hit_fall_ratio: float = Field(
         default=default_of(AbortLimits, "prefix_hit_fall_ratio"),

@@ -87,7 +87,8 @@ METRICS: tuple[Metric, ...] = (
         "inconclusive_levels",
         "gauge",
         (*_B, "cause"),
-        "Levels of the last sweep that could not be judged; cause generator: it was too slow.",
+        "Levels of the last sweep that could not be judged; cause generator: it was too slow; unmeasured: an objective "
+        "that the answers do not show.",
     ),
     Metric(
         "generator_events_per_second",
@@ -203,7 +204,9 @@ def _live(view: BackendView) -> Iterator[Point]:
 def _measured(view: BackendView) -> Iterator[Point]:
     yield from _limits(view)
     if view.last_sweep is not None:
-        yield "inconclusive_levels", ("generator",), sum(bool(level.audit.reasons) for level in view.last_sweep.levels)
+        levels = view.last_sweep.levels
+        yield "inconclusive_levels", ("generator",), sum(bool(level.audit.reasons) for level in levels)
+        yield "inconclusive_levels", ("unmeasured",), sum(level.verdict.is_unmeasured for level in levels)
         yield "sweep_duration_seconds", (), view.last_sweep.duration_s
     for outcome, ended_at in view.last_sweep_at.items():
         yield "last_sweep_timestamp_seconds", (outcome,), ended_at

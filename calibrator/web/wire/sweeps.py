@@ -68,6 +68,7 @@ class ObjectiveVerdictDocument(Wire):
     exceedances: int
     exceedance_ratio_interval: Interval
     reason: str
+    unmeasured: dict[str, int] = Field(description="requests that say nothing about the objective, by what they lack")
 
 
 class AuditDocument(Wire):
@@ -147,6 +148,9 @@ class ProvenanceDocument(Wire):
     cached_ratio_achieved: float | None = Field(description="of the prompt tokens, by the server's usage")
     classes_achieved: list[ClassAchievedDocument]
     bounds: BoundsDocument | None = Field(description="null: not kept by the release that measured")
+    adjustments: list[str] = Field(
+        default_factory=list, description="parameters that the server refused, with what probes sent instead"
+    )
 
 
 class InsightDocument(Wire):

@@ -15,7 +15,7 @@ A head beyond `head_bytes` or `headers` is 431, what is no HTTP is 400, and a re
 except `/livez`: a crowd must not have the process restarted. All of these are problem documents, and the last answer of
 their connection.
 
-The protocol stamps the phases, which costs a request next to nothing; `watch` looks at all connections every second, so
+The protocol stamps the phases, which costs a request next to nothing; `watch` checks all connections every second, so
 limits are met within a second. Bodies are bounded by the handlers that read them (web.http.requests,
 gateways.envoy_rtds).
 """
@@ -96,7 +96,7 @@ async def watch(state: ServerState, look_s: float = LOOK_S) -> None:
         await asyncio.sleep(look_s)
         for connection in list(state.connections):
             if isinstance(connection, GuardedProtocol):
-                connection.look(loop.time())
+                connection.check(loop.time())
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -172,7 +172,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(Problem(HTTPStatus.BAD_REQUEST, f"{msg} Send HTTP/1.1."))
 
     # ---------------------------------------------------------------------------------------------- limits
-    def look(self, now_s: float) -> None:
+    def check(self, now_s: float) -> None:
         """End what has lasted too long."""
         if self._is_stuck(now_s):
             self.transport.abort()
@@ -205,7 +205,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer without a handler; one that waits for the body hears that the client is gone."""
+        """Answer without a handler; one that waits for the body learns that the client is gone."""
         is_its_own = self._phase is _Phase.BODY and self._unanswered == 1 and not self.cycle.response_started
         if self._unanswered and not is_its_own:
             self.transport.abort()  # an answer is under way: another in its middle would pass for a part of it

@@ -1,7 +1,7 @@
 """Bearer tokens as their files say, without a read for each of thousands of polls a second.
 
 A file that is rotated may for a moment be missing, empty or half written. So a token whose source cannot be used any
-more goes on for `GRACE_S`, which is said in the log at once; then nobody has it. The door that it opened stays shut:
+more goes on for `GRACE_S`, which is logged at once; then it is void. What it gave access to stays closed:
 something that nobody can know stands in its place, because no token at all would mean that reading is open to all.
 """
 
@@ -24,7 +24,7 @@ GRACE_S = 10.0
 
 
 class FreshTokens:
-    """Reads again what is older than `FRESH_S`. Never raises: a start looks at every token before it makes this."""
+    """Reads again what is older than `FRESH_S`. Never raises: a start reads every token before it makes this."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], clock: Clock) -> None:
         fresh = {key: _Fresh(key, reference) for key, reference in token_keys(settings).items()}
@@ -49,7 +49,7 @@ class FreshTokens:
 
     def _look(self, tokens: Sequence[_Fresh]) -> tuple[str, ...]:
         now_s = self._clock.monotonic()
-        return tuple(token.look(self._environ, now_s) for token in tokens)
+        return tuple(token.current(self._environ, now_s) for token in tokens)
 
 
 class _Fresh:
@@ -61,7 +61,7 @@ class _Fresh:
         self._text = secrets.token_hex(32)
         self._lost_at_s: float | None = None
 
-    def look(self, environ: Mapping[str, str], now_s: float) -> str:
+    def current(self, environ: Mapping[str, str], now_s: float) -> str:
         try:
             self._text = one_token(self._key, self._reference, environ)
         except ConfigurationError as error:

@@ -2,7 +2,7 @@
 
 A new context is made from the files whenever one of them has changed, and new connections get it through the callback
 that OpenSSL calls with each ClientHello: that exchanges authorities as well, which cannot be taken out of a live
-context. Files that do not work leave the last good ones in force, and the log says why, once a change.
+context. Files that do not work leave the last good ones in force, and the reason is logged, once a change.
 
 With a client authority there are no session tickets: a resumed session would not show its certificate again.
 
@@ -35,7 +35,7 @@ class ServerTls:
     def __init__(self, settings: TlsSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._seen = _stamps(settings)
+        self._loaded = _stamps(settings)
         self._current = server_context(settings)
         self.context = server_context(settings)
         self.context.sni_callback = self._hand_over
@@ -45,14 +45,14 @@ class ServerTls:
         """Until cancelled."""
         while True:
             await self._clock.sleep(LOOK_S)
-            self.look()
+            self.reload_changed()
 
-    def look(self) -> None:
+    def reload_changed(self) -> None:
         """Take what has changed, if it works."""
-        seen = _stamps(self._settings)
-        if seen == self._seen:
+        stamps = _stamps(self._settings)
+        if stamps == self._loaded:
             return
-        self._seen = seen
+        self._loaded = stamps
         try:
             self._current = server_context(self._settings)
         except ConfigurationError as error:
@@ -128,7 +128,7 @@ def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _stamps(settings: TlsSettings) -> tuple[Any, ...]:
-    """What tells one state of the files from the next; symbolic links are followed, as Kubernetes swaps them."""
+    """Differs between two states of the files; symbolic links are followed, as Kubernetes swaps them."""
     return tuple(_stamp(path) for path in (settings.cert_file, settings.key_file, settings.client_ca_file) if path)
 
 

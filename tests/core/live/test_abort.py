@@ -146,7 +146,14 @@ def test_failing_probes_count_beside_live_traffic_only(running: float, wanted: A
 
 
 @pytest.mark.parametrize(
-    "failure", [Failure(FailureKind.STATUS, "full", 503), Failure(FailureKind.ERROR_EVENT, "full")]
+    "failure",
+    [
+        Failure(FailureKind.STATUS, "full", 503),
+        Failure(FailureKind.STATUS, "full", 429),
+        Failure(FailureKind.STATUS, "full", 529),
+        Failure(FailureKind.ERROR_EVENT, "full"),
+        Failure(FailureKind.ERROR_EVENT, "full", 529),
+    ],
 )
 @pytest.mark.parametrize(("refused_total", "wanted"), [(4.0, None), (None, AbortReason.PROBE_FAILURES)])
 def test_refused_probes_hurt_nobody_where_the_engine_counts_whom_it_refuses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -169,6 +170,7 @@ FIRST, GAP, WHOLE = (str(one) for one in (TTFT, ITL, E2E))
     ("failing", "limit"),
     [
         (level(32, 90.0, errors=(("status", 20),)), Limit.REFUSALS),
+        (level(32, 90.0, errors=(("quota", 20),)), Limit.QUOTA),
         (level(32, 90.0, errors=(("error_event", 20), ("reset", 1))), Limit.REFUSALS),
         (level(32, 90.0, errors=(("stalled", 20), ("status", 1))), Limit.FAILURES),
         (level(32, 90.0, exceeded=(FIRST,), errors=(("reset", 1),), server=peak(kv=0.97)), Limit.KV_MEMORY),
@@ -205,6 +207,20 @@ def test_a_queue_in_front_of_free_slots_is_prefill() -> None:
     assert read(*levels).limit is Limit.PREFILL
     full = (levels[0], levels[1], level(64, 90.0, exceeded=(FIRST,), server=peak(20.0, 44.0)))
     assert read(*full).limit is Limit.SLOTS
+
+
+@pytest.mark.parametrize(
+    ("errors", "limit"),
+    [
+        ((("status", 20),), Limit.REFUSALS),
+        ((("quota", 20),), Limit.QUOTA),
+        ((("truncated", 20),), Limit.FAILURES),
+        ((("status", 5),), Limit.NONE),  # one in a hundred
+    ],
+)
+def test_failures_limit_even_where_no_level_failed_for_them(errors: tuple[tuple[str, int], ...], limit: Limit) -> None:
+    within = Verdict(VerdictKind.WITHIN, ())
+    assert read(LOW, replace(level(32, 90.0, errors=errors), verdict=within)).limit is limit
 
 
 def test_nothing_failed_nothing_limits() -> None:

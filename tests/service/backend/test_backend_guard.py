@@ -88,7 +88,7 @@ class Bench:
                 for url, engine in self.engines.items()
             )
             look = FleetLook(self.time_s, self.time_s, replicas, self.cap, self.replica_cap)
-            if (event := self.watch.saw(look, **more)) is not None:
+            if (event := self.watch.observe(look, **more)) is not None:
                 yield self.time_s - began_s, event
 
     def events(self, seconds: float, **more: Any) -> list[GuardEvent]:

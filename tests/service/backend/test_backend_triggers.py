@@ -32,7 +32,7 @@ def look(at_s: float, *loads: ServerLoad | None, ready: tuple[bool, ...] = ()) -
 def first_due(one: TriggerWatch, *loads: ServerLoad | None, since_s: float, for_s: float = 2000.0) -> tuple[float, str]:
     """When a sweep is called for, seconds after `since_s`, and why; (-1, "") if none is."""
     for second in range(int(for_s)):
-        due = one.saw(look(since_s + second, *loads))
+        due = one.observe(look(since_s + second, *loads))
         if due is not None:
             return float(second), due.reason
     return -1.0, ""
@@ -52,25 +52,25 @@ def test_nothing_changes_nothing() -> None:
 )
 def test_a_restart_calls_for_a_sweep_once_the_engine_is_up_long_enough(before: ServerLoad, after: ServerLoad) -> None:
     one = watch()
-    one.saw(look(0.0, before))
+    one.observe(look(0.0, before))
     assert first_due(one, after, since_s=1.0) == (UP_S, "restart: http://r0/v1 started anew")
-    due = one.saw(look(3000.0, after))
+    due = one.observe(look(3000.0, after))
     assert due is not None
     assert not due.may_raise
 
 
 def test_a_restart_is_seen_although_the_replica_was_gone_meanwhile() -> None:
     one = watch()
-    one.saw(look(0.0, LOAD))
+    one.observe(look(0.0, LOAD))
     for second in range(1, 60):
-        assert one.saw(look(float(second), None)) is None
+        assert one.observe(look(float(second), None)) is None
     assert first_due(one, replace(LOAD, process_start="2"), since_s=60.0)[0] == UP_S
 
 
 def test_a_restart_during_a_sweep_is_not_forgotten() -> None:
     one = watch()
-    one.saw(look(0.0, LOAD), is_sweeping=True)
-    one.saw(look(1.0, replace(LOAD, process_start="2")), is_sweeping=True)
+    one.observe(look(0.0, LOAD), is_sweeping=True)
+    one.observe(look(1.0, replace(LOAD, process_start="2")), is_sweeping=True)
     one.sweep_started(2.0)
     one.sweep_ended(30.0)
     wait_s, why = first_due(one, replace(LOAD, process_start="2"), since_s=30.0)
@@ -81,18 +81,18 @@ def test_changing_processes_behind_one_url_never_trigger() -> None:
     """Each look shows another start, so nothing is ever up long enough."""
     one = watch()
     for second in range(5000):
-        assert one.saw(look(float(second), replace(LOAD, process_start=str(second % 2)))) is None
+        assert one.observe(look(float(second), replace(LOAD, process_start=str(second % 2)))) is None
 
 
 def test_a_page_that_comes_and_goes_is_no_restart() -> None:
     one = watch()
     for second in range(5000):
-        assert one.saw(look(float(second), None if second % 2 else LOAD)) is None
+        assert one.observe(look(float(second), None if second % 2 else LOAD)) is None
 
 
 def test_another_version_is_told_as_such_and_measured_from_scratch() -> None:
     one = watch()
-    one.saw(look(0.0, LOAD))
+    one.observe(look(0.0, LOAD))
     assert first_due(one, replace(LOAD, version="0.33.0"), since_s=1.0) == (
         UP_S,
         "version: vllm 0.32.0 (m) became vllm 0.33.0 (m)",
@@ -102,12 +102,12 @@ def test_another_version_is_told_as_such_and_measured_from_scratch() -> None:
 def test_a_version_that_is_not_told_for_a_while_did_not_change() -> None:
     one = watch()
     for second in range(3000):
-        assert one.saw(look(float(second), replace(LOAD, version=None) if second % 7 else LOAD)) is None
+        assert one.observe(look(float(second), replace(LOAD, version=None) if second % 7 else LOAD)) is None
 
 
 def test_a_new_replica_calls_for_a_sweep_and_one_that_leaves_or_returns_does_not() -> None:
     one = watch()
-    one.saw(look(0.0, LOAD, LOAD))
+    one.observe(look(0.0, LOAD, LOAD))
     assert first_due(one, LOAD, None, since_s=1.0) == (-1.0, "")
     assert first_due(one, LOAD, LOAD, since_s=2001.0) == (-1.0, "")
     assert first_due(one, LOAD, LOAD, LOAD, since_s=4001.0) == (UP_S, "replicas: http://r2/v1 joined")
@@ -115,15 +115,15 @@ def test_a_new_replica_calls_for_a_sweep_and_one_that_leaves_or_returns_does_not
 
 def test_a_replica_that_does_not_count_yet_has_not_joined() -> None:
     one = watch()
-    one.saw(look(0.0, LOAD))
+    one.observe(look(0.0, LOAD))
     for second in range(1, 3000):
-        assert one.saw(look(float(second), LOAD, LOAD, ready=(True, False))) is None
+        assert one.observe(look(float(second), LOAD, LOAD, ready=(True, False))) is None
 
 
 def test_another_configuration_is_a_cause_of_its_own() -> None:
     one = watch()
     one.configured_otherwise("objectives was a, is b", 0.0)
-    due = one.saw(look(1.0, LOAD))
+    due = one.observe(look(1.0, LOAD))
     assert due == TriggeredSweep(
         "configuration: objectives was a, is b", (TriggerKind.CONFIGURATION,), may_raise=True, is_warm=False
     )
@@ -138,8 +138,8 @@ def serve(one: TriggerWatch, users: Users, since_s: int, for_s: int, rate: int =
     for second in range(since_s, since_s + for_s, 10):
         users.served(rate)
         now = look(float(second), users.load())
-        one.log.saw(now, is_sweeping=False)
-        if (due := one.saw(now)) is not None:
+        one.log.observe(now, is_sweeping=False)
+        if (due := one.observe(now)) is not None:
             return due
     return None
 

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.fakes import HOUR_S, FakeRunner, FakeTelemetry, Script, given_urls, plan, telemetry_by_host
 from support.memory_store import MemoryStore
-from support.virtual_time import run_virtual
+from support.virtual_time import run_virtual, ticking
 
 from calibrator.clock import LoopClock
 from calibrator.core.admission.admission import DAY_S, DeferralReason, SafetyLimits
@@ -24,6 +24,7 @@ from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import ConfigurationError
 from calibrator.ports.sweeps import BackendPlan, Permit, SweepListener, SweepOrder, forever
 from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 
 @dataclass
@@ -60,11 +61,12 @@ async def serving(
     runner: CostlyRunner | None = None,
     organic: float = 0.0,
     clock: LoopClock | None = None,
+    tick_s: float | None = None,
 ) -> AsyncIterator[Service]:
     clock = clock or LoopClock()
     used, engine = store or MemoryStore(), FakeTelemetry(ServerLoad("vllm", organic, 0.0))
     runner = runner or CostlyRunner(clock.wall)
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=runner,
         store=used,
@@ -79,7 +81,7 @@ async def serving(
     )
     await supervisor.start()
     stop = asyncio.Event()
-    loop_task = asyncio.create_task(supervisor.run(stop))
+    loop_task = asyncio.create_task(ticking(supervisor, stop, tick_s))
     try:
         yield Service(supervisor, runner, used, engine)
     finally:
@@ -111,7 +113,7 @@ def test_observe_sends_nothing_and_tells_each_sweep_that_would_have_run(lines: l
                 await running.supervisor.request_sweep("chat", "test")
 
     run_virtual(scenario())
-    assert sum(line["event"] == "sweep held back" for line in lines) == 4
+    assert sum(line["event"] == "sweep deferred" for line in lines) == 4
 
 
 def test_a_busy_backend_is_swept_once_its_traffic_has_been_low_for_a_minute() -> None:
@@ -166,13 +168,13 @@ def test_a_budget_of_a_day_survives_a_restart() -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        async with serving(known, store=store) as running:
+        async with serving(known, store=store, tick_s=1.0) as running:
             await asyncio.sleep(0.7 * HOUR_S)
             first, _ = running.runner.starts("chat")
             assert running.view.deferred is not None
             assert running.view.deferred.reason is DeferralReason.REQUESTS
         later = LoopClock(LoopClock().wall() + 22.5 * HOUR_S - asyncio.get_running_loop().time())
-        async with serving(known, store=store, clock=later) as running:
+        async with serving(known, store=store, clock=later, tick_s=1.0) as running:
             await asyncio.sleep(0.5 * HOUR_S)
             assert running.runner.orders == []
             held = running.view.deferred

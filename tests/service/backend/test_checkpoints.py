@@ -63,11 +63,11 @@ def test_a_sweep_after_an_engine_restart_that_was_interrupted_never_raises_when_
             assert here.runner.running, "the sweep after the restart has begun"
             here.is_killed = is_killed
         async with life.site(90) as here:
-            here.supervisor._states["chat"].due_at = here.clock.wall() + 100.0  # the schedule comes first
+            here.supervisor.states["chat"].slot.due_at = here.clock.wall() + 100.0  # the schedule comes first
             await here.pass_(200)
             assert [order.warm is None for order in here.runner.orders] == [False]
             assert here.cap == 36, "on a fresh engine nothing is raised, whoever starts the sweep"
-            here.supervisor._states["chat"].due_at = here.clock.wall() + 100.0
+            here.supervisor.states["chat"].slot.due_at = here.clock.wall() + 100.0
             await here.pass_(200)
             assert here.cap > 36, "the restart is answered: the next one may"
 
@@ -150,24 +150,24 @@ def test_live_traffic_and_the_reference_of_drift_survive(logs: list[dict[str, ob
     assert reasons(logs)[2].startswith("drift: prompts changed")
 
 
-def test_a_damaged_memory_is_told_and_left_alone(logs: list[dict[str, object]]) -> None:
+def test_a_damaged_checkpoint_is_logged_and_left_alone(logs: list[dict[str, object]]) -> None:
     async def scenario() -> None:
         life = Life()
         async with life.site(40) as here:
             await here.pass_(1000)
-        documents = await life.store.memories("chat")
+        documents = await life.store.checkpoints("chat")
         assert set(documents) == {"triggers", "traffic", "guard"}
         odd_slice = {"ago_s": 1.0, "rest": {}, "prompts": {"bounds": 7, "parts": [1]}}
         misfit = {"bounds": [[1.0, "Infinity"]], "slices": [odd_slice]}
         for kind, text in {"triggers": "{", "traffic": json.dumps(misfit), "guard": '{"resweep_wait_s": "x"}'}.items():
-            await life.store.save_memory("chat", kind, text)
-        await life.store.save_memory("chat", "of a later release", "{}")
+            await life.store.save_checkpoint("chat", kind, text)
+        await life.store.save_checkpoint("chat", "of a later release", "{}")
         async with life.site(40) as here:
             await here.pass_(1000)
             assert here.cap == 36
 
     run_virtual(scenario())
-    told = [entry["kind"] for entry in logs if entry["event"] == "a memory cannot be read; begun anew"]
+    told = [entry["kind"] for entry in logs if entry["event"] == "checkpoint unreadable: begun anew"]
     assert sorted(map(str, told)) == ["guard", "traffic", "triggers"]
 
 
@@ -182,7 +182,7 @@ def test_a_database_that_fails_is_tried_again(logs: list[dict[str, object]]) -> 
             life.store.failure = None
             await here.pass_(20)
             here.is_killed = True
-        assert '"restart"' in (await life.store.memories("chat"))["triggers"]
+        assert '"restart"' in (await life.store.checkpoints("chat"))["triggers"]
 
     run_virtual(scenario())
-    assert any(entry["event"] == "memory not stored yet" for entry in logs)
+    assert any(entry["event"] == "checkpoint not stored yet" for entry in logs)

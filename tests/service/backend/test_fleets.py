@@ -24,6 +24,7 @@ from calibrator.core.records.server_load import ServerLoad
 from calibrator.errors import ConfigurationError, UnreachableError
 from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.supervisor import TICK_S, Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 NEVER = Schedule(every_s=1e9, at_start=False)
 SCRAPE_PERIOD_S = 1.0
@@ -54,7 +55,7 @@ class Site:
         return self.view(name).recommendation.cap
 
     def status(self, name: str = "chat") -> dict[str, ReplicaStatus]:
-        return {replica.url.split("/")[2]: replica.standing for replica in self.view(name).replicas}
+        return {replica.url.split("/")[2]: replica.status for replica in self.view(name).replicas}
 
     async def sweep(self, name: str = "chat") -> None:
         await self.supervisor.request_sweep(name, "test")
@@ -77,7 +78,7 @@ async def site(
     engines = {name: FakeTelemetry(load(4.0)) for name in names}
     runner = FakeRunner(clock.wall, {"chat": list(scripts)} if scripts else {})
     made = Site(engines, FakeDiscovery(urls(*names)), runner, store or MemoryStore())
-    made.supervisor = Supervisor(
+    made.supervisor = make_supervisor(
         plans or (fleet_plan(),),
         runner=runner,
         store=made.store,

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from support import records
 from support.fakes import FakeRunner, Script, given_urls, plan
 from support.live_users import LiveEngine
-from support.memory_store import MemoryStore, tenure_of
+from support.memory_store import MemoryStore, take_lease
 from support.virtual_time import run_virtual
 
 from calibrator.backends.simulated.parameters import EngineParameters
@@ -28,7 +28,7 @@ from calibrator.core.publish.snapshot import BackendView, Recommendation, State
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import SweepOutcome
 from calibrator.ports.store import Lease
-from calibrator.service.supervisor import Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 # Ten slots of some 3 s a request: users keep five or six busy. At half the speed they would need eleven.
 ENGINE = EngineParameters(
@@ -55,8 +55,8 @@ class Written(MemoryStore):
         super().__init__()
         self.published: list[Recommendation] = []
 
-    async def add_recommendation(self, recommendation: Recommendation, tenure: Lease) -> None:
-        await super().add_recommendation(recommendation, tenure)
+    async def add_recommendation(self, recommendation: Recommendation, lease: Lease) -> None:
+        await super().add_recommendation(recommendation, lease)
         self.published.append(recommendation)
 
 
@@ -67,7 +67,7 @@ async def service(
     clock, numbers = LoopClock(), itertools.count(1)
     runner = FakeRunner(clock.wall, {"chat": scripts})
     known = plan(schedule=Schedule(every_s=1e9, at_start=False), policy=PublishPolicy(fallback_cap=8, valid_for_s=1e9))
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (replace(known, objectives=OBJECTIVES, guard=POLICY, limits=ANY_TIME),),
         runner=runner,
         store=store,
@@ -107,7 +107,7 @@ def run_with_users(scenario: Callable[[Written, LiveEngine], Any]) -> None:
     async def whole() -> None:
         store = Written()
         await store.add_recommendation(
-            replace(records.recommendation(cap=CAP), valid_until=None), await tenure_of(store)
+            replace(records.recommendation(cap=CAP), valid_until=None), await take_lease(store)
         )
         engine = LiveEngine(ENGINE, LoopClock())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrator.service.backend.state import RESERVED_STEPS, in_steps
+from calibrator.service.backend.view import RESERVED_STEPS, in_steps
 
 
 @given(st.integers(0, 2000), st.integers(1, 1000))

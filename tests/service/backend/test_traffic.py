@@ -18,7 +18,7 @@ def look(at_s: float, *loads: ServerLoad | None, probes: int = 0) -> FleetLook:
 def follow(log: TrafficLog, users: Users, seconds: range, rate: int = 2, *, probes: int = 0) -> None:
     for second in seconds:
         users.served(rate)
-        log.saw(look(float(second), users.load(), probes=probes), is_sweeping=probes > 0)
+        log.observe(look(float(second), users.load(), probes=probes), is_sweeping=probes > 0)
 
 
 def test_what_users_sent_is_kept_whole() -> None:
@@ -55,7 +55,7 @@ def test_a_replica_that_does_not_answer_for_long_begins_anew() -> None:
     log, users = TrafficLog(), Users()
     follow(log, users, range(301))
     users.served(10_000)
-    log.saw(look(400.0, None), is_sweeping=False)
+    log.observe(look(400.0, None), is_sweeping=False)
     follow(log, users, range(401, 702))
     assert log.mix(702.0, 3600.0).requests <= 2 * 600
 
@@ -72,7 +72,7 @@ def test_a_flapping_page_still_tells_something() -> None:
     log, users = TrafficLog(), Users()
     for second in range(1200):
         users.served(2)
-        log.saw(look(float(second), None if second % 3 == 0 else users.load()), is_sweeping=False)
+        log.observe(look(float(second), None if second % 3 == 0 else users.load()), is_sweeping=False)
     assert log.mix(1200.0, 3600.0).requests == pytest.approx(2 * 400, abs=10), "one second in three is seen"
 
 
@@ -88,7 +88,7 @@ def test_replicas_add_up_and_old_slices_go() -> None:
     for second in range(0, 12 * int(SLICE_S), 5):
         one.served(1)
         two.served(3)
-        log.saw(look(float(second), one.load(), two.load()), is_sweeping=False)
+        log.observe(look(float(second), one.load(), two.load()), is_sweeping=False)
     now_s = 12 * SLICE_S
     assert len(log.slices(now_s, 1e9)) <= 4
     assert log.mix(now_s, SLICE_S).requests == pytest.approx(4 * SLICE_S / 5, rel=0.1)

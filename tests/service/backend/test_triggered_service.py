@@ -124,7 +124,7 @@ def test_in_observe_mode_a_trigger_is_told_once_and_sends_nothing(logs: list[dic
             assert here.runner.orders == []
 
     run_virtual(scenario())
-    assert len([entry for entry in logs if entry["event"] == "sweep held back"]) == 2, "the first sweep, the restart"
+    assert len([entry for entry in logs if entry["event"] == "sweep deferred"]) == 2, "the first sweep, the restart"
 
 
 # -------------------------------------------------------------------------------------------------------------- mirror

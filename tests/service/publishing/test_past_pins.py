@@ -14,6 +14,7 @@ from calibrator.clock import LoopClock
 from calibrator.core.publish.snapshot import Override
 from calibrator.errors import StoreError
 from calibrator.service.publishing.overrides import KEPT, PINS, OverrideKeeper
+from calibrator.service.publishing.store_health import StoreHealth
 
 
 def with_keeper(scenario: Callable[[OverrideKeeper, MemoryStore, LoopClock], Coroutine[Any, Any, None]]) -> None:
@@ -21,7 +22,7 @@ def with_keeper(scenario: Callable[[OverrideKeeper, MemoryStore, LoopClock], Cor
         store, clock = MemoryStore(), LoopClock()
         await store.open()
         with capture_logs():
-            await scenario(OverrideKeeper(store, clock), store, clock)
+            await scenario(OverrideKeeper(store, clock, StoreHealth()), store, clock)
 
     run_virtual(run())
 
@@ -41,7 +42,7 @@ def test_a_removed_pin_ended_then_and_an_expired_one_by_itself() -> None:
         await asyncio.sleep(30.0)
         keeper.tick()
         await asyncio.sleep(1.0)
-        newest, oldest = await OverrideKeeper(store, clock).past("chat")  # after a restart
+        newest, oldest = await OverrideKeeper(store, clock, StoreHealth()).past("chat")  # after a restart
         assert (oldest.cap, oldest.expires_at - started) == (5, 60.0)
         assert (newest.cap, newest.expires_at - started) == (7, 70.0)
 
@@ -62,16 +63,16 @@ def test_a_pin_that_takes_anothers_place_ends_it_and_only_the_last_ones_are_kept
 
 def test_a_history_that_is_damaged_or_cannot_be_written_hinders_no_pin() -> None:
     async def scenario(keeper: OverrideKeeper, store: MemoryStore, clock: LoopClock) -> None:
-        await store.save_memory("chat", PINS, "not JSON")
+        await store.save_checkpoint("chat", PINS, "not JSON")
         assert list(await keeper.past("chat")) == []
-        real = store.save_memory
+        real = store.save_checkpoint
 
         async def failing(*_: object) -> None:
             raise StoreError("The disk is full.", "Free some space.")
 
-        store.save_memory = failing  # type: ignore[method-assign] # this one alone
+        store.save_checkpoint = failing  # type: ignore[method-assign] # this one alone
         assert await keeper.put("chat", pin(clock, 5))
-        store.save_memory = real  # type: ignore[method-assign] # as before
+        store.save_checkpoint = real  # type: ignore[method-assign] # as before
         assert list(await keeper.past("chat")) == []
         await keeper.put("chat", pin(clock, 6))
         assert [one.cap for one in await keeper.past("chat")] == [6]

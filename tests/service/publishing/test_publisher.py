@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from support import records
 from support.fakes import SlowStore
-from support.memory_store import MemoryStore, tenure_of
+from support.memory_store import MemoryStore, take_lease
 from support.virtual_time import run_virtual
 
 from calibrator.clock import LoopClock
@@ -16,8 +16,9 @@ from calibrator.core.publish.snapshot import Recommendation
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
 from calibrator.ports.store import Lease
-from calibrator.service.publishing import publisher as module
-from calibrator.service.publishing.publisher import Publisher
+from calibrator.service.publishing.publisher import MAX_WAITING, Publisher
+from calibrator.service.publishing.store_health import StoreHealth
+from calibrator.service.publishing.write_behind import CLOSE_LIMIT_S, RETRY_S
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 
@@ -26,12 +27,25 @@ def cap(value: int, version: int = 1, backend: str = "chat") -> Recommendation:
     return records.recommendation(backend, version, value)
 
 
-async def tenures(store: MemoryStore) -> dict[str, Lease]:
-    return {backend: await tenure_of(store, backend) for backend in ("chat", "a", "b")}
+@dataclass
+class Held:
+    """`HeldLeases` over a dictionary."""
+
+    leases: dict[str, Lease]
+
+    def lease_of(self, backend: str) -> Lease | None:
+        return self.leases.get(backend)
+
+    def lost(self, backend: str) -> None:
+        del self.leases[backend]
+
+
+async def leases_of(store: MemoryStore) -> Held:
+    return Held({backend: await take_lease(store, backend) for backend in ("chat", "a", "b")})
 
 
 async def serving(store: MemoryStore, value: int = 10) -> Publisher:
-    publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+    publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
     publisher.publish(cap(value))
     await publisher.flush()
     assert publisher.served["chat"].cap == value
@@ -84,7 +98,7 @@ def test_a_raise_that_is_stored_late_does_not_undo_a_lowering() -> None:
         publisher = await serving(store)
         store.takes_s = 10.0
         publisher.publish(cap(20, 2))
-        publisher.write_behind()
+        publisher.tick()
         await asyncio.sleep(5.0)
         publisher.publish(cap(7, 2))
         await asyncio.sleep(10.0)
@@ -100,8 +114,8 @@ def test_one_bad_write_does_not_block_the_others() -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        await store.add_recommendation(cap(5, 2, "a"), await tenure_of(store, "a"))
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        await store.add_recommendation(cap(5, 2, "a"), await take_lease(store, "a"))
+        publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
         publisher.publish(cap(4, 2, "a"))
         publisher.publish(cap(6, 1, "b"))
         publisher.keep(records.sweep("s9"))
@@ -119,7 +133,7 @@ def test_an_exception_of_no_known_kind_is_survived() -> None:
             raise ValueError("cannot be serialised")
 
     async def scenario() -> None:
-        publisher = Publisher(Odd(), LoopClock(), {}.get)
+        publisher = Publisher(Odd(), LoopClock(), Held({}), StoreHealth())
         publisher.keep(records.sweep())
         await publisher.flush()
         assert await publisher.sweep("s1") is not None
@@ -137,12 +151,12 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 
     async def scenario() -> None:
         store = Counting()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
         publisher.keep(records.sweep())
         for _ in range(240):  # a minute of ticks
-            publisher.write_behind()
+            publisher.tick()
             await asyncio.sleep(0.25)
-        assert store.asked == pytest.approx(60 / module.RETRY_S, abs=1)
+        assert store.asked == pytest.approx(60 / RETRY_S, abs=1)
 
     run_virtual(scenario())
 
@@ -150,7 +164,7 @@ def test_a_failing_store_is_not_asked_at_every_tick() -> None:
 def test_what_waits_is_readable_as_if_it_were_stored() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
         await store.save_sweep(records.sweep("s1", started_at=1.0))
         await store.save_sweep(records.running("s2", started_at=2.0))
         publisher.keep(records.sweep("s2", started_at=2.0))
@@ -170,9 +184,9 @@ def test_what_waits_is_readable_as_if_it_were_stored() -> None:
 def test_memory_is_bounded_while_the_store_fails() -> None:
     async def scenario() -> None:
         store = MemoryStore()
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
         store.failure = BROKEN
-        for number in range(module.MAX_WAITING + 50):
+        for number in range(MAX_WAITING + 50):
             publisher.keep(records.running(f"s{number}"))
             publisher.keep(records.sweep(f"s{number}"))
         await publisher.flush()
@@ -180,7 +194,7 @@ def test_memory_is_bounded_while_the_store_fails() -> None:
         assert await publisher.sweep("s49") is None
         assert await publisher.sweep("s50") is not None
         await publisher.flush()
-        assert len(await store.sweeps("chat", 1000)) == module.MAX_WAITING
+        assert len(await store.sweeps("chat", 1000)) == MAX_WAITING
 
     run_virtual(scenario())
 
@@ -189,11 +203,11 @@ def test_closing_waits_for_a_locked_database_only_so_long() -> None:
     async def scenario() -> None:
         store = SlowStore()
         store.takes_s = 1000.0
-        publisher = Publisher(store, LoopClock(), (await tenures(store)).get)
+        publisher = Publisher(store, LoopClock(), await leases_of(store), StoreHealth())
         publisher.keep(replace(records.sweep(), outcome=None))
-        publisher.write_behind()
+        publisher.tick()
         await publisher.close()
-        assert asyncio.get_running_loop().time() <= module.CLOSE_LIMIT_S + 1.0
+        assert asyncio.get_running_loop().time() <= CLOSE_LIMIT_S + 1.0
         assert len(asyncio.all_tasks()) == 1, "nothing is left running"
 
     run_virtual(scenario())

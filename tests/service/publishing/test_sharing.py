@@ -1,4 +1,4 @@
-"""Shares and overrides in the running service, on virtual time: bells, restarts, a store that fails."""
+"""Shares and overrides in the running service, on virtual time: long polls, restarts, a store that fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from calibrator.errors import ConfigurationError, StoreError
 from calibrator.ports.sharing import Poll
 from calibrator.ports.sweeps import BackendPlan
 from calibrator.service.publishing.shares import ShareKeeper
+from calibrator.service.publishing.store_health import StoreHealth
 from calibrator.service.supervisor import TICK_S, Supervisor
+from calibrator.wiring.supervision import make_supervisor
 
 BROKEN = StoreError("The disk is full.", "Free some space.")
 
@@ -38,7 +40,7 @@ def manual(cap: int = 31, **policy: float) -> BackendPlan:
 async def service(known: BackendPlan, store: MemoryStore, *, kill: bool = False) -> AsyncIterator[Supervisor]:
     """`kill`: nothing is saved at the end, as after kill -9."""
     clock, numbers = LoopClock(), itertools.count(1)
-    supervisor = Supervisor(
+    supervisor = make_supervisor(
         (known,),
         runner=FakeRunner(clock.wall, {"chat": [Script(estimate=60)]}),
         store=store,
@@ -164,7 +166,7 @@ def test_more_gateways_than_the_cap_are_warned_of_once() -> None:
     ]
 
 
-def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
+def test_a_long_poll_is_woken_when_its_share_can_grow() -> None:
     async def scenario() -> None:
         async with service(manual(31), MemoryStore()) as supervisor:
             told(supervisor, "a")
@@ -175,7 +177,7 @@ def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
             assert waiting.done(), "the plan changed with the joiner"
             waiting = asyncio.create_task(supervisor.changed("chat", 60.0))
             await asyncio.sleep(2.0)
-            assert not waiting.done(), "nothing happens, nothing rings"
+            assert not waiting.done(), "nothing happens, nobody is woken"
             told(supervisor, "a")
             await asyncio.sleep(2 * TICK_S)
             assert waiting.done()
@@ -184,7 +186,7 @@ def test_a_bell_rings_for_whoever_waits_when_his_share_can_grow() -> None:
     run(scenario())
 
 
-def test_a_bell_rings_when_the_cap_changes_and_when_the_service_stops() -> None:
+def test_a_long_poll_is_woken_when_the_cap_changes_and_when_the_service_stops() -> None:
     async def scenario() -> None:
         async with service(manual(31), MemoryStore()) as supervisor:
             await supervisor.changed("chat", 1.0)
@@ -205,7 +207,7 @@ def test_a_bell_rings_when_the_cap_changes_and_when_the_service_stops() -> None:
 
 def test_a_thousand_waiters_wake_at_most_once_a_tick() -> None:
     async def scenario() -> None:
-        keeper, wakes = ShareKeeper(MemoryStore(), LoopClock()), 0
+        keeper, wakes = ShareKeeper(MemoryStore(), LoopClock(), StoreHealth()), 0
 
         async def wait() -> None:
             nonlocal wakes

@@ -67,12 +67,19 @@ def test_what_the_engine_tells_ends_the_sweep_within_a_scrape_and_a_second(reaso
         quiet = replace(load, refused_total=0.0)
         return replace(quiet, **CHANGES[reason]) if at_s >= TURN_S else quiet  # type: ignore[arg-type] # a table
 
-    record, scene, ended_s = run_virtual(sweep_beside(ORDER, SEED, 8, change=change))
+    order = replace(ORDER, abort=AbortLimits(kv_usage_ratio=1.0))
+    record, scene, ended_s = run_virtual(sweep_beside(order, SEED, 8, change=change))
     assert record.aborted is not None
     assert record.aborted.reason is reason
     assert 0.0 <= ended_s - TURN_S <= 2.0
     assert scene.seen[-1][1:] == (8, 0)
     assert record.outcome in (SweepOutcome.INCONCLUSIVE, SweepOutcome.CALIBRATED)
+
+
+def test_full_memory_alone_ends_nothing() -> None:
+    record, _, _ = run_virtual(sweep_beside(ORDER, SEED, 8, change=lambda _, load: replace(load, kv_usage_ratio=1.0)))
+    assert record.aborted is None
+    assert record.outcome is SweepOutcome.CALIBRATED
 
 
 def test_metrics_that_fall_silent_beside_live_users_end_it() -> None:

@@ -14,7 +14,8 @@ from calibrator.core.records.history import Capacity
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import FailureKind, ProbeRequest
 from calibrator.core.records.sweep import BurstReport, Grade, SweepOutcome, VerdictKind
-from calibrator.core.search.burst import BurstBits, BurstMode, burst_verdict
+from calibrator.core.search.burst import BurstBits, burst_verdict
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.steps import Conclusion
 from calibrator.core.workload.classes import PromptFactory, TokenScale, Workload
 from calibrator.load.closed_loop import ClosedLoop

@@ -15,9 +15,9 @@ OBJECTIVES = (parse_objective("ttft p99 <= 200ms"), parse_objective("e2e p99 <= 
 LEVEL = 10
 
 
-def sample(*, failed: bool = False, send_delay_s: float = 0.0) -> Sample:
+def sample(*, failed: bool = False) -> Sample:
     failure = Failure(FailureKind.STATUS, "busy", 503) if failed else None
-    return Sample(1, Label(1, Phase.COUNTED), "c", True, 10, 0.0, 1.0, 0.1, failure=failure, send_delay_s=send_delay_s)
+    return Sample(1, Label(1, Phase.COUNTED), "c", True, 10, 0.0, 1.0, 0.1, failure=failure)
 
 
 def bits(passes: int, violations: int, suspect: int = 0, objective: int = 0) -> list[Decided]:
@@ -48,6 +48,10 @@ def reasons(residence_s: float = 1.0, polls: int = 20, **batch: Any) -> str:
         (bits(100, 1, suspect=1), False),  # one violation never decides
         (bits(1000, 3, suspect=3), False),  # three of a thousand are within, whoever made them
         (bits(100, 10, suspect=10, objective=1), True),  # any objective
+        (bits(10, 10, suspect=6), True),  # the other four are a fifth of all: not gross by themselves
+        (bits(6, 10, suspect=6), False),  # the other four are a quarter of all: gross, whoever made the six
+        (bits(0, 40, suspect=20), False),
+        (bits(0, 6, suspect=3), True),  # too few to call it gross
         (bits(100, 0), False),
     ],
 )
@@ -64,12 +68,18 @@ def test_the_last_word_about_a_violation_counts() -> None:
     assert "5 of 5 violations" in reasons(decided=settled + early)
 
 
-@pytest.mark.parametrize("violations", [0, 3])
-def test_a_saturated_core_and_late_sends_spoil_violations_only(violations: int) -> None:
-    decided = bits(100, violations)
-    assert ("of a core" in reasons(decided=decided, cpu_ratio=0.97)) is (violations > 0)
-    assert ("left 30 ms late" in reasons(decided=decided, ended=[sample(send_delay_s=0.03)])) is (violations > 0)
-    assert reasons(decided=decided, cpu_ratio=0.6, ended=[sample(send_delay_s=0.015)]) == ""
+@pytest.mark.parametrize(
+    ("decided", "spoilt"),
+    [
+        (bits(100, 0), False),
+        (bits(100, 10, suspect=2), True),
+        (bits(100, 10), False),
+        (bits(0, 40, suspect=2), False),
+    ],
+)
+def test_a_saturated_core_spoils_violations_that_may_be_ours(*, decided: list[Decided], spoilt: bool) -> None:
+    assert ("of a core" in reasons(decided=decided, cpu_ratio=0.97)) is spoilt
+    assert reasons(decided=decided, cpu_ratio=0.6) == ""
 
 
 def test_a_level_that_was_not_held_is_not_judged() -> None:

