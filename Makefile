@@ -80,7 +80,7 @@ image-test: programs .venv-test/.wheel
 lint: .venv-test/.dev
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	MYPYPATH=tests .venv-test/bin/mypy -p calibrator -p support
+	MYPYPATH=tests .venv-test/bin/mypy -p calibrator -p support -m generate_docs -m generate_chart -m generate_pictures
 	.venv-test/bin/lint-imports
 
 audit: .venv-test/.dev
@@ -96,13 +96,13 @@ test-ray: .venv-ray/.ray
 	.venv-ray/bin/python -m pytest tests/benchmarks/ray_workers.py -s $(ARGS)
 
 docs: .venv/.runtime
-	PYTHONPATH=tests .venv/bin/python -m support.readme
+	PYTHONPATH=tests .venv/bin/python deploy/docs/generate_docs.py
 
 pictures: programs .venv/.runtime .venv/.dev
-	PYTHONPATH=tests .venv/bin/python -m support.pictures
+	PYTHONPATH=tests .venv/bin/python deploy/docs/pictures/generate_pictures.py
 
 chart: .venv/.runtime
-	PYTHONPATH=tests .venv/bin/python -m support.chart
+	.venv/bin/python helm/calibrator/generate_chart.py
 
 # uv resolves for every platform at once, which pip cannot; it lives in an environment that is thrown away.
 # No index address may get into the files: the locks work with whatever index a machine is set up for.

@@ -2,13 +2,13 @@
 
 | class | what the caller can do | exit code |
 |---|---|---|
-| ConfigurationError | change the configuration or the command line; retrying is useless | 2 |
-| UnreachableError | repair the network or the credentials, or wait; then retry | 3 |
-| GeneratorError | *we* are broken: a worker died, the machine is too slow | 4 |
-| StoreError | repair the database, then restart or wait | 1 |
+| ConfigurationError | change the configuration or the command line; retrying does not help | 2 |
+| UnreachableError | fix the network or the credentials, or wait; then retry | 3 |
+| GeneratorError | *we* failed: a worker died, the machine is too slow | 4 |
+| StoreError | fix the database, then restart or wait | 1 |
 
 A failed probe request is never an exception: it is data (`core.records.sample.Failure`), because it says something
-about the backend. Foreign exceptions are translated once, in the adapter that met them.
+about the backend. Foreign exceptions are translated once, in the adapter that caught them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUOTA_REMEDY = (  # met at the first look and in the middle of a sweep
 
 
 class ExitCode(IntEnum):
-    """What a shell or a CI job sees; fixed by contract (README, "Exit codes")."""
+    """What a shell or a CI job sees; fixed by contract (README, "Commands")."""
 
     CALIBRATED = 0
     UNEXPECTED = 1
@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
 
 
 class CalibratorError(Exception):
-    """Base of all: one sentence of cause, one of remedy, and the exit code that goes with them."""
+    """Base class: one sentence of cause, one of remedy, and an exit code."""
 
     exit_code = ExitCode.UNEXPECTED
 
@@ -54,7 +54,7 @@ class ConfigurationError(CalibratorError):
 
 
 class UnreachableError(CalibratorError):
-    """The backend cannot be reached, or refuses our credentials."""
+    """The backend cannot be reached, or rejects our credentials."""
 
     exit_code = ExitCode.UNREACHABLE
 
@@ -76,4 +76,4 @@ class StoreLockedError(StoreError):
 
 
 class StaleLeaseError(StoreError):
-    """Another instance has taken the lease over: what was to be published is not."""
+    """Another instance has taken over the lease; nothing was published."""

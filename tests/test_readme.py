@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.readme import DOCS, PARTS, README, ROOT, generated, pages
+from generate_docs import DOCS, PARTS, README, ROOT, generated, pages
 from typer.testing import CliRunner
 
 from calibrator.cli.app import app

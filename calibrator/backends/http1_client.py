@@ -1,9 +1,9 @@
 """A virtual user's way to one server: opens a connection when it needs one, keeps it, and replaces it.
 
 The retry rule (DESIGN section 2). A kept connection may be closed by the server at the very moment a request leaves;
-nobody has seen that request, and no real user would be shown the error. So a connection that breaks before any byte of
-an answer is replaced once and the clock restarts, if it was a *reused* one. On a fresh connection the same is the
-backend's failure.
+nobody has seen that request, and no real user would see the error. So a *reused* connection that breaks before the
+first byte of a response is replaced once and the clock restarts. On a fresh connection the same is a failure of the
+backend.
 
 Connecting is timed apart: `connect_s` is reported, never part of a latency. Environment proxies are not followed: what
 is measured is the replica, not the way around it.

@@ -5,15 +5,15 @@ What a probe asks for, and why:
 | field | why |
 |---|---|
 | `max_tokens` | the class's output length |
-| `ignore_eos`, `min_tokens` | where the engine knows them, an answer gets the planned length (llama.cpp: the first) |
+| `ignore_eos`, `min_tokens` | if the engine supports them, responses get the planned length (llama.cpp: the first) |
 | `temperature: 1` | the sampling path of real traffic; greedy decoding falls into loops that some engines cut |
 | `stream_options.include_usage` | the server counts the tokens: engines merge several into one chunk |
 
-What a server refuses of them is left out, or sent under another name (`negotiation`).
+What a server rejects of them is left out, or sent under another name (`negotiation`).
 
-Headers name us (`User-Agent`, `X-Request-ID`), so that probes can be told from users. `traceparent` names the trace of
-the sweep and the span of the level (`core.spans`). It is not sampled unless somebody wants that: a probe leaves its id
-in the logs without filling anybody's tracing store.
+Headers identify us (`User-Agent`, `X-Request-ID`), so that probes can be told from live requests. `traceparent` carries
+the trace of the sweep and the span of the level (`core.report.spans`). It is not sampled unless configured: a probe
+leaves its ID in the logs without filling a tracing store.
 
 The body is built before the clock starts; the request leaves in one write. The prompt is never logged.
 """
@@ -92,7 +92,7 @@ class OpenAIConnection:
 
 
 class _Dialect:
-    """SweepScheduler a ProbeRequest into bytes."""
+    """Turns a ProbeRequest into bytes."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Dialect:
         self._head = "\r\n".join(head)
 
     def discreet(self, sample: Sample) -> Sample:
-        """A server that refuses our key may quote it, and what it says ends in records, in the API and in logs."""
+        """A server that rejects our key may quote it, and its message ends up in records, the API and logs."""
         failure = sample.failure
         if failure is None:
             return sample

@@ -1,8 +1,8 @@
-"""Reads one answer of an OpenAI-compatible server while it arrives, and stamps what a user would notice.
+"""Reads one response of an OpenAI-compatible server as it arrives, and stamps what a user would notice.
 
 A *token event* is an event with generated text of any kind: `delta.content`, `reasoning`, `reasoning_content`,
-`tool_calls`, or `text` of plain completions. A role-only or empty chunk is none; a finish chunk may be one. An answer
-that finishes without any text has its finish as the only sign of life, so that counts as its first token.
+`tool_calls`, or `text` of plain completions. A role-only or empty chunk is none; a finish chunk may be one. If a
+response finishes without any text, its finish is the only event and counts as its first token.
 
 Good is only: status 200, no `error` in any event, and a `finish_reason`, or usage that proves the answer complete: as
 many tokens as were asked for, or a usage chunk without choices, which closes an answer. `[DONE]` is not needed for that
@@ -217,7 +217,7 @@ class Answer:
 
     # --------------------------------------------------------------------------------------------- sample
     def sample(self, ending: Ending) -> Sample:
-        """What is left of the request when it ended."""
+        """The sample of the ended request."""
         if not ending.cancelled and self._status == 200:
             self._read_rest(in_order=ending.failure is None)
         request, flight = self._request, self._flight

@@ -1,11 +1,11 @@
-"""The first, polite look at a server before a sweep: who answers, what it takes, does the workload fit.
+"""The preflight check of a server before a sweep: who responds, what it accepts, does the workload fit.
 
-    GET {base}/models     names and context size; many servers have no list (404, 500), which is no fault
-    short probe           all that we like to send; what the server refuses is left out or renamed (`negotiation`)
-    lengths               where length is not forced: does an answer get the length of the workload's by itself?
+    GET {base}/models     names and context size; many servers have no list (404, 500), which is not an error
+    short probe           all that we would like to send; what is rejected is left out or renamed (`negotiation`)
+    lengths               if length is not enforced: do responses get the length of the workload by themselves?
     long probe            about as long as the longest class: two points fit the tokenizer scale (`TokenScale.fit`)
-    held back?            where the short answer came in one piece: a few more, short and long (`arrival`)
-    suspect looks         at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
+    buffered?             if the short response came in one piece: a few more, short and long (`arrival`)
+    stub check            at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
 
 One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy (`look_errors`). A metric
 that cannot be measured here is a fact, with its reason: whoever knows the objectives refuses the sweep.

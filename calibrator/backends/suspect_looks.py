@@ -3,10 +3,10 @@
     rounds    a short prompt, then a long one, each new from its first word; 3 to 5, until the price is clear
     repeats   the last short prompt twice more, letter by letter
 
-The long prompt is the longest that the context allows, because what has to be told apart (a floor of half a microsecond
-a token) drowns in the network's jitter otherwise; but no longer than what the model is expected to read in
-`LONG_LOOK_S`, because users may be waiting behind it. A request that fails ends the look without a word: faults are
-the business of the probes around it and of the sweep.
+The long prompt is the longest that the context allows, because the difference to detect (as little as half a
+microsecond a token) would otherwise drown in network jitter; but no longer than what the model is expected to read in
+`LONG_LOOK_S`, because users may be waiting behind it. A request that fails ends the check silently: failures are
+reported by the other preflight probes and by the sweep.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The verbs. Each lives in a module of its own and is imported when it is used, so that `--help` stays quick.
+"""The commands. Each is a module of its own and imported when it is used, so that `--help` stays fast.
 
-Does:      parses options, shows sweeps in the terminal, turns errors into sentences and exit codes.
+Does:      parses options, shows sweeps in the terminal, turns errors into messages and exit codes.
 Comes in:  arguments, Ctrl-C.
 Goes out:  text, JSON, files, an exit code (`errors.ExitCode`).
 Imports:   everything below.

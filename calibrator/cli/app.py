@@ -1,7 +1,7 @@
-"""Command-line verbs: options, help and exit codes; the work is done in the modules beside this one.
+"""Commands with their options, help and exit codes; the work is done in the modules beside this one.
 
-An expected failure is one sentence of cause and one of remedy on stderr, and the exit code of its class (`errors`).
-Help teaches: options stand in groups, examples at the end.
+An expected failure is one sentence of cause and one of remedy on stderr, with the exit code of its class (`errors`).
+Help teaches: options are grouped, examples come last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from calibrator import __version__
-from calibrator.core.search.burst_mode import BurstMode
+from calibrator.cli.options import SimulateOptions, SweepOptions, one_of, takes
 from calibrator.errors import CalibratorError, ExitCode
 
 app = typer.Typer(
@@ -26,22 +26,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find how many requests an LLM backend may have in flight before P99 latency breaks its SLA, and publish it.",
     epilog="Begin with: calibrator demo\n\n"
-    "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorised, 4 inconclusive, 5 infeasible, "
+    "Exit codes: 0 calibrated, 2 configuration, 3 unreachable or unauthorized, 4 inconclusive, 5 infeasible, "
     "130 interrupted.",
 )
-db = typer.Typer(no_args_is_help=True, help="Look after the store's schema.")
+db = typer.Typer(no_args_is_help=True, help="Manage the database schema.")
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # typer exports its subclass alone
 
-MEASURE, SERVE, TRUST = "Measure", "Serve", "Can it be trusted?"  # groups of verbs
+MEASURE, SERVE, TRUST = "Measure", "Serve", "Verify"  # groups of commands
 app.add_typer(db, name="db", rich_help_panel=SERVE)
-BACKEND, WORKLOAD, SEARCH, RESULT = "The backend", "What the probes look like", "Search and budgets", "The result"
 
 
 def main() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark, not a traceback
+            stream.reconfigure(
+                errors="replace"
+            )  # characters that a terminal cannot show become question marks, not a traceback
     try:
         raise SystemExit(app(standalone_mode=False))
     except CalibratorError as error:
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def fail(error: CalibratorError) -> None:
-    """Cause and remedy on stderr, exit code of the error's class."""
+    """Cause and remedy on stderr; the exit code of the error's class."""
     _complain(str(error))
     raise SystemExit(int(error.exit_code))
 
@@ -72,19 +73,10 @@ def _where_to_look(error: typer.BadParameter) -> str:
 
 
 def run(coroutine: Coroutine[Any, Any, int]) -> None:
-    """Run a verb and exit with its code. Ctrl-C cancels it once, a second one ends at once."""
+    """Run a command and exit with its code. The first Ctrl-C cancels it, the second exits immediately."""
     from calibrator.cli import interrupt
 
     raise typer.Exit(interrupt.run(coroutine))
-
-
-def _one_of(*choices: str) -> Callable[[str], list[str]]:
-    """For the completion of a shell."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    return complete
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -104,166 +96,26 @@ def _common(
 @app.command(
     rich_help_panel=MEASURE,
     epilog="[bold]Examples[/bold]\n\n"
-    "The capacity for one SLA, with the document kept for a report:\n\n"
+    "The capacity for one SLA, saving the result for a report:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' --save sweep.json\n\n"
-    "Two objectives, long prompts, a short night:\n\n"
+    "Two objectives, long prompts, ten minutes:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p95 <= 2s' "
     "--objective 'tpot p95 <= 60ms' --prompt-tokens 4000 --output-tokens 200 --max 64 --duration 10m\n\n"
-    "Three levels and nothing else, for a curve of your own:\n\n"
+    "Exactly three levels, for a curve of your own:\n\n"
     "  calibrator sweep --url http://127.0.0.1:8000/v1 --model m --objective 'ttft p99 <= 500ms' "
     "--levels 8,32,64 --requests 500 --output json\n\n"
-    "Ctrl-C ends all probes and shows what was measured; a second one leaves at once. "
+    "Ctrl-C ends all probes and shows what was measured; a second Ctrl-C exits immediately. "
     "Exit codes: 0 calibrated, 2 command line, 3 unreachable, 4 inconclusive, 5 infeasible, 130 interrupted.",
 )
-def sweep(
-    url: Annotated[
-        str, typer.Option(help="Base URL of an OpenAI-compatible server, ending in /v1.", rich_help_panel=BACKEND)
-    ],
-    model: Annotated[str, typer.Option(help="Model name, as the server knows it.", rich_help_panel=BACKEND)],
-    objective: Annotated[
-        list[str],
-        typer.Option(
-            help="The SLA, repeatable: metric (ttft, ttfc, itl, tpot, e2e), quantile, limit; e.g. 'ttft p99 <= 500ms' "
-            "or 'e2e p95 <= 20s for prompts <= 1024 tokens'.",
-            rich_help_panel=SEARCH,
-        ),
-    ],
-    api: Annotated[
-        str,
-        typer.Option(
-            help="chat or completions.", rich_help_panel=BACKEND, autocompletion=_one_of("chat", "completions")
-        ),
-    ] = "chat",
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the API key.", rich_help_panel=BACKEND)
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File that holds the API key.", rich_help_panel=BACKEND)
-    ] = None,
-    api_key_in: Annotated[
-        str,
-        typer.Option(help="Where the key goes: bearer, header:NAME, query:NAME.", rich_help_panel=BACKEND),
-    ] = "bearer",
-    header_env: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VARIABLE: a further header and what holds its value; repeatable.", rich_help_panel=BACKEND
-        ),
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="CA bundle for a private certificate authority.", rich_help_panel=BACKEND)
-    ] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM).", rich_help_panel=BACKEND)] = None,
-    client_key: Annotated[
-        Path | None, typer.Option(help="Key of the client certificate (PEM).", rich_help_panel=BACKEND)
-    ] = None,
-    metrics_url: Annotated[
-        str | None, typer.Option(help="The engine's metrics, if not at /metrics.", rich_help_panel=BACKEND)
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Prompt length.", rich_help_panel=WORKLOAD)] = 256,
-    output_tokens: Annotated[
-        int, typer.Option(help="Output length, forced where the engine can.", rich_help_panel=WORKLOAD)
-    ] = 64,
-    spread: Annotated[
-        float, typer.Option(help="Spread of both lengths around their value, as a ratio.", rich_help_panel=WORKLOAD)
-    ] = 0.0,
-    prompt_sigma: Annotated[
-        float,
-        typer.Option(help="Above 0: prompt lengths are lognormal, with this log-sd.", rich_help_panel=WORKLOAD),
-    ] = 0.0,
-    max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(help="Longer prompts are cut to this length.", min=1, rich_help_panel=WORKLOAD),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON Lines of recorded lengths, instead of the four options above.", rich_help_panel=WORKLOAD
-        ),
-    ] = None,
-    prefix_reuse: Annotated[
-        float, typer.Option(help="Ratio of prompt tokens for the prefix cache to find.", rich_help_panel=WORKLOAD)
-    ] = 0.0,
-    stream: Annotated[
-        bool, typer.Option(help="Stream the answers; without it only e2e can be judged.", rich_help_panel=WORKLOAD)
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and lengths.", rich_help_panel=WORKLOAD)] = 1,
-    min_level: Annotated[int, typer.Option("--min", help="Lowest level.", rich_help_panel=SEARCH)] = 1,
-    max_level: Annotated[
-        int, typer.Option("--max", help="Highest level that may be probed.", rich_help_panel=SEARCH)
-    ] = 512,
-    requests: Annotated[
-        int | None,
-        typer.Option(help="Budget of requests, 1800 + 4 a level; with --levels: of each.", rich_help_panel=SEARCH),
-    ] = None,
-    duration: Annotated[str, typer.Option(help="Budget of time, e.g. 20m.", rich_help_panel=SEARCH)] = "20m",
-    overload: Annotated[
-        str, typer.Option(help="Budget of time above the SLA, e.g. 120s.", rich_help_panel=SEARCH)
-    ] = "120s",
-    levels: Annotated[
-        str | None,
-        typer.Option(help="Measure exactly these levels, e.g. 8,32,64, without a search.", rich_help_panel=SEARCH),
-    ] = None,
-    burst: Annotated[
-        BurstMode,
-        typer.Option(
-            help="Simultaneous arrivals after the search; enforce: lower the capacity to them.", rich_help_panel=SEARCH
-        ),
-    ] = BurstMode.OFF,
-    safety_margin: Annotated[
-        float, typer.Option(help="Ratio taken off the capacity for the cap.", rich_help_panel=RESULT)
-    ] = 0.1,
-    output: Annotated[
-        str,
-        typer.Option(
-            help="table, json or jsonl; json goes to stdout alone.",
-            rich_help_panel=RESULT,
-            autocompletion=_one_of("table", "json", "jsonl"),
-        ),
-    ] = "table",
-    save: Annotated[
-        Path | None, typer.Option(help="Keep the document here too, for calibrator report.", rich_help_panel=RESULT)
-    ] = None,
-) -> None:
+@takes(SweepOptions)
+def sweep(options: SweepOptions) -> None:
     """Measure one backend once: search for its capacity, or measure given levels.
 
-    A sweep is a load test. It drives the backend to the edge of its SLA, for short moments over it; budgets bound that.
+    A sweep is a load test. It drives the backend to the edge of its SLA and, for short moments, over it; budgets limit
+    both.
     """
     from calibrator.cli import sweep as verb
 
-    options = verb.SweepOptions(
-        url=url,
-        model=model,
-        objectives=tuple(objective),
-        levels=levels,
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        spread_ratio=spread,
-        prompt_sigma=prompt_sigma,
-        max_prompt_tokens=max_prompt_tokens,
-        trace=trace,
-        prefix_reuse_ratio=prefix_reuse,
-        burst=burst,
-        api=api,
-        stream=stream,
-        min_level=min_level,
-        max_level=max_level,
-        duration=duration,
-        overload=overload,
-        safety_margin_ratio=safety_margin,
-        api_key_env=api_key_env,
-        api_key_file=api_key_file,
-        api_key_in=api_key_in,
-        header_env=tuple(header_env or ()),
-        ca_file=ca_file,
-        client_cert_file=client_cert,
-        client_key_file=client_key,
-        metrics_url=metrics_url,
-        seed=seed,
-        output=output,
-        save=save,
-    )
     _guarded(lambda: verb.sweep(options))
 
 
@@ -271,7 +123,7 @@ def sweep(
 def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Run the service: sweep on schedule, publish caps, answer gateways."""
+    """Run the service: sweep on schedule, publish caps, serve gateways."""
     from calibrator.cli import serve as verb
 
     _guarded(lambda: verb.serve(config))
@@ -281,7 +133,7 @@ def serve(
 def check(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Validate a configuration, print what is in force (secrets redacted) and what a sweep will cost."""
+    """Validate a configuration; print the effective settings (secrets redacted) and the cost of a sweep."""
     from calibrator.cli import serve as verb
 
     try:
@@ -300,13 +152,13 @@ def demo(
     parameters: Annotated[
         str,
         typer.Option(
-            help="The simulated engine: seed, small, long_prompts, tight_memory or large.",
-            autocompletion=_one_of("seed", "small", "long_prompts", "tight_memory", "large"),
+            help="Simulated engine: seed, small, long_prompts, tight_memory or large.",
+            autocompletion=one_of("seed", "small", "long_prompts", "tight_memory", "large"),
         ),
     ] = "seed",
     objective: Annotated[str, typer.Option(help="The SLA of the demo.")] = "ttft p99 <= 300ms",
 ) -> None:
-    """See it work: a simulated LLM engine, one sweep, and the cap being served until Ctrl-C."""
+    """Show how it works: a simulated LLM engine, one sweep, and the cap being served until Ctrl-C."""
     from calibrator.cli import demo as verb
 
     _guarded(lambda: verb.demo(once=once, port=port, parameters=parameters, objective=objective))
@@ -314,11 +166,11 @@ def demo(
 
 @app.command(rich_help_panel=TRUST, epilog="Example: calibrator selftest --streams 64,256 --seconds 1")
 def selftest(
-    streams: Annotated[str, typer.Option(help="Numbers of streams to hold.")] = "1,64,256,1024",
-    seconds: Annotated[float, typer.Option(help="How long each is measured.")] = 2.0,
+    streams: Annotated[str, typer.Option(help="Numbers of concurrent streams.")] = "1,64,256,1024",
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each number of streams.")] = 2.0,
     output: Annotated[str, typer.Option(help="table or json.")] = "table",
 ) -> None:
-    """Measure what this machine's load generator can do: events a second, added latency, CPU."""
+    """Measure the load generator on this machine: events per second, added latency, CPU."""
     from calibrator.cli import selftest as verb
 
     _guarded(lambda: verb.selftest(streams, seconds, output))
@@ -327,32 +179,15 @@ def selftest(
 @app.command(
     rich_help_panel=TRUST,
     epilog="[bold]Examples[/bold]\n\n  calibrator simulate --backends 100\n\n"
-    "What the present policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
+    "What the current policy would have done with a recorded sweep:\n\n  calibrator simulate --replay sweep.json",
 )
-def simulate(
-    backends: Annotated[int, typer.Option(help="Number of synthetic backends.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of the backends; printed with the table.")] = 1,
-    families: Annotated[str, typer.Option(help="core, or all: also shallow curves and holes.")] = "core",
-    recalibrations: Annotated[int, typer.Option(help="Sweeps after the first of each backend, with drift.")] = 0,
-    stress: Annotated[str, typer.Option(help="none, correlation (0.9) or falling (by 25 % in mid-sweep).")] = "none",
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    replay: Annotated[Path | None, typer.Option(help="Replay a recorded sweep instead: a JSON file.")] = None,
-    output: Annotated[str, typer.Option(help="table or json.")] = "table",
-) -> None:
-    """Judge the search on synthetic backends of known capacity, beside doubling and bisection."""
+@takes(SimulateOptions)
+def simulate(options: SimulateOptions) -> None:
+    """Judge the search on synthetic backends of known capacity, compared with doubling and bisection."""
     from calibrator.cli import simulate as verb
 
-    options = verb.SimulateOptions(
-        backends=backends,
-        seed=seed,
-        families=families,
-        output=output,
-        recalibrations=recalibrations,
-        stress=stress,
-        workers=workers,
-    )
     try:
-        verb.simulate(options) if replay is None else verb.replay(replay, output)
+        verb.simulate(options) if options.replay is None else verb.replay(options.replay, options.output)
     except CalibratorError as error:
         fail(error)
 
@@ -365,15 +200,15 @@ def simulate(
     "  calibrator report http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to report.html",
 )
 def report(
-    sweep: Annotated[str, typer.Argument(help="File of sweep --save, or a sweep's address in a service.")],
+    sweep: Annotated[str, typer.Argument(help="File from sweep --save, or URL of a sweep in a service.")],
     kind: Annotated[
-        str, typer.Option("--format", help="html, md or json.", autocompletion=_one_of("html", "md", "json"))
+        str, typer.Option("--format", help="html, md or json.", autocompletion=one_of("html", "md", "json"))
     ] = "html",
-    compare: Annotated[str | None, typer.Option(help="An earlier sweep to stand beside it; likewise.")] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
-    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+    compare: Annotated[str | None, typer.Option(help="An earlier sweep to compare with; also a file or a URL.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable with the service's read token.")] = None,
 ) -> None:
-    """Make a report of a sweep: one self-contained file with the curve, the conditions and the evidence."""
+    """Render a report of a sweep: one self-contained file with the curve, the conditions and the evidence."""
     from calibrator.cli import report as verb
 
     try:
@@ -384,22 +219,22 @@ def report(
 
 @app.command(
     rich_help_panel=MEASURE,
-    epilog="[bold]Examples[/bold]\n\nFrom a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n"
-    "  calibrator export http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to samples.jsonl\n\n"
-    "From the store of a service that does not run:\n\n  calibrator export ID --config calibrator.yaml --format csv",
+    epilog="[bold]Examples[/bold]\n\nFrom a running service, where ID is one of /v1/backends/NAME/sweeps:\n\n  "
+    "calibrator export http://127.0.0.1:8300/v1/backends/NAME/sweeps/ID --to samples.jsonl\n\nFrom the database of a "
+    "service that is not running:\n\n  calibrator export ID --config calibrator.yaml --format csv",
 )
 def export(
-    sweep: Annotated[str, typer.Argument(help="A sweep's address in a service, or with --config its id.")],
+    sweep: Annotated[str, typer.Argument(help="URL of a sweep in a service, or with --config its ID.")],
     kind: Annotated[
-        str, typer.Option("--format", help="jsonl or csv.", autocompletion=_one_of("jsonl", "csv"))
+        str, typer.Option("--format", help="jsonl or csv.", autocompletion=one_of("jsonl", "csv"))
     ] = "jsonl",
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The YAML configuration that names the store.")
+        Path | None, typer.Option("--config", "-c", help="The YAML configuration with the store.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="File to write; without it, stdout.")] = None,
-    token_env: Annotated[str | None, typer.Option(help="Variable that holds the service's read token.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; default: stdout.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable with the service's read token.")] = None,
 ) -> None:
-    """Write the single requests of a sweep, a line each, with the field names of AIPerf."""
+    """Write the individual requests of a sweep, one line each, with AIPerf's field names."""
     from calibrator.cli import export as verb
 
     _guarded(lambda: verb.export(sweep, kind, config, to, token_env))
@@ -409,7 +244,7 @@ def export(
 def db_upgrade(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Bring the store's schema up to this release's, as each start does by itself. There is no way back."""
+    """Migrate the database to this release's schema, as every start does. It cannot be undone."""
     from calibrator.cli import database as verb
 
     _guarded(lambda: verb.upgrade(config))
@@ -419,7 +254,7 @@ def db_upgrade(
 def db_current(
     config: Annotated[Path, typer.Option("--config", "-c", help="The YAML configuration.")],
 ) -> None:
-    """Show the store's schema, and this release's; change nothing."""
+    """Show the schema version of the database and of this release; change nothing."""
     from calibrator.cli import database as verb
 
     _guarded(lambda: verb.current(config))

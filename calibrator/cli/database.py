@@ -1,4 +1,4 @@
-"""`calibrator db`: the schema of the store that a configuration names."""
+"""`calibrator db`: the schema of the database in a configuration."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from calibrator.wiring.stores import make_database, newest_schema
 
 
 async def current(config: Path) -> int:
-    """Show which schema is stored and which this release writes; changes nothing. Raises StoreError."""
+    """Show the stored schema version and that of this release; changes nothing. Raises StoreError."""
     database = make_database(load_settings(config, os.environ), os.environ)
     found = await database.revision()
     place = database.name[0].upper() + database.name[1:]
-    stands = "is empty" if found is None else f"has schema {found}"
-    _print(f"{place} {stands}; this release writes {newest_schema()}.")
+    state = "is empty" if found is None else f"has schema {found}"
+    _print(f"{place} {state}; this release uses {newest_schema()}.")
     return 0
 
 
 async def upgrade(config: Path) -> int:
-    """Bring the store to this release's schema, as a start would. Raises StoreError."""
+    """Migrate the database to this release's schema, as a start would. Raises StoreError."""
     database = make_database(load_settings(config, os.environ), os.environ)
     found = await database.revision()
     await database.open()
     await database.close()
     place = database.name[0].upper() + database.name[1:]
     if found == newest_schema():
-        _print(f"{place} has schema {found} already.")
+        _print(f"{place} already has schema {found}.")
     else:
-        _print(f"{place} went from {'no schema' if found is None else f'schema {found}'} to {newest_schema()}.")
+        _print(f"{place} was migrated from {'no schema' if found is None else f'schema {found}'} to {newest_schema()}.")
     return 0
 
 

@@ -1,6 +1,6 @@
 """`calibrator demo`: the whole product on one machine, in one command.
 
-A simulated LLM engine runs in a process of its own; the real service runs here, sweeps it, and goes on serving.
+A simulated LLM engine runs in a process of its own; the real service runs here, sweeps it, and keeps serving.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.service import RunningService, running_service, until_signalled
 
 BACKEND = "demo"
-LOOK_S = 0.25
+REFRESH_S = 0.25
 FALLBACK_CAP = 4
 TOKEN_FILE = "operator-token"  # noqa: S105 - the name of a file
 
 
 async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int:
-    """Exit code of the sweep with `once` or when interrupted in it; else 0 when signalled to stop."""
+    """Exit code of the sweep with `once` or if it is interrupted; otherwise 0 after SIGTERM or Ctrl-C."""
     console = Console(highlight=False, soft_wrap=True)
     configure_logs(LogPlan())
-    signalled = asyncio.create_task(until_signalled((signal.SIGTERM,)))  # Ctrl-C cancels us
+    stopping = asyncio.create_task(until_signalled((signal.SIGTERM,)))  # Ctrl-C cancels us
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(signalled.cancel)
+        stack.callback(stopping.cancel)
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="calibrator-demo-")))
         engine_url = await stack.enter_async_context(EmbeddedEngine(parameters))
         console.print(f"Simulated engine '{parameters}' at {engine_url}")
@@ -49,13 +49,13 @@ async def demo(*, once: bool, port: int, parameters: str, objective: str) -> int
         service = await stack.enter_async_context(running_service(settings, os.environ))
         console.print(f"Service and page at {service.url}/; SLA: {objective}")
         console.print(f"To pin the cap or start a sweep there, sign in with {token}\n", markup=False)
-        record = await _watched(console, service, objective, signalled)
+        record = await _watched(console, service, objective, stopping)
         _explain(console, service, record)
         if record.outcome is SweepOutcome.INTERRUPTED or once:
             return exit_code(record)
         console.print("Serving until Ctrl-C.")
         with contextlib.suppress(asyncio.CancelledError):
-            await signalled
+            await stopping
     return 0
 
 
@@ -86,12 +86,12 @@ def _view(service: RunningService) -> BackendView:
 
 
 async def _watched(
-    console: Console, service: RunningService, objective: str, signalled: asyncio.Task[None]
+    console: Console, service: RunningService, objective: str, stopping: asyncio.Task[None]
 ) -> SweepRecord:
-    """The record of the sweep; when signalled to stop before its end, of what had been measured."""
+    """The record of the sweep; if stopped before its end, what had been measured."""
     watching = asyncio.create_task(_watch(console, service, objective))
     try:
-        await asyncio.wait({watching, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         watching.cancel()
     if watching.done() and not watching.cancelled():
@@ -108,7 +108,7 @@ async def _watch(console: Console, service: RunningService, objective: str) -> S
     """Show the sweep until it ends."""
     with SweepScreen(console, (parse_objective(objective),)) as screen:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(REFRESH_S)
             view = _view(service)
             record = await _so_far(service, view)
             screen.show(view.progress, () if record is None else record.levels)
@@ -130,6 +130,6 @@ def _explain(console: Console, service: RunningService, record: SweepRecord) -> 
     base = f"{service.url}/v1/backends/{BACKEND}"
     console.print(f"\nPublished cap: [bold]{published.cap}[/bold] ({published.state.value}). Gateways poll it:")
     console.print(f"  curl {base}/cap", markup=False)
-    console.print("The report of this sweep:")
+    console.print("Report of this sweep:")
     console.print(f"  {base}/sweeps/{record.sweep_id}/report", markup=False)
-    console.print(f"The page: {service.url}/   metrics: {service.url}/metrics", markup=False)
+    console.print(f"Page: {service.url}/   Metrics: {service.url}/metrics", markup=False)

@@ -1,6 +1,6 @@
 """What a person sees in a terminal: the running sweep, the curve, the result in words.
 
-Colours carry nothing that the words do not say; rich honours NO_COLOR and leaves them out where there is no terminal.
+Colours add nothing to the words; rich honours NO_COLOR and omits them if there is no terminal.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _STYLE: Mapping[str, str] = {
 }
 _PHASE_WORDS = {
     "ramp": "warming up",
-    "screen": "a quick look",
+    "screen": "screening",
     "verdict": "testing",
-    "sentinel": "does it still hold?",
+    "sentinel": "testing whether it still holds",
     "fixed": "measuring",
 }
 _GRADE_WORDS = {
     Grade.CERTIFIED: "certified: the published level itself passed its test",
     Grade.PROVISIONAL: "provisional: the sweep ended before its test did",
-    Grade.INFEASIBLE: "infeasible: even the lowest level breaks the SLA",
+    Grade.INFEASIBLE: "infeasible: even the lowest level misses the SLA",
     Grade.AT_MAX: "at max: the SLA holds at the highest level allowed",
 }
 
@@ -58,7 +58,7 @@ def estimate(value: QuantileEstimate | None) -> str:
 
 
 def metrics_of(objectives: Sequence[Objective]) -> list[str]:
-    """Metrics to show, in the SLA's order, each once."""
+    """Metrics to show, in the order of the SLA, each once."""
     return list(dict.fromkeys(objective.metric.value for objective in objectives))
 
 
@@ -88,8 +88,8 @@ def curve_table(levels: Sequence[LevelReport], objectives: Sequence[Objective]) 
 
 
 def plain_level(level: LevelReport, objectives: Sequence[Objective]) -> str:
-    """One line a level, for logs and pipes."""
-    if not level.n:  # it was left in its warm-up, or what was counted is void
+    """One line per level, for logs and pipes."""
+    if not level.n:  # it failed in its warm-up, or its samples are invalid
         why = f" ({'; '.join(level.verdict.reasons)})" if level.verdict.reasons else ""
         return f"level {level.concurrency}: nothing counted; {level.verdict.kind.value}{why}"
     parts = []
@@ -105,11 +105,11 @@ def plain_level(level: LevelReport, objectives: Sequence[Objective]) -> str:
 def running(
     progress: Progress | None, levels: Sequence[LevelReport], objectives: Sequence[Objective], size: tuple[int, int]
 ) -> RenderableType:
-    """The live view of a sweep. `size`: columns and rows of the terminal; what does not fit is left out."""
+    """The live view of a sweep. `size`: columns and rows of the terminal; what does not fit is omitted."""
     if progress is None:
         return Text("waiting for the sweep to start ...")
     if progress.phase == "preflight":
-        return Text("looking at the backend: credentials, model, tokens per word ...")
+        return Text("checking the backend: credentials, model, tokens per word ...")
     parts: list[RenderableType] = [_now(progress), _budgets(progress, min(30, size[0] // 3))]
     left = size[1] - STATUS_ROWS
     if levels and left >= LEAST_TABLE_ROWS:
@@ -122,7 +122,7 @@ def running(
 
 
 def _now(progress: Progress) -> Text:
-    live = f" beside {progress.organic:.0f} of users" if progress.organic and progress.organic >= 1 else ""
+    live = f" beside {progress.organic:.0f} live" if progress.organic and progress.organic >= 1 else ""
     text = Text().append(f"Level {progress.level}", style="bold")
     text.append(f": {_PHASE_WORDS.get(progress.phase, progress.phase)}, {progress.in_flight} in flight{live}\n")
     if not progress.n:
@@ -135,7 +135,7 @@ def _now(progress: Progress) -> Text:
 
 
 def _budgets(progress: Progress, columns: int) -> Table:
-    """How much of each budget is spent; the first to end ends the sweep."""
+    """How much of each budget is spent; the first to run out ends the sweep."""
     table = Table.grid(padding=(0, 2))
     time_s, overload_s = progress.duration_budget_s, progress.overload_budget_s
     rows = (
@@ -150,20 +150,20 @@ def _budgets(progress: Progress, columns: int) -> Table:
 
 
 def _nearest(levels: Sequence[LevelReport], level: int, count: int) -> Sequence[LevelReport]:
-    """In the order of the curve; where there is no room for all, those around the level that is measured now."""
+    """In the order of the curve; if there is no room for all, those around the current level."""
     close = sorted(levels, key=lambda one: abs(math.log(one.concurrency / max(1, level))))[:count]
     return [one for one in levels if one in close]
 
 
 def _terminal_encoding() -> str:
-    """Of the real stream: a live view puts a stand-in before it, which has none."""
+    """Of the real stream: the one that a live view puts in front has none."""
     return getattr(sys.__stdout__, "encoding", None) or "ascii"
 
 
 def _plot(
     levels: Sequence[LevelReport], objectives: Sequence[Objective], capacity: Capacity | None, size: tuple[int, int]
 ) -> list[Text]:
-    """Of the first objective; empty where there is too little to draw."""
+    """For the first objective; empty if there is too little to draw."""
     first, marks = objectives[0], plot.glyphs(_terminal_encoding())
     drawn = plot.curve_plot(levels, first, capacity, (size[0], size[1] - 2), marks)
     if not drawn:
@@ -173,7 +173,7 @@ def _plot(
 
 
 def result(console: Console, record: SweepRecord, cap: int | None) -> None:
-    """The curve, drawn where a person looks on, then the result in words."""
+    """The curve, drawn only on a terminal, then the result in words."""
     objectives = record.history.objectives
     if record.levels:
         if console.is_terminal:
@@ -184,8 +184,8 @@ def result(console: Console, record: SweepRecord, cap: int | None) -> None:
     for warning in record.warnings:
         _say(console, f"Warning: {warning}", style="yellow")
     for level in record.levels:
-        for reason in (one for one in level.audit.reasons if one not in record.reason):  # those are said at the end
-            _say(console, f"Level {level.concurrency} was not judged: {reason}.", style="yellow")
+        for reason in (one for one in level.audit.reasons if one not in record.reason):  # those come at the end
+            _say(console, f"Level {level.concurrency} is inconclusive: {reason}.", style="yellow")
     _say(console, f"{record.requests} requests in {record.duration_s:.1f} s, {record.overload_s:.1f} s above the SLA.")
     insight = read_curve(record.levels, record.history.objectives, record.capacity)
     for message in () if insight is None else insight.messages:
@@ -216,11 +216,11 @@ def _conclusion(console: Console, record: SweepRecord, cap: int | None) -> None:
     if record.grade is not None:
         _say(console, f"{_GRADE_WORDS[record.grade].capitalize()}.")
     if cap is not None:
-        _say(console, f"Cap [bold]{cap}[/bold] (capacity less the safety margin)")
+        _say(console, f"Cap [bold]{cap}[/bold] (capacity minus the safety margin)")
     if record.outcome is not None:
         _say(console, f"Outcome: {record.outcome.value}; {record.reason}.")
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    """A sentence, broken between words on a terminal and not at all in a file."""
+    """A sentence, wrapped on a terminal but not in a file."""
     console.print(text, style=style, soft_wrap=not console.is_terminal)

@@ -1,9 +1,8 @@
-"""Ctrl-C: once ends cleanly, twice at once.
+"""Ctrl-C: the first ends cleanly, the second immediately.
 
-The first cancels the verb, which ends its probes, keeps what was measured and exits with 130. Whoever presses again
-while that takes its time wants the terminal back: the second leaves without another word from the event loop. Nothing
-goes on behind its back: a sweep's process holds a leash (`load.sweep_process`) and ends with us, other children are
-told to.
+The first cancels the command, which ends its probes, keeps what was measured and exits with 130. Someone who presses it
+again meanwhile wants the terminal back: the second exits without waiting for the event loop. Nothing keeps running: the
+process of a sweep ends with ours (`load.sweep_process`), other children are terminated.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 def run(coroutine: Coroutine[Any, Any, int]) -> int:
-    """Run a verb on uvloop; its exit code, or 130 if it was cancelled and had nothing more to say."""
+    """Run a command on uvloop; its exit code, or 130 if it was cancelled without one."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
         task = loop.create_task(coroutine)
@@ -43,7 +42,7 @@ def run(coroutine: Coroutine[Any, Any, int]) -> int:
             return runner.run(_result(task))
         except asyncio.CancelledError:
             return int(ExitCode.INTERRUPTED)
-        except KeyboardInterrupt:  # a verb that listens itself (`serve`) heard the first one
+        except KeyboardInterrupt:  # a command with a handler of its own (`serve`) got the first one
             leave_at_once()
         finally:
             signal.signal(signal.SIGINT, before)
@@ -54,11 +53,11 @@ async def _result(task: asyncio.Task[int]) -> int:
 
 
 def leave_at_once() -> NoReturn:
-    """End this process here and now; the terminal gets its cursor back."""
+    """Exit immediately; the terminal gets its cursor back."""
     for child in multiprocessing.active_children():
         child.terminate()
     if sys.stderr.isatty():
         sys.stderr.write(SHOW_CURSOR)
-    sys.stderr.write("\ncalibrator: left at once, as asked by the second Ctrl-C.\n")
+    sys.stderr.write("\ncalibrator: exited immediately after the second Ctrl-C.\n")
     sys.stderr.flush()
     os._exit(int(ExitCode.INTERRUPTED))

@@ -7,8 +7,8 @@
       0 ms +o----o----o----o----o----o----o---              | its interval where known, : that of the capacity
             1    2    4    8    16   24   32
 
-A grid of cells is painted from back to front, then joined into lines. Where the terminal does not speak UTF-8 the
-characters are those of the picture above.
+A grid of cells is painted from back to front, then joined into lines. If the terminal does not support UTF-8,
+the characters are those of the picture above.
 """
 
 from __future__ import annotations

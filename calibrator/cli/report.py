@@ -1,4 +1,4 @@
-"""`calibrator report`: a sweep for people, from what `sweep --output json` printed or from a running service."""
+"""`calibrator report`: a sweep for people, from a file of `sweep --save` or from a running service."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from calibrator.web.report.report import FORMATS, report
 from calibrator.web.wire.sweeps import SweepDocument
 
 READ_LIMIT_S = 30.0
-LEAST_READABLE = 'Give a file that "calibrator sweep --output json" wrote, or the address of a sweep in a service.'
+LEAST_READABLE = 'Use a file from "calibrator sweep --save", or the URL of a sweep in a service.'
 
 
 def write_report(source: str, kind: str, compare: str | None, to: Path | None, token_env: str | None) -> None:
     """Raises ConfigurationError, UnreachableError."""
     if kind not in FORMATS:
-        raise ConfigurationError(f"'{kind}' is not a format of reports.", f"Use one of {', '.join(FORMATS)}.")
+        raise ConfigurationError(f"'{kind}' is not a report format.", f"Use one of {', '.join(FORMATS)}.")
     token = token_in(token_env)
     other = None if compare is None else _read(compare, token)
     write_text(report(_read(source, token), kind, other), to)
@@ -52,7 +52,7 @@ def _read(source: str, token: str | None) -> SweepDocument:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{source} is no sweep ({where}: {first['msg']}).", LEAST_READABLE) from None
+        raise ConfigurationError(f"{source} is not a sweep ({where}: {first['msg']}).", LEAST_READABLE) from None
 
 
 def _file(path: Path) -> str:
@@ -63,18 +63,18 @@ def _file(path: Path) -> str:
 
 
 def fetched(url: str, token: str | None, remedy: str = LEAST_READABLE) -> str:
-    """`remedy`: if there is something else, or nothing. Raises UnreachableError."""
+    """`remedy`: if something else is there, or nothing. Raises UnreachableError."""
     if "@" in url.partition("://")[2].partition("/")[0]:
-        raise ConfigurationError("The address holds credentials.", "Take them out, and name a token with --token-env.")
+        raise ConfigurationError("The URL contains credentials.", "Remove them, and pass a token with --token-env.")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         answer = httpx.get(url, headers=headers, timeout=READ_LIMIT_S, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise UnreachableError(
-            f"{url} cannot be read: {error}.", "Check the address and that the service runs."
+            f"{url} cannot be read: {error}.", "Check the URL, and that the service is running."
         ) from None
     if answer.status_code in (401, 403):
-        raise UnreachableError(f"{url} wants a token.", "Name the variable that holds it with --token-env.")
+        raise UnreachableError(f"{url} requires a token.", "Use --token-env with the variable that holds it.")
     if answer.status_code != 200:
-        raise UnreachableError(f"{url} answers {answer.status_code}.", remedy)
+        raise UnreachableError(f"{url} responds with status {answer.status_code}.", remedy)
     return answer.text

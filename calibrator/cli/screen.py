@@ -1,7 +1,7 @@
-"""A running sweep on the screen: a live view on a terminal, one plain line a level elsewhere.
+"""A running sweep on the screen: a live view on a terminal, one plain line per level elsewhere.
 
-`sweep` is told of progress, `demo` looks for it; both show it here. A dumb terminal cannot move its cursor, so it gets
-lines, like a file or a pipe.
+`sweep` receives progress, `demo` polls it; both show it here. A dumb terminal cannot move its cursor, so it gets lines,
+like a file or a pipe.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class SweepScreen:
     """`with SweepScreen(console, objectives) as screen: screen.show(progress, levels)`."""
 
     def __init__(self, console: Console, objectives: Sequence[Objective], *, lines: bool = True) -> None:
-        """`lines`: may plain lines be printed where there is no terminal?"""
+        """`lines`: print plain lines if there is no terminal."""
         self._console = console
         self._objectives = objectives
         self._lines = lines
-        self._told: dict[int, str] = {}  # level -> verdict
+        self._printed: dict[int, str] = {}  # level -> verdict
         self._counted: dict[int, int] = {}  # level -> n
         self._last: int | None = None
         is_live = console.is_terminal and not console.is_dumb_terminal
@@ -51,12 +51,12 @@ class SweepScreen:
             self._print_new(levels)
 
     def _print_new(self, levels: Sequence[LevelReport]) -> None:
-        """A level that is measured more and stays what it was is not told again."""
+        """A level measured again with the same verdict is not repeated."""
         seen = {level.concurrency: level.n for level in levels}
         grown = [level for level in levels if seen[level.concurrency] != self._counted.get(level.concurrency)]
         self._counted = seen
         for level in grown:
             verdict = level.verdict.kind.value
-            if level.concurrency != self._last or verdict != self._told.get(level.concurrency):
-                self._told[level.concurrency], self._last = verdict, level.concurrency
+            if level.concurrency != self._last or verdict != self._printed.get(level.concurrency):
+                self._printed[level.concurrency], self._last = verdict, level.concurrency
                 self._console.print(display.plain_level(level, self._objectives), markup=False, soft_wrap=True)

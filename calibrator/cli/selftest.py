@@ -23,11 +23,11 @@ COLUMNS = (
 
 
 async def selftest(streams: str, seconds: float, output: str) -> int:
-    """Raises ConfigurationError for options that make no sense."""
+    """Raises ConfigurationError for invalid options."""
     if output not in OUTPUTS:
-        raise ConfigurationError(f"'{output}' is not an output.", f"Choose one of {', '.join(OUTPUTS)}.")
+        raise ConfigurationError(f"'{output}' is not an output format.", f"Use one of {', '.join(OUTPUTS)}.")
     if not 0.5 <= seconds <= 60.0:
-        raise ConfigurationError(f"{seconds:g} s for each number of streams is impossible.", "Give 0.5 to 60.")
+        raise ConfigurationError(f"{seconds:g} s per number of streams is impossible.", "Use 0.5 to 60.")
     result = await run_selftest(_counts(streams), seconds, partial(generator, plan=LoadPlan()))
     if output == "json":
         print(json.dumps(document(result), indent=2))  # noqa: T201 - the document is the output
@@ -42,12 +42,14 @@ def _counts(text: str) -> tuple[int, ...]:
     except ValueError:
         counts = ()
     if not counts or not all(1 <= count <= 4096 for count in counts):
-        raise ConfigurationError(f"'{text}' is not a list of stream counts.", "Write 1,64,256, each 1 to 4096.")
+        raise ConfigurationError(
+            f"'{text}' is not a list of stream counts.", "Write it like 1,64,256, each from 1 to 4096."
+        )
     return counts
 
 
 def document(result: SelfTest) -> dict[str, object]:
-    """What cannot be known is null."""
+    """Unknown values are null."""
     return {
         "cores": result.cores,
         "events_per_s_and_core": number(result.events_per_s_and_core),
@@ -57,7 +59,7 @@ def document(result: SelfTest) -> dict[str, object]:
 
 
 def _show(console: Console, result: SelfTest) -> None:
-    table = Table(title="The generator against a loopback server", title_justify="left", header_style="bold")
+    table = Table(title="Load generator against a loopback server", title_justify="left", header_style="bold")
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for level in result.levels:
@@ -66,7 +68,7 @@ def _show(console: Console, result: SelfTest) -> None:
     each, total = result.events_per_s_and_core, result.events_per_s
     if each is not None and total is not None:
         console.print(
-            f"One core can measure about {each:,.0f} token events a second, {result.cores} cores {total:,.0f}."
+            f"One core can measure about {each:,.0f} token events per second, {result.cores} cores {total:,.0f}."
         )
 
 

@@ -25,7 +25,7 @@ from calibrator.wiring.service import running_service, until_signalled
 
 
 async def serve(config: Path) -> int:
-    """Run until SIGTERM or SIGINT; then end probes, save, answer what is open, exit 0."""
+    """Run until SIGTERM or SIGINT; then end probes, save state, answer open requests, exit 0."""
     settings = load_settings(config, os.environ)
     configure_logs(log_plan(settings, os.environ))
     set_limits()
@@ -34,29 +34,29 @@ async def serve(config: Path) -> int:
         log.info("serving", url=service.url, backends=sorted(settings.backends))
         await until_signalled()
         log.info("stopping")
-    gc.freeze()  # the interpreter would look through everything once more before it ends; seconds on a busy machine
+    gc.freeze()  # spares a last garbage collection at exit, which takes seconds on a busy machine
     return 0
 
 
 def check(config: Path) -> None:
-    """Print what is in force and what it will cost. Raises ConfigurationError with every problem found."""
+    """Print the effective settings and the cost of a sweep. Raises ConfigurationError with every problem found."""
     settings = load_settings(config, os.environ)
     require_parts(settings.load.value())
     if settings.listen.tls is not None:
         server_context(settings.listen.tls)
-    costs = cost_lines(settings)  # finds missing secrets: nothing is printed of a configuration that cannot work
+    costs = cost_lines(settings)  # finds missing secrets before anything is printed
     guards = asyncio.run(guard_lines(backend_plans(settings, os.environ)))
     console = Console(highlight=False, soft_wrap=True)
-    console.print("# The configuration in force (secrets redacted)")
+    console.print("# Effective configuration (secrets redacted)")
     console.print(yaml.safe_dump(redacted(settings), sort_keys=False), markup=False)
-    console.print("# What a sweep will cost")
+    console.print("# Cost of a sweep")
     for line in costs:
         console.print(line, markup=False)
-    console.print("# What the guard will watch between sweeps")
+    console.print("# What the guard monitors between sweeps")
     for line in guards:
         console.print(line, markup=False)
     if fingerprints := token_lines(settings):
-        console.print("# Fingerprints of the tokens, as the audit log names them")
+        console.print("# Fingerprints of the tokens, as in the audit log")
         for line in fingerprints:
             console.print(line, markup=False)
     console.print(f"{config} is valid.")

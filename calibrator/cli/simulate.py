@@ -1,7 +1,7 @@
 """`calibrator simulate`: the search against synthetic backends of known capacity, or against a recorded history.
 
-stdout carries the result and nothing else. One process per worker plays backends; a backend depends on its seed and
-index only, so the table does not depend on the number of workers.
+Only the result goes to stdout. Each worker process simulates backends; a backend depends only on its seed and index, so
+the table does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrator import __version__
+from calibrator.cli.options import SimulateOptions
 from calibrator.core.records.history import Bounds, History
 from calibrator.core.search.policy import next_step
 from calibrator.core.search.steps import Conclusion, Step
@@ -43,27 +44,14 @@ _HEADINGS = {
     "requests_bound_mean": "bound",
 }
 _LEGEND = """\
-requests: sent, warm-up and followers included, mean. minutes: median, simulated. error, within 15 %: of the capacity
-found against the true one N*. unsafe: found > 1.1 N*. p > 2 %: true exceedance at the capacity found. above N*: share
-of the requests. s above, s hard: seconds above N*, and where more than 5 % exceed. highest: highest level probed / N*,
-95th percentile. bound: requests without which no policy is right within 15 % (Wald). Second line: 95 % intervals."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulateOptions:
-    """The command line as it was typed."""
-
-    backends: int
-    seed: int
-    families: str
-    output: str
-    recalibrations: int
-    stress: str
-    workers: int
+requests: mean number sent, including warm-up and followers. minutes: median, simulated. error, within 15 %: capacity
+found compared with the true one N*. unsafe: found > 1.1 N*. p > 2 %: true exceedance at the capacity found. above N*:
+share of requests. s above, s hard: seconds above N*, and with more than 5 % exceedances. highest: highest level probed
+/ N*, 95th percentile. bound: requests that any policy needs to be within 15 % (Wald). Second line: 95 % intervals."""
 
 
 def simulate(options: SimulateOptions) -> None:
-    """Play and print. Raises ConfigurationError."""
+    """Simulate and print. Raises ConfigurationError."""
     if (
         options.families not in FAMILIES
         or options.output not in {"table", "json"}
@@ -177,7 +165,7 @@ def replay(file: Path, output: str) -> None:
         _out(json.dumps([_step_document(history, index, step) for index, step in enumerate(steps)], indent=2))
         return
     table = Table(title=f"Replay of {file.name}", title_justify="left", header_style="bold")
-    for heading in ("", "measured", "n", "exceeded", "the policy would have asked for"):
+    for heading in ("", "measured", "n", "exceeded", "the policy would have chosen"):
         table.add_column(heading)
     for index, step in enumerate(steps):
         stage = history.stages[index] if index < len(history.stages) else None
@@ -199,9 +187,9 @@ def replayed(history: History, bounds: Bounds) -> Sequence[Step]:
 
 
 def read_history(file: Path) -> tuple[History, Bounds]:
-    """A history, alone or inside the document of a sweep, and the bounds it was measured under (else the default ones).
+    """A history, alone or in the document of a sweep, and the bounds of that sweep (or the defaults).
 
-    Raises ConfigurationError, also for another version.
+    Raises ConfigurationError, also for other versions.
     """
     try:
         document = json.loads(file.read_text())
@@ -211,12 +199,12 @@ def read_history(file: Path) -> tuple[History, Bounds]:
         return history, TypeAdapter(Bounds).validate_python(conditions.get("bounds") or {})
     except OSError as error:
         raise ConfigurationError(
-            f"{file} cannot be read: {error.strerror}.", "Give a file of a recorded sweep."
+            f"{file} cannot be read: {error.strerror}.", "Use the file of a recorded sweep."
         ) from error
     except (ValidationError, ValueError) as error:
         cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise ConfigurationError(
-            f"{file} holds no history of a sweep ({cause}).", "Give a sweep's document with its history, as stored."
+            f"{file} does not contain the history of a sweep ({cause}).", "Use a sweep's document with its history."
         ) from error
 
 

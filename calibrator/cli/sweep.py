@@ -1,7 +1,7 @@
 """`calibrator sweep`: one sweep against any OpenAI-compatible server, no configuration file.
 
-stdout carries the result and nothing else. Progress goes to stderr: a live view on a terminal, elsewhere a line a level
-beside the table, nothing beside JSON. `--save` keeps the whole document, of an interrupted sweep too.
+Only the result goes to stdout. Progress goes to stderr: a live view on a terminal; elsewhere one line per level with
+the table and nothing with JSON. `--save` writes the whole document, also of an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from rich.console import Console
 
 from calibrator.cli import display
+from calibrator.cli.options import APIS, OUTPUTS, REQUESTS_PER_LEVEL, SweepOptions
 from calibrator.cli.screen import SweepScreen
 from calibrator.core.publish.recommendation import replica_cap
 from calibrator.core.publish.snapshot import Progress
 from calibrator.core.records.history import Bounds, Capacity
 from calibrator.core.records.objective import Objective, parse_duration_s, parse_objective
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
-from calibrator.core.search.burst_mode import BurstMode
 from calibrator.core.search.cost import can_certify, judged_share
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, ExitCode
@@ -38,8 +38,6 @@ from calibrator.wiring.logs import LogPlan, configure_logs
 from calibrator.wiring.sweeps import new_sweep_id, sweep_runner
 from calibrator.wiring.tracing import traced
 
-DEFAULT_REQUESTS_PER_LEVEL = 200
-OUTPUTS = ("table", "json", "jsonl")
 _EXIT = {
     SweepOutcome.CALIBRATED: ExitCode.CALIBRATED,
     SweepOutcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
@@ -49,45 +47,8 @@ _EXIT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SweepOptions:
-    """The command line as it was typed."""
-
-    url: str
-    model: str
-    objectives: tuple[str, ...]
-    levels: str | None
-    requests: int | None
-    prompt_tokens: int
-    output_tokens: int
-    spread_ratio: float
-    prompt_sigma: float
-    max_prompt_tokens: int | None
-    trace: Path | None
-    prefix_reuse_ratio: float
-    burst: BurstMode
-    api: str
-    stream: bool
-    min_level: int
-    max_level: int
-    duration: str
-    overload: str
-    safety_margin_ratio: float
-    api_key_env: str | None
-    api_key_file: Path | None
-    api_key_in: str
-    header_env: tuple[str, ...]
-    ca_file: Path | None
-    client_cert_file: Path | None
-    client_key_file: Path | None
-    metrics_url: str | None
-    seed: int
-    output: str
-    save: Path | None = None
-
-
 def exit_code(record: SweepRecord) -> int:
-    """Exit code of an ended sweep (README, "Exit codes")."""
+    """Exit code of an ended sweep (README, "Commands")."""
     if record.outcome is None or record.outcome is SweepOutcome.ERROR:
         return record.error_exit_code
     return int(_EXIT[record.outcome])
@@ -117,9 +78,9 @@ async def sweep(options: SweepOptions) -> int:
 
 
 def _refuse_unwritable(path: Path | None) -> None:
-    """Before a request is sent rather than after the last one."""
+    """Checked before the first request rather than after the last."""
     if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise ConfigurationError(f"{path} cannot be written.", "Give --save a file in a folder that you may write to.")
+        raise ConfigurationError(f"{path} cannot be written.", "Use --save with a file in a writable folder.")
 
 
 def _cap(record: SweepRecord, options: SweepOptions) -> int | None:
@@ -131,7 +92,7 @@ def _is_found(capacity: Capacity | None) -> TypeGuard[Capacity]:
 
 
 def order_from(options: SweepOptions) -> SweepOrder:
-    """Raises ConfigurationError, with the option to change, for everything that can be known before a request."""
+    """Raises ConfigurationError, with the option to change, for everything that can be checked before a request."""
     objectives = tuple(parse_objective(text) for text in options.objectives)
     levels = _levels(options.levels)
     bounds = Bounds(
@@ -153,7 +114,7 @@ def order_from(options: SweepOptions) -> SweepOrder:
             api=options.api,
             api_key=_api_key(options),
             api_key_in=_api_key_in(options.api_key_in),
-            headers=tuple(_header(text) for text in options.header_env),
+            headers=tuple(_header(text) for text in options.header_env or ()),
             ca_file=_text(options.ca_file),
             client_cert_file=_text(options.client_cert_file),
             client_key_file=_text(options.client_key_file),
@@ -165,7 +126,7 @@ def order_from(options: SweepOptions) -> SweepOrder:
         burst=options.burst,
         seed=options.seed,
         levels=levels,
-        requests_per_level=(options.requests or DEFAULT_REQUESTS_PER_LEVEL) if levels else 0,
+        requests_per_level=(options.requests or REQUESTS_PER_LEVEL) if levels else 0,
         started_at=stamp,
     )
 
@@ -188,20 +149,20 @@ def _check(
 ) -> None:
     for option, url in (("--url", options.url), ("--metrics-url", options.metrics_url)):
         _check_url(option, url)
-    if options.api not in ("chat", "completions"):
+    if options.api not in APIS:
         raise ConfigurationError(f"'{options.api}' is not an API kind.", "Use --api chat or --api completions.")
     if not 1 <= bounds.min_level <= bounds.max_level:
         raise ConfigurationError(
-            f"The bounds {bounds.min_level}..{bounds.max_level} are impossible.", "Give 1 <= --min <= --max."
+            f"The bounds {bounds.min_level}..{bounds.max_level} are impossible.", "Use 1 <= --min <= --max."
         )
     if not 0 <= options.safety_margin_ratio < 1:
-        raise ConfigurationError("The safety margin is a ratio.", "Give --safety-margin at least 0 and below 1.")
+        raise ConfigurationError("The safety margin is a ratio.", "Use --safety-margin with at least 0 and below 1.")
     if options.requests is not None and options.requests < 1:
-        raise ConfigurationError(f"--requests {options.requests} is impossible.", "Give at least 1.")
+        raise ConfigurationError(f"--requests {options.requests} is impossible.", "Use at least 1.")
     unseen = [objective for objective in objectives if judged_share(objective, workload) == 0.0]
     if unseen:
         raise ConfigurationError(
-            f"No request of this workload shows '{unseen[0]}'; without streaming there is only e2e.",
+            f"No request of this workload can be judged by '{unseen[0]}'; without streaming only e2e is measured.",
             "Stream, use e2e, or send prompts within the objective's length.",
         )
     if searching and (refusal := can_certify(bounds, objectives, workload)) is not None:
@@ -210,7 +171,7 @@ def _check(
 
 def _check_url(option: str, url: str | None) -> None:
     if url is not None and "@" in url.partition("?")[0]:
-        raise ConfigurationError(f"{option} holds credentials.", "Take them out, and give --api-key-env.")
+        raise ConfigurationError(f"{option} contains credentials.", "Remove them, and use --api-key-env.")
     if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"'{url}' is not an HTTP URL.", "Write it like http://127.0.0.1:8000/v1.")
     if url is not None and (name := secret_parameter(url)):
@@ -228,7 +189,7 @@ def _levels(text: str | None) -> tuple[int, ...]:
     if not levels or min(levels) < 1:
         raise ConfigurationError(f"Levels start at 1, not {min(levels)}.", "Write it like --levels 8,32,64.")
     if len(set(levels)) != len(levels):
-        raise ConfigurationError(f"'{text}' names a level twice.", "Name each level once.")
+        raise ConfigurationError(f"'{text}' lists a level twice.", "List each level once.")
     return levels
 
 
@@ -245,7 +206,7 @@ def _api_key(options: SweepOptions) -> str | None:
         if not key:
             raise ConfigurationError(f"The variable {options.api_key_env} is not set.", "Set it, or change the option.")
     if key is not None and not (key.isascii() and key.isprintable() and key):
-        raise ConfigurationError("The API key is empty or cannot stand in a header.", "Give one line of ASCII.")
+        raise ConfigurationError("The API key is empty or not valid in a header.", "Use one line of ASCII.")
     return key
 
 
@@ -264,7 +225,7 @@ def _header(text: str) -> tuple[str, str]:
     value = os.environ.get(variable, "")
     if not value or not (value.isascii() and value.isprintable()):
         raise ConfigurationError(
-            f"The variable of --header-env {name} is not set, or cannot stand in a header.",
+            f"The variable of --header-env {name} is not set, or not valid in a header.",
             "Set it to a line of ASCII.",
         )
     return name, value
@@ -283,7 +244,7 @@ def _print(record: SweepRecord, cap: int | None, options: SweepOptions) -> None:
             _tell_next(record, options)
         return
     if options.output == "json":
-        print(json.dumps(_document(record, cap)))  # noqa: T201 - the result is this verb's output
+        print(json.dumps(_document(record, cap)))  # noqa: T201 - the result is this command's output
         return
     for level in record.levels:
         print(json.dumps({"type": "level", **level_document(level).model_dump(mode="json")}))  # noqa: T201 - likewise
@@ -297,16 +258,16 @@ def _document(record: SweepRecord, cap: int | None) -> dict[str, Any]:
 
 
 def _tell_next(record: SweepRecord, options: SweepOptions) -> None:
-    """What a person may want to do with it."""
+    """What to do next with the result."""
     console = Console(highlight=False, soft_wrap=True)
     if options.save is not None:
-        console.print(f"Saved: {options.save}. As a report: calibrator report {options.save} --to report.html")
+        console.print(f"Saved to {options.save}. For a report: calibrator report {options.save} --to report.html")
     elif record.levels and console.is_terminal:
-        console.print("With --save FILE the next one can be made a report of, and compared.", style="dim")
+        console.print("Use --save FILE to keep the result for reports and comparisons.", style="dim")
 
 
 class _Watcher:
-    """Shows what it is told of; remembers the last partial record."""
+    """Shows progress and keeps the last partial record."""
 
     def __init__(self, screen: SweepScreen) -> None:
         self._screen = screen
@@ -325,7 +286,7 @@ class _Watcher:
         self._screen.show(self._progress, () if self._record is None else self._record.levels)
 
     def interrupted(self) -> SweepRecord | None:
-        """What had been measured when Ctrl-C came."""
+        """What had been measured by Ctrl-C."""
         if self._record is None:
             return None
         return replace(self._record, outcome=SweepOutcome.INTERRUPTED, ended_at=time.time(), reason="ended by Ctrl-C")

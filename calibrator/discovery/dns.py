@@ -1,13 +1,14 @@
 """The replicas behind a DNS name: each address of a headless service is one.
 
-| record | question | replica |
+| record | query | replica |
 |---|---|---|
-| `a` | A; where there is none, AAAA | address and the configured port |
+| `a` | A; if there is none, AAAA | address and the configured port |
 | `srv` | SRV, then the addresses of each target of the lowest priority | address and the record's port |
 
 A host with two address families is one replica, so AAAA counts only without A. Host header and TLS server name are the
-name that was asked for, with `srv` the target's: certificates are issued to names, and the URL holds the address only.
-Weights are ignored. An answer holds for its TTL, within `TTL_MIN_S` and `TTL_MAX_S`, or for the configured period.
+name that was resolved, with `srv` the target's: certificates are issued to names, and the URL contains only the
+address. Weights are ignored. An answer holds for its TTL, within `TTL_MIN_S` and `TTL_MAX_S`, or for the configured
+period.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from calibrator.errors import UnreachableError
 
 TTL_MIN_S = 1.0
 TTL_MAX_S = 300.0
-LIFETIME_S = 4.0  # of one question, retries included
+LIFETIME_S = 4.0  # of one query, including retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class DnsDiscovery:
         return [], TTL_MIN_S
 
     async def _ask(self, name: str, record: str) -> Answer | None:
-        """None: the name has no such record. Raises DNSException if nobody answers."""
+        """None: the name has no such record. Raises DNSException if no server answers."""
         assert self.resolver is not None  # noqa: S101 - `find` made it
         try:
             return await self.resolver.resolve(name, record, search=True, lifetime=LIFETIME_S)

@@ -1,4 +1,4 @@
-"""Replicas written down by hand."""
+"""Replicas listed in the configuration."""
 
 from __future__ import annotations
 

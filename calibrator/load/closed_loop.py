@@ -1,17 +1,17 @@
-"""A closed loop in one process: N virtual users, each sending its next request when its last one ended.
+"""A closed loop in one process: N virtual users, each sending its next request when the previous one ends.
 
-A gateway with cap N under pressure keeps exactly N requests in flight; so does this loop (DESIGN section 2). Levels
-follow each other without draining: `aim` changes the number of users, and the label that requests carry from then on.
+A gateway with cap N under pressure keeps exactly N requests in flight, and so does this loop (DESIGN section 2). Levels
+follow each other without draining: `aim` changes the number of users and the label of requests from then on.
 
 - Users are added spread over the stagger time; their first request has a residual output length, so that they do not
-  march in step. Surplus users leave when their request ends; nothing is cut off.
+  run in lockstep. Surplus users leave when their request ends; no request is cut off.
 - Violation bits are decided while requests are in flight (`core.records.objective.decide_live`), at each `poll`, and
-  when they end. A violation decided by the clock is reported again once its first token shows when the stall behind it
-  ended: the time, not the bit, changes (clusters are made of first-token times). One that was suspect then is
+  when they end. A violation decided by the clock is reported again once its first token shows when the stall
+  ended: the time changes, not the bit (clusters are formed by first-token times). One that was suspect then is
   reported again at its end: it may have missed the limit by far more than was known.
-- A user whose request failed waits before the next: `PAUSE_S`, doubled with each failure in a row. A backend that
-  refuses is not hammered; the places that come free in its queue are users' as much as ours.
-- The loop watches itself (`lateness`): violations that its own lateness may have caused are marked as suspect.
+- A user whose request failed waits before the next: `PAUSE_S`, doubled with each consecutive failure. A backend that
+  rejects requests is not hammered; free slots in its queue are for live requests as much as for ours.
+- The loop monitors itself (`lateness`): violations that its own lateness may have caused are marked as suspect.
 
 Caller: `service.sweep.run`, or a worker of a multi-process generator.
 """
@@ -33,7 +33,7 @@ from calibrator.ports.backend import Backend, Connection
 from calibrator.ports.clock import Clock
 from calibrator.ports.load import Batch, Decided, PromptSource, Started
 
-PAUSE_S = (0.05, 1.0)  # after a request that failed: first, and at most
+PAUSE_S = (0.05, 1.0)  # pause after a failed request: first, and at most
 STOP_GRACE_S = 0.8  # aborted requests end within a loop turn; the rest of the promised second is for cancellation
 
 

@@ -1,19 +1,19 @@
-"""When was this process itself late, and by how much? So that its own delay is never taken for the backend's.
+"""When was this process itself late, and by how much? Keeps its own delay from being taken for the backend's.
 
-A probe asks to be woken every `PROBE_S`. Woken late, it proves a *spell*: somewhere since its last timely waking the
-process did not run, or its event loop was busy, and what arrived meanwhile was stamped late.
+A probe sleeps for `PROBE_S` at a time. If it wakes late, there was a *spell*: at some time since it last woke, the
+process did not run or its event loop was busy, and whatever arrived meanwhile was stamped late.
 
     last waking          due        woken
         |- - - - - - - - -|============|         spell = [last waking, woken], error = woken - last waking
              PROBE_S           lag
 
-A stamp inside a spell may be late by up to the spell's error; a stamp outside is good to `NOTICE_S`. A request sent in
-a spell left in a bunch with others, and a bunch slows the backend down by our fault: by no more than the spell's error,
-because work that comes at most so much later is done at most so much later.
+A stamp inside a spell may be late by up to the spell's error; a stamp outside is accurate to `NOTICE_S`. A request sent
+in a spell was sent in a burst with others, and the burst, which is our fault, slows the backend down: by no more than
+the spell's error, because work that arrives at most so much later is done at most so much later.
 
 Hence a violation is *suspect* if its excess over the limit is smaller than both errors together: that of its stamps
-and that of its sending. One that is larger is the backend's, however late we were. Doubt can only concern violations:
-lateness adds latency, it never takes any away.
+and that of its sending. A larger excess is the backend's, however late we were. Only violations can be suspect:
+lateness adds latency and never removes any.
 
 Caller: `closed_loop`. Times are seconds of the monotonic clock.
 """
@@ -40,7 +40,7 @@ class Lateness:
         self._awake_s = now_s
 
     def awake(self, now_s: float) -> float:
-        """The probe woke, `PROBE_S` after its last call if all is well. Returns its lag."""
+        """The probe woke, normally `PROBE_S` after the last call. Returns its lag."""
         lag_s = max(0.0, now_s - self._awake_s - PROBE_S)
         if lag_s > NOTICE_S:
             if len(self._to_s) >= KEEP_SPELLS:
@@ -63,9 +63,9 @@ class Lateness:
         return worst_s
 
     def doubts(self, objective: Objective, sample: Sample, now_s: float) -> bool:
-        """Could the violation of this ended request be our own lateness?"""
+        """Could this violation of an ended request come from our own lateness?"""
         if sample.failure is not None:
-            return False  # a failure is the backend's word, not a stamp of ours
+            return False  # a failure is reported by the backend, not stamped by us
         latency_s = sample.latency_s(objective.metric, objective.quantile)
         excess_s = (sample.duration_s if latency_s is None else latency_s) - objective.limit_s
         if objective.metric is Metric.TPOT:

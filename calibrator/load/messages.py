@@ -1,16 +1,17 @@
-"""What the pool and its workers say to each other: pickles behind a length, over a private pair of sockets.
+"""Messages between the pool and its workers: length-prefixed pickles over a private pair of sockets.
 
     pool                                   worker
     Hello(factory, index, step)       ──▶
                                       ◀──  Ready
     Aim(turn, users, label, stagger)  ──▶
                                       ◀──  Report(turn, batch)   every `REPORT_S`, with or without events
-                                      ◀──  Failed(error)         its last word
+                                      ◀──  Failed(error)         its last message
     Allow(until_s)                    ──▶  no request starts afterwards
-    Stop(), or the pool is gone       ──▶  ends all requests, closes, leaves
+    Stop(), or the pool is gone       ──▶  ends all requests, closes, exits
 
 Sockets rather than `multiprocessing` pipes, because a full pipe would block the event loop that takes the stamps; a
-transport keeps what does not fit. `turn` tells reports made before the worker heard of the latest aim from later ones.
+transport buffers what does not fit. `turn` distinguishes reports made before the worker received the latest aim from
+later ones.
 """
 
 from __future__ import annotations
@@ -86,14 +87,14 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """To the self-test's server: tokens of each stream from now on."""
+    """To the self-test's server: token rate of each stream from now on."""
 
     events_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """To the server: say what was sent, and forget it."""
+    """To the server: report what was sent, and forget it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,13 @@ class Channel(asyncio.Protocol):
         return channel
 
     def send(self, message: object) -> None:
-        """To a peer that is gone: nothing happens, `on_lost` says so."""
+        """If the peer is gone, nothing happens; `on_lost` reports it."""
         if self._transport is not None:
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def close(self) -> None:
-        """After what was sent has left."""
+        """Closes once everything has been sent."""
         if self._transport is not None:
             self._transport.close()
 

@@ -1,24 +1,24 @@
-"""A closed loop over several workers: beyond some 64 streams, one event loop is the bottleneck.
+"""A closed loop over several workers: beyond about 64 streams, one event loop is the bottleneck.
 
-Virtual users are dealt to workers, each a process with a closed loop of its own (`worker`). Where they run is the
-launcher's matter: on this machine (`processes`) or on others (`ray_workers`). Workers are never restarted between
+Virtual users are distributed over workers, each a process with a closed loop of its own (`worker`). The launcher
+decides where they run: on this machine (`processes`) or on others (`ray_workers`). Workers are never restarted between
 levels.
 
-**How many.** One worker for each `USERS_PER_WORKER` users, at most `most_workers`. Ramps at most double, so workers are
-started for twice the users aimed at: the next level finds them ready. Where a jump is larger, the users that the ready
-workers should not carry wait for the new ones; until then `all_started` is false: the level warms up.
+**How many.** One worker per `USERS_PER_WORKER` users, at most `most_workers`. Ramps at most double, so workers are
+started for twice the number of users and are ready for the next level. If a jump is larger, users beyond what the ready
+workers should carry wait for new ones; until then `all_started` is false and the level stays in its warm-up.
 
-**Dealing.** Going up, each new user goes to the worker with the fewest; going down, users leave the worker with the
-most. No user moves while its worker lives: a move would be a request more here before one less there.
+**Distribution.** Going up, each new user goes to the worker with the fewest; going down, users leave the one with the
+most. No user moves while its worker lives: a move would add a request here before it removes one there.
 
-**Time.** Durations are measured where the request runs. Moments are the worker's; those of another machine are carried
-over to ours (`remote_clock`).
+**Time.** Durations are measured where the request runs. Points in time are the worker's; those of another machine are
+converted to ours (`remote_clock`).
 
-**Death.** A worker that dies closes its link, which is seen at once. Its requests never end, so the batch says
-`broken`, a new worker is started, and the users are dealt anew. `MOST_DEATHS` are too many: GeneratorError. A worker
-that lives without reporting is killed, which leads to the same.
+**Death.** A worker that dies closes its link, which is noticed at once. Its requests never end, so the batch is marked
+`broken`, a new worker is started, and the users are redistributed. `MOST_DEATHS` are too many: GeneratorError. A worker
+that hangs without reporting is killed, with the same effect.
 
-Request ids are index + k * `INDEX_SPACE`, the index being new for every worker ever started: they never meet.
+Request ids are index + k * `INDEX_SPACE`, with a new index for every worker ever started: they never collide.
 
 Caller: `service.sweep.run`, through wiring.
 """
@@ -46,7 +46,7 @@ LOOK_AHEAD = 2  # the ramp's largest step
 INDEX_SPACE = 1 << 16
 MOST_DEATHS = 3
 STOP_S = 0.9  # a worker ends its requests within 0.8 s
-SILENT_POLLS = 20  # and so long without a word: a worker hangs (polls, because we may have slept ourselves)
+SILENT_POLLS = 20  # without a report for so long: it hangs (polls, because we may have slept ourselves)
 SILENT_S, START_S = 5.0, 60.0  # once ready; while starting
 
 
@@ -54,13 +54,13 @@ class Link(Protocol):
     """One worker, from the pool's side."""
 
     def send(self, message: object) -> None:
-        """Never blocks, keeps the order; to a worker that is gone: nothing happens."""
+        """Never blocks and keeps the order; if the worker is gone, nothing happens."""
         ...
 
     def kill(self) -> None: ...
 
     async def let_go(self) -> None:
-        """After it has gone, or was killed: leave nothing of it behind."""
+        """After it exited or was killed: leave nothing of it behind."""
         ...
 
 
@@ -70,7 +70,7 @@ class Launcher(Protocol):
     shares_clock: bool  # their monotonic clock is ours
 
     async def launch(self, on_message: Callable[[Any], None], on_lost: Callable[[], None]) -> Link:
-        """A worker that waits for its Hello; afterwards it is heard until it is lost. Raises CalibratorError."""
+        """A worker that waits for its Hello; it is read until it is lost. Raises CalibratorError."""
         ...
 
     async def close(self) -> None:
@@ -96,7 +96,7 @@ class _Seat:
     clock: RemoteClock | None  # None: its clock is ours
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     is_ready: bool = False
-    users: int = 0  # dealt to it
+    users: int = 0  # assigned to it
     turn: int = -1  # of its latest report
     latest: Batch = field(default_factory=Batch)
     heard_s: float = 0.0
@@ -104,7 +104,7 @@ class _Seat:
 
 
 class WorkerPool:
-    """Port `LoadGenerator` over workers. `make` must be picklable; `now` is the clock that batches are told in."""
+    """Port `LoadGenerator` over workers. `make` must be picklable; `now` is the clock of the batches."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class WorkerPool:
             self._error = self._error or message.error
 
     def _pass_on(self, seat: _Seat) -> None:
-        """Until when it may send; nothing is said to one that is not ready, or whose clock is not known yet."""
+        """Until when it may send; not sent to a worker that is not ready or whose clock is not known yet."""
         until_s = self._until_s if seat.clock is None else seat.clock.theirs(self._until_s)
         if seat.is_ready and until_s is not None:
             seat.link.send(Allow(until_s))
@@ -265,7 +265,7 @@ class WorkerPool:
         if self._deaths > MOST_DEATHS:
             self._error = self._error or GeneratorError(
                 f"Worker processes of the load generator died {self._deaths} times.",
-                "Look for an out-of-memory kill, and for their traceback in the log.",
+                "Check for an out-of-memory kill, and for their traceback in the log.",
             )
         elif self._error is None:
             self._grow()
@@ -281,7 +281,7 @@ class WorkerPool:
 
     # ---------------------------------------------------------------------------------------------- dealing
     def _deal(self) -> None:
-        """Tell every ready worker its share of what is wanted."""
+        """Send every ready worker its share of the users."""
         ready = [seat for seat in self._seats if seat.is_ready]
         if not ready:
             return

@@ -1,6 +1,6 @@
 """Workers on this machine: processes that share its monotonic clock, each on a private pair of sockets.
 
-The socket is the leash, both ways: a worker that is gone has closed its end, and one whose pool is gone leaves.
+The socket ties their lifetimes together: a worker that is gone has closed its end, and one whose pool is gone exits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from calibrator.errors import GeneratorError
 from calibrator.load.messages import Channel
 
-EXIT_S = 0.5  # from its last word to its end
+EXIT_S = 0.5  # from its last message to its end
 
 
 def usable_cores() -> int:
@@ -59,7 +59,7 @@ class LocalLauncher:
         return LocalLink(process, await Channel.over(ours, on_message, on_lost))
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 def _spawn(sock: socket.socket) -> subprocess.Popen[bytes]:
@@ -74,7 +74,7 @@ def _spawn(sock: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Its socket is closed, or it was killed: it is about to leave."""
+    """Its socket is closed, or it was killed: it is about to exit."""
     try:
         process.wait(EXIT_S)
     except subprocess.TimeoutExpired:

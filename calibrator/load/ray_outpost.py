@@ -1,13 +1,13 @@
-"""The hand of the pool on another machine: an actor that starts one worker process there and carries its words.
+"""The pool's part on another machine: an actor that starts one worker process there and relays its messages.
 
     pool ── tell(words) ──▶ Outpost ── socket ──▶ worker        the same process as on one machine (`worker`)
          ◀── hear() ───────         ◀── Report ──
 
 Why a process of its own rather than a loop inside the actor: an actor shares its interpreter with Ray's own threads,
-and what waits for them would be told as the backend's latency. The socket is the leash here too: when Ray ends the
-actor, for whatever reason, the worker ends its requests and leaves.
+and time spent waiting for them would count as the backend's latency. The socket ties lifetimes together here too: when
+Ray ends the actor, for whatever reason, the worker ends its requests and exits.
 
-Nothing here knows Ray, so that it can be tested without: Ray makes an actor of the class as it is.
+Nothing here depends on Ray, so it can be tested without it: Ray turns the class into an actor as it is.
 
 Caller: `ray_workers`.
 """
@@ -30,7 +30,7 @@ NodeTest = Callable[[], Awaitable[SelfTest]]  # runs on the node
 
 
 class Outpost:
-    """One worker. `tell` is called by one caller, one call after the other; so is `hear`."""
+    """One worker. `tell` and `hear` each have one caller, which makes one call after another."""
 
     def __init__(self) -> None:
         self._words: list[Any] = []
@@ -39,7 +39,7 @@ class Outpost:
         self._link: LocalLink | None = None
 
     async def place(self) -> tuple[str, str]:
-        """Name of the machine, and the release of this program on it."""
+        """Name of the machine and the release of calibrator on it."""
         return socket.gethostname(), __version__
 
     async def test(self, node_test: bytes) -> SelfTest | Failed:
@@ -63,7 +63,7 @@ class Outpost:
                 self._link.send(word)
 
     async def hear(self) -> list[Any] | None:
-        """What the worker said since the last call; waits for a first word. None: it is gone, and all was heard."""
+        """Messages since the last call; waits for the first. None: the worker is gone and everything was read."""
         await self._spoke.wait()
         words, self._words = self._words, []
         if not self._is_lost:

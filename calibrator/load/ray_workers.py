@@ -2,17 +2,17 @@
 
     launch:  actor placed (SPREAD, one core) ─▶ same release? ─▶ node tested once ─▶ worker started ─▶ pool
 
-When: one machine cannot hold the level. `calibrator selftest` says what it can; beyond some ten thousand token events a
-second and core, more cores are needed, and beyond one machine's cores, or its network, more machines. Not otherwise: it
-costs seconds to connect, and the workers share their nodes with whatever else runs there.
+When: one machine cannot hold the level. `calibrator selftest` shows what it can do; beyond some ten thousand token
+events per second and core, more cores are needed, and beyond the cores or network of one machine, more machines. Not
+otherwise: connecting takes seconds, and the workers share their nodes with whatever else runs there.
 
 **Nodes.** Ray starts an actor when a core is free, and an autoscaler adds nodes for it; `place_s` bounds the wait. Each
 node is tested before its first worker: the generator against a server on that node's own loopback. A node whose own
-error is material against the objectives is refused by name (`judge` raises), because a slow part makes its share of the
-requests look slow, and the pool cannot tell which.
+error is material against the objectives is rejected by name (`judge` raises), because it makes its share of the
+requests look slow, and the pool cannot tell which they are.
 
-**Words.** What the pool says goes out in order, one call after the other; what the worker says comes by a call that
-waits. A lost node, a lost actor and a killed worker all end that call: the pool sees one kind of death.
+**Messages.** Those of the pool are sent in order, one call after another; those of the worker arrive through a call
+that waits. A lost node, a lost actor and a killed worker all end that call, so the pool sees a single kind of death.
 
 **Time.** No clock is shared: see `remote_clock`.
 
@@ -87,7 +87,7 @@ class RayLink:
         await asyncio.gather(self._talking, self._listening, return_exceptions=True)
 
     async def _talk(self) -> None:
-        with contextlib.suppress(self._ray.exceptions.RayError):  # `_listen` meets the same death, and tells it
+        with contextlib.suppress(self._ray.exceptions.RayError):  # `_listen` notices the same death and reports it
             while True:
                 await self._has_words.wait()
                 self._has_words.clear()
@@ -157,13 +157,13 @@ class RayLauncher:
         return str(node)
 
     async def _tested(self, node: str, actor: Any) -> None:
-        """Once a node, before its first worker; others that come to it wait, so that nothing disturbs the test."""
+        """Once per node, before its first worker; further workers wait, so that nothing disturbs the test."""
         try:
             async with asyncio.timeout(TEST_S):
                 result = await actor.test.remote(self._node_test)
         except TimeoutError:
             raise GeneratorError(
-                f"The self-test of node {node} did not end within {TEST_S:g} s.", "Look what else runs there."
+                f"The self-test of node {node} did not end within {TEST_S:g} s.", "Check what else runs there."
             ) from None
         _raise_if_failed(result)
         self._judge(node, result)
@@ -179,7 +179,7 @@ class RayLauncher:
 
 
 def _take_sigterm_back() -> None:
-    """Ray's core puts a handler of its own below Python's, which ends the process: put Python's back."""
+    """Ray's core installs a SIGTERM handler below Python's that ends the process: restore Python's."""
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
@@ -191,7 +191,7 @@ def _raise_if_failed(result: object) -> None:
 
 
 def _connect(address: str) -> tuple[Any, bool]:
-    """Ray, connected; and whether that was our doing."""
+    """Ray, connected, and whether we connected it."""
     require_ray()
     ray = importlib.import_module("ray")
     if ray.is_initialized():
@@ -211,7 +211,7 @@ def _connect(address: str) -> tuple[Any, bool]:
 
 
 def _translated(error: Exception) -> CalibratorError:
-    """Whatever Ray says before a worker runs."""
+    """Any error of Ray before a worker runs."""
     text = str(error)
     if "ModuleNotFoundError" in text and "calibrator" in text:
         return ConfigurationError(

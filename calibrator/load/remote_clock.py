@@ -1,16 +1,15 @@
-"""Moments of another machine, told in our own monotonic clock.
+"""Points in time of another machine, converted to our own monotonic clock.
 
-Two machines' monotonic clocks have nothing in common but their pace. Durations need no common clock: they are measured
-where the request runs. Moments (a start, a first token, a decided bit) order the evidence of several workers, and are
-carried over:
+The monotonic clocks of two machines have only their pace in common. Durations need no common clock: they are measured
+where the request runs. Points in time (a start, a first token, a decided bit) order the evidence of several workers and
+are converted:
 
-    ours = theirs + offset        offset = least (heard - told) of the last `KEEP` reports
+    ours = theirs + offset        offset = least (received - sent) of the last `KEEP` reports
 
-`told` is the worker's clock when it made a report, `heard` ours when it arrived: their difference is the true offset
-plus what the report took. So a carried moment is late by what the *fastest* recent report took, never early; and all
-moments of one worker by the same, so that their order and their distances stay as they were. On a usual network that
-is a millisecond, far below one poll (`service.sweep.level_runner.POLL_S`), which is how exactly the end of a ramp is
-known anyway.
+`sent` is the worker's clock when it made a report, `received` ours when it arrived: their difference is the true offset
+plus the transit time. So a converted time is late by the transit time of the *fastest* recent report, never early, and
+all times of one worker by the same amount, so their order and distances are preserved. On a usual network that
+is a millisecond, far below one poll (`service.sweep.level_runner.POLL_S`), the resolution of the end of a ramp anyway.
 
 Only recent reports count, because clocks drift: 30 s at the 500 ppm that NTP allows at worst is 15 ms.
 
@@ -34,7 +33,7 @@ class RemoteClock:
         self._offsets_s: deque[float] = deque(maxlen=KEEP)
 
     def theirs(self, moment_s: float) -> float | None:
-        """A moment of ours in its clock, never late; None: it has told nothing yet."""
+        """A time of ours in its clock, never late; None: no report yet."""
         return moment_s - min(self._offsets_s) if self._offsets_s else None
 
     def ours(self, batch: Batch, told_s: float, heard_s: float) -> Batch:

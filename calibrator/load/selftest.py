@@ -1,10 +1,10 @@
-"""The generator measures itself on loopback: how many events it can take, and how much latency it adds.
+"""The generator measures itself on loopback: how many events it can handle and how much latency it adds.
 
     LoadGenerator ── requests ──▶ stamp_server (own process)
          │ samples                    │ when each first and last token was sent
          └──────────── added latency = our stamp - its stamp ──┘
 
-Both stamps come from the machine's one monotonic clock. Held levels follow the same rules as in a sweep: a ramp, then a
+Both stamps come from the machine's one monotonic clock. Levels are held by the same rules as in a sweep: a ramp, then a
 window in which events are counted.
 """
 
@@ -35,7 +35,7 @@ RAMP, COUNTED = Label(1, Phase.RAMP), Label(1, Phase.COUNTED)
 
 
 def pace_per_s(streams: int) -> float:
-    """Token events a second that each of so many streams gets."""
+    """Token events per second of each stream, for this number of streams."""
     return min(STREAM_EVENTS_PER_S, TOTAL_EVENTS_PER_S / streams)
 
 
@@ -80,7 +80,7 @@ class StampServer:
     async def _next(self) -> object:
         message: object = await self._heard.get()
         if message is None:
-            raise GeneratorError("The server of the self-test died.", "Look for its traceback above.")
+            raise GeneratorError("The server of the self-test died.", "Check its traceback above.")
         return message
 
 

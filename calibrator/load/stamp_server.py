@@ -1,10 +1,10 @@
 """The loopback server of the self-test, in a process of its own: `python -m calibrator.load.stamp_server FD`.
 
-It streams as many token events as `max_tokens` asks for, at a fixed rate and with next to no work: prepared bytes, one
-timer a stream. It remembers when it received each request and sent its first and last token, and tells it when asked.
-Requests are told apart by the number at the end of their `X-Request-ID`.
+It streams as many token events as `max_tokens` requests, at a fixed rate and with almost no work: prepared bytes, one
+timer per stream. It records when it received each request and sent its first and last token, and reports that on
+request. Requests are identified by the number at the end of their `X-Request-ID`.
 
-The socket is the leash: when its other end closes, the server leaves.
+When the other end of the socket closes, the server exits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import uvloop
 
 from calibrator.load.messages import Channel, Pace, Sent, Serving, Tell
 
-FIRST_TOKEN_S = (0.02, 0.04)  # drawn evenly, so that streams do not march in step
+FIRST_TOKEN_S = (0.02, 0.04)  # drawn uniformly, so that streams do not run in lockstep
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)

@@ -1,11 +1,11 @@
 """A sweep in a process of its own, so that serving polls and measuring latencies do not disturb each other.
 
 The child is spawned (no inherited sockets, locks or threads) and gets a picklable order and the picklable coroutine
-function that carries it out; it sends its progress, partial records and the final record through a pipe. The pipe is
-also the leash: when its other end closes, because the service ended in whatever way, the child cancels its probes and
-leaves. So a killed service never leaves load behind. A service that is paused or hangs closes nothing: therefore the
-leash also has an end in time. The child may probe until the permit that it was told last, and both share one monotonic
-clock.
+function that carries it out; it sends its progress, partial records and the final record through a pipe. The pipe also
+ties their lifetimes together: when its other end closes, because the service ended for whatever reason, the child
+cancels its probes and exits. So a killed service never leaves load behind. A service that is paused or hangs closes
+nothing; therefore the child also holds a permit with an end in time. It may probe until the end of the last permit it
+received; both processes share one monotonic clock.
 
     parent                              child
     run(order) ── spawn(entry, order) ─▶ entry(order, listener, permit)
@@ -13,8 +13,8 @@ clock.
                ◀─ Progress, SweepRecord (partial), _Ended ──
     cancel     ── SIGTERM ─▶ cancels the coroutine; SIGKILL after `CANCEL_GRACE_S`
 
-Both ends wait for the pipe in a thread. An event loop would make it non-blocking, and then a record that does not fit
-the socket's buffer breaks in two.
+Both ends wait for the pipe in a thread. An event loop would make it non-blocking, and a record larger than the socket's
+buffer would then be split.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from calibrator.errors import CalibratorError, GeneratorError
 from calibrator.ports.sweeps import Permit, SweepListener, SweepOrder, forever
 
 CANCEL_GRACE_S = 1.5  # DESIGN: a level is cancelled within one second; then the process is killed
-PERMIT_S = 0.1  # between two looks at it
+PERMIT_S = 0.1  # between two checks
 
 SweepEntry = Callable[[SweepOrder, SweepListener, Permit], Awaitable[SweepRecord]]
 
@@ -75,7 +75,7 @@ class ProcessSweepRunner:
             await asyncio.get_running_loop().run_in_executor(None, process.join, CANCEL_GRACE_S)
             raise GeneratorError(
                 f"The process that ran the sweep died (exit code {process.exitcode}).",
-                "Look for an out-of-memory kill, and for its traceback in the log; the next sweep starts afresh.",
+                "Check for an out-of-memory kill, and for its traceback in the log; the next sweep starts over.",
             ) from None
         finally:
             lengthening.cancel()
@@ -84,12 +84,12 @@ class ProcessSweepRunner:
 
 
 async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
-    """Forward what the child sends until it has ended. Raises EOFError if it dies without a word."""
+    """Forward what the child sends until it has ended. Raises EOFError if it dies without a message."""
     loop = asyncio.get_running_loop()
     messages: asyncio.Queue[Any] = asyncio.Queue()
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing reads any more
             try:
                 while True:
                     loop.call_soon_threadsafe(messages.put_nowait, pipe.recv())
@@ -112,7 +112,7 @@ async def _follow(pipe: Pipe, listener: SweepListener) -> SweepRecord:
 
 
 async def _lengthen(pipe: Pipe, permit: Permit, told_s: float) -> None:
-    """Tell the child of each renewal."""
+    """Send the child each renewal."""
     while told_s < math.inf:
         await asyncio.sleep(PERMIT_S)
         if (until_s := permit()) > told_s:
@@ -136,7 +136,7 @@ async def _end_process(process: multiprocessing.process.BaseProcess, pipe: Pipe)
 
 
 class _PipeListener:
-    """What the child tells its parent; a parent that is gone ends the sweep through the leash, not here."""
+    """Sends the child's messages to its parent; `_Leash` handles a parent that is gone."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -163,8 +163,8 @@ class _Leash:
         return self._until_s
 
     def catch_up(self) -> None:
-        """What was said while this process started: on a busy machine that takes longer than a permit may last."""
-        with contextlib.suppress(EOFError, OSError):  # `hold` meets it, too
+        """Reads what arrived while this process started, which on a busy machine can take longer than a permit."""
+        with contextlib.suppress(EOFError, OSError):  # `hold` notices it too
             while self._pipe.poll():
                 self._until_s = self._pipe.recv()
 

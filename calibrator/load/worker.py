@@ -1,8 +1,8 @@
 """A worker of the pool: `python -m calibrator.load.worker FD`. Holds its share of the users until the pool is gone.
 
-The socket is the leash: when its other end closes, for whatever reason, the worker ends its requests and leaves. So a
-killed sweep leaves no load behind. Garbage is collected once after the imports, then frozen: later collections see only
-what the measurement makes.
+When the other end of the socket closes, for whatever reason, the worker ends its requests and exits. So a killed sweep
+leaves no load behind. Garbage is collected once after the imports, then frozen: later collections scan only what the
+measurement creates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from calibrator.ports.load import LoadGenerator
 
 
 class Worker:
-    """Carries the pool's wishes to a generator of its own, and the events back."""
+    """Passes the pool's commands to a generator of its own, and the events back."""
 
     def __init__(self) -> None:
         self._leash = asyncio.Event()
@@ -33,7 +33,7 @@ class Worker:
         self._turn = 0
 
     async def run(self, sock: socket.socket) -> None:
-        """Until the leash is cut."""
+        """Runs until the pool is gone."""
         channel = await Channel.over(sock, self._heard, self._lost)
         hello = await self._hello
         try:

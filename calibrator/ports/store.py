@@ -16,6 +16,15 @@ from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What a store keeps of each backend."""
+
+    sweeps: int = 200  # calibrated ones; of the others twice as many
+    recommendations: int = 1000  # newest versions
+    samples: int = 5  # newest sweeps with their single requests
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A lease as its holder has it. Whoever holds it may probe that engine group, and publish for its backends."""
 

@@ -1,8 +1,8 @@
-"""The only reader of the environment and of files; frozen values go inward (`calibrator.ports`).
+"""The only reader of the environment and of files; passes frozen values inwards (`calibrator.ports`).
 
-Does:      reads and validates the YAML file and `CALIBRATOR_...` variables; makes the reference of every setting.
+Does:      reads and validates the YAML file and `CALIBRATOR_...` variables; generates the reference of all settings.
 Comes in:  a file, the environment.
-Goes out:  `Settings`, plans of backends, tokens; ConfigurationError with the nearest valid name.
+Goes out:  `Settings`, backend plans, tokens; ConfigurationError with cause and remedy.
 Imports:   `ports`, `core`, `errors`; no adapter.
 """
 

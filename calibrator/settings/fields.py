@@ -1,4 +1,4 @@
-"""Walking the tree of settings models by path; shared by messages and the generated reference."""
+"""Walks the tree of settings models by path, for messages and the generated reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_named(annotation: Any) -> bool:
 
 
 def _steps(root: type[BaseModel], location: Sequence[str | int]) -> Iterator[tuple[type[BaseModel], FieldInfo | None]]:
-    """The model and field reached after each key of `location`; positions and chosen names take no step."""
+    """The model and field reached after each key of `location`; list indices and chosen names are skipped."""
     model: type[BaseModel] | None = root
     chosen_name = False
     for part in location:

@@ -1,9 +1,10 @@
-"""From a file and an environment to `Settings`; every problem of both is reported at once.
+"""From a file and the environment to `Settings`; the problems of both are reported together.
 
-Environment: `CALIBRATOR_LISTEN__PORT=8301` is `listen.port`; it wins over the file. In a backend's name `-` is written
-`_` (`CALIBRATOR_BACKENDS__CHAT_EU__URL` is `backends.chat-eu.url`). A value that starts with `[` or `{` is YAML,
-anything else is text. Two kinds are passed over: what Kubernetes sets for a Service called "calibrator"
-(`CALIBRATOR_PORT=tcp://...`), and what the gateways' files under deploy/ read, for who runs both from one shell.
+Environment: `CALIBRATOR_LISTEN__PORT=8301` sets `listen.port` and takes precedence over the file. `-` in the name of a
+backend is written `_` (`CALIBRATOR_BACKENDS__CHAT_EU__URL` is `backends.chat-eu.url`). A value that starts with `[` or
+`{` is YAML, anything else is text. Two kinds of variables are ignored: those that Kubernetes sets for a Service called
+"calibrator" (`CALIBRATOR_PORT=tcp://...`), and those that the gateway files under deploy/ read, in case both run from
+one shell.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _KUBERNETES = re.compile(  # name=value; a plain PORT is theirs only with their 
 
 
 class _Given(PydanticBaseSettingsSource):
-    """Values that were read already; pydantic-settings merges the sources key by key."""
+    """Values already read; pydantic-settings merges the sources key by key."""
 
     def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
         super().__init__(settings_cls)
@@ -45,7 +46,7 @@ class _Given(PydanticBaseSettingsSource):
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Raises ConfigurationError that names every problem by its key."""
+    """Raises ConfigurationError with every problem and its key."""
     from_file = {} if path is None else _read_file(path)
     from_environment = _read_environment(environ)
     names = [str(path)] * (path is not None) + ["the environment"] * (path is None or bool(from_environment))
@@ -53,12 +54,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:
-    """From values made by a program (the demo), under the rules of the file. Raises ConfigurationError."""
+    """From values of a program (the demo), validated like the file. Raises ConfigurationError."""
     return _settings("the configuration", values)
 
 
 def _settings(name: str, *layers: dict[str, Any]) -> Settings:
-    """The first layer wins, key by key."""
+    """The first layer takes precedence, key by key."""
     sources = tuple(_Given(Settings, values) for values in layers)
     try:
         return Settings(_build_sources=(sources, {}))  # type: ignore[call-arg]  # mypy sees the fields only
@@ -70,7 +71,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8.", "Write the file as UTF-8.") from None
+        raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8.", "Save the file as UTF-8.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"{path}: cannot be read ({reason}).", "Give the path of a YAML file.") from None
@@ -78,7 +79,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: is not a mapping.", "Start it with keys such as 'backends:'.")
+        raise ConfigurationError(f"{path}: is not a mapping.", "Start the file with keys such as 'backends:'.")
     return values
 
 
@@ -90,14 +91,14 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not is_ours or _KUBERNETES.fullmatch(f"{variable}={value}"):
             continue
         if not _put(tree, _keys(variable), read_yaml(value, variable) if value.startswith(("[", "{")) else value):
-            problems.append(Problem(variable, "another variable sets the whole of it.", "Unset one of them."))
+            problems.append(Problem(variable, "conflicts with a variable that sets its parent.", "Unset one of them."))
     if problems:
         raise configuration_error("the environment", problems)
     return tree
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
-    """False: another variable holds a place on the way."""
+    """False: another variable already sets one of the keys on the path."""
     *parents, last = keys
     node: Any = tree
     for key in parents:

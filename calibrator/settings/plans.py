@@ -1,4 +1,4 @@
-"""From settings to the frozen values that the inner layers know. Secrets are read here, and only here."""
+"""From settings to the frozen values of the inner layers. Secrets are read here, and only here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calibrator.settings.problems import Problem, configuration_error
 from calibrator.settings.tree import DAYS, BackendSettings, Settings
 from calibrator.settings.values import Secret
 
-MIN_TOKEN_CHARACTERS = 12  # random, 70 bits: nobody guesses that over a network
+MIN_TOKEN_CHARACTERS = 12  # random, 70 bits: cannot be guessed over a network
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Tokens:
 
 
 class _Reader:
-    """Reads secrets and looks for files, collecting what is wrong instead of stopping at the first."""
+    """Reads secrets and checks files; collects problems instead of stopping at the first."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -42,25 +42,25 @@ class _Reader:
             self._complain(
                 key,
                 "refers to a secret that is empty or not plain text.",
-                "Give one line of ASCII, without spaces around.",
+                "Provide one line of ASCII without leading or trailing spaces.",
             )
         return text
 
     def token(self, key: str, reference: Secret) -> str | None:
-        """A secret that lets people in."""
+        """A secret that grants access."""
         text = self.secret(key, reference)
         if text is not None and 0 < len(text) < MIN_TOKEN_CHARACTERS:
             self._complain(
                 key,
-                f"refers to a token of {len(text)} characters, which can be guessed.",
-                f"Give at least {MIN_TOKEN_CHARACTERS}, for example from 'openssl rand -base64 24'.",
+                f"refers to a token of only {len(text)} characters, which could be guessed.",
+                f"Use at least {MIN_TOKEN_CHARACTERS}, for example from 'openssl rand -base64 24'.",
             )
         return text
 
     def distinct(self, key: str, texts: Iterable[str], others: Iterable[str]) -> None:
         if set(texts) & set(others):
             self._complain(
-                key, "holds an operator token: whoever has it may write.", "Give readers a token of their own."
+                key, "contains an operator token, which also permits writing.", "Give readers a separate token."
             )
 
     def existing(self, key: str, path: Path | None) -> str | None:
@@ -75,7 +75,7 @@ class _Reader:
 
     def _environment(self, key: str, name: str) -> str | None:
         if name not in self._environ:
-            self._complain(key, f"the environment variable {name} is not set.", "Set it, or refer to another.")
+            self._complain(key, f"the environment variable {name} is not set.", "Set it, or refer to another variable.")
         return self._environ.get(name)
 
     def _file(self, key: str, path: Path | None) -> str | None:
@@ -83,7 +83,9 @@ class _Reader:
             return Path(path or "").read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
-            self._complain(key, f"the file {path} cannot be read ({reason}).", "Put it there, readable for this user.")
+            self._complain(
+                key, f"the file {path} cannot be read ({reason}).", "Make it exist and readable for this user."
+            )
             return None
 
     def _complain(self, key: str, cause: str, remedy: str) -> None:
@@ -91,9 +93,9 @@ class _Reader:
 
 
 def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendPlan, ...]:
-    """In the order of the file. Raises ConfigurationError for every secret or certificate that is not there.
+    """In the order of the file. Raises ConfigurationError with every missing secret and certificate.
 
-    Tokens and the store's secret are looked at too, so that one start names every problem.
+    Tokens and the store's secret are checked too, so that a single start reports every problem.
     """
     reader = _Reader(environ)
     plans = tuple(_plan(name, backend, reader) for name, backend in settings.backends.items())
@@ -105,7 +107,7 @@ def backend_plans(settings: Settings, environ: Mapping[str, str]) -> tuple[Backe
 
 
 def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
-    """Read anew at each call, so that a rotated file is followed. Raises ConfigurationError."""
+    """Reads the files at each call, so that rotation takes effect. Raises ConfigurationError."""
     reader = _Reader(environ)
     found = _read_tokens(settings, reader)
     reader.finish()
@@ -113,7 +115,7 @@ def tokens(settings: Settings, environ: Mapping[str, str]) -> Tokens:
 
 
 def database_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
-    """Of the PostgreSQL that holds the state; None: it is in a file. Read anew each time. Raises ConfigurationError."""
+    """URL of the PostgreSQL with the state; None: it is in a file. Read at each call. Raises ConfigurationError."""
     reader = _Reader(environ)
     found = _read_database_url(settings, reader)
     reader.finish()
@@ -121,7 +123,7 @@ def database_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
 
 
 def known_secrets(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Whatever must not be told, as far as it can be read now; of the database's URL its password, too."""
+    """Everything that must not be logged, as far as it can be read now, including the password in the database URL."""
     reader = _Reader(environ)
     backends = settings.backends.values()
     of_backends = [one for backend in backends for one in (backend.api_key, *backend.headers.values())]
@@ -141,7 +143,7 @@ def _password(url: str | None) -> str:
 
 
 def redacted(settings: Settings) -> dict[str, Any]:
-    """What is in force, as it would be written in a file: secrets are references, so nothing secret is in it."""
+    """The effective settings as they would be written in a file. Secrets are references, so none is disclosed."""
     return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -150,7 +152,7 @@ def _read_database_url(settings: Settings, reader: _Reader) -> str | None:
 
 
 def one_token(key: str, reference: Secret, environ: Mapping[str, str]) -> str:
-    """Read anew at each call, so that a rotated file is followed. Raises ConfigurationError."""
+    """Reads the files at each call, so that rotation takes effect. Raises ConfigurationError."""
     reader = _Reader(environ)
     text = reader.token(key, reference)
     reader.finish()
@@ -158,7 +160,7 @@ def one_token(key: str, reference: Secret, environ: Mapping[str, str]) -> str:
 
 
 def token_keys(settings: Settings) -> Mapping[str, Secret]:
-    """By key; operators' first."""
+    """References by key, operators' first."""
     lists = {"auth.operator_tokens": settings.auth.operator_tokens, "auth.read_tokens": settings.auth.read_tokens}
     return {f"{key}[{index}]": one for key, references in lists.items() for index, one in enumerate(references)}
 

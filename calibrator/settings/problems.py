@@ -1,8 +1,8 @@
-"""What is wrong with a configuration, as lines a person can act on: `path.to.key: cause. Remedy.`
+"""What is wrong with a configuration, as lines that a person can act on: `path.to.key: cause. Remedy.`
 
-pydantic finds what does not fit the tree; this file says it in words, with the nearest valid name for a typo and the
-key's own description for a missing value. Values are quoted only where they cannot be secrets: nothing below a key of
-`SECRET_KEYS`, and no value of an unknown key.
+pydantic finds what does not fit the tree; this module puts it into words, with the nearest valid name for a typo and
+the key's description for a missing value. Values are quoted only if they cannot be secrets: never below a key of
+`SECRET_KEYS`, and never for an unknown key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SHAPES = {  # pydantic's error type: (what it is not, how to write it)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`key` is relative to the value that is being checked ("" is that value itself)."""
+    """`key` is relative to the value being checked; "" is that value itself."""
 
     key: str
     cause: str
@@ -55,7 +55,7 @@ class Problem:
 
 
 def refuse(*problems: Problem) -> Never:
-    """For validators: pydantic carries the problems out, with the path of the value that was checked."""
+    """For validators: pydantic adds the path of the value being checked."""
     raise PydanticCustomError(_REFUSAL, "refused", {"problems": problems})
 
 
@@ -74,9 +74,9 @@ def configuration_error(name: str, problems: Sequence[Problem]) -> Configuration
 
 
 def explain(root: type[BaseModel], error: ValidationError) -> list[Problem]:
-    """pydantic's findings in our words, in the order of the tree."""
+    """pydantic's errors as problems, in the order of the tree."""
     found = [problem for detail in error.errors(include_url=False) for problem in _explain_one(root, detail)]
-    # A list whose only entry is wrong is reported as too short as well: that is not a second problem.
+    # A list whose only entry is invalid is also reported as too short: that is not a second problem.
     explained = {one.key.rpartition("[")[0] for one in found if "[" in one.key}
     return [one for one in found if one.cause != _EMPTY or one.key not in explained]
 
@@ -87,24 +87,24 @@ def _explain_one(root: type[BaseModel], detail: ErrorDetails) -> Iterable[Proble
         return [problem.below(_path(location)) for problem in context["problems"]]
     if kind == "missing":
         field = field_at(root, location)
-        cause, remedy = "is missing.", f"Give it: {field.description}." if field else "Give it."
+        cause, remedy = "is missing.", f"Add it: {field.description}." if field else "Add it."
     elif kind == "extra_forbidden":
-        cause, remedy = "is not a key that exists here.", _nearest(root, location)
+        cause, remedy = "is not a known key.", _nearest(root, location)
     elif kind == "too_short":
-        cause, remedy = _EMPTY, "Give at least one."
+        cause, remedy = _EMPTY, "Add at least one."
     elif kind == "literal_error":
-        cause, remedy = f"{_shown(detail)} is not a choice here.", f"Write {context['expected']}."
+        cause, remedy = f"{_shown(detail)} is not a valid choice.", f"Use {context['expected']}."
     elif kind in _SHAPES:
         expected, remedy = _SHAPES[kind]
         cause = f"{_shown(detail)} is not {expected}."
     else:
-        cause, remedy = f"{_shown(detail)} does not fit.", _bound(context) or f"{detail['msg']}."
+        cause, remedy = f"{_shown(detail)} is not valid.", _bound(context) or f"{detail['msg']}."
     return [Problem(_path(location), cause, remedy)]
 
 
 def _bound(context: Mapping[str, Any]) -> str:
     words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-    return "".join(f"Give a number {words[key]} {limit:.12g}." for key, limit in context.items() if key in words)
+    return "".join(f"Use a number {words[key]} {limit:.12g}." for key, limit in context.items() if key in words)
 
 
 def _path(location: Sequence[str | int]) -> str:
@@ -123,9 +123,9 @@ def _nearest(root: type[BaseModel], location: Sequence[str | int]) -> str:
     valid = children(root, location[:-1])
     new_name = RENAMED_KEYS.get(str(location[-1]))
     if new_name in valid:
-        return f"It is called '{new_name}' now."
+        return f"It is now called '{new_name}'."
     near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.6)
-    return f"Did you mean '{near[0]}'?" if near else f"Valid here: {', '.join(valid)}."
+    return f"Did you mean '{near[0]}'?" if near else f"Valid keys: {', '.join(valid)}."
 
 
 def _one_line(text: str) -> str:

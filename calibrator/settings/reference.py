@@ -1,4 +1,4 @@
-"""The configuration reference, made from the tree itself: a key that is not described cannot exist."""
+"""The configuration reference, generated from the tree: no key can exist without a description."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "tex
 
 
 def reference_markdown() -> str:
-    """A Markdown table with a row per key, in the order of the file."""
+    """A Markdown table with one row per key, in the order of the file."""
     head = ("| key | type | default | meaning |", "|---|---|---|---|")
     return "\n".join([*head, *_rows(Settings, "")]) + "\n"
 
@@ -58,7 +58,7 @@ def _default(field: FieldInfo, written: Any) -> str:
 
 
 def _type(annotation: Any, metadata: Sequence[Any]) -> str:
-    """In words; `Annotated` and optional wrappers are looked through, a `Word` has the last word."""
+    """In words; `Annotated` and optional wrappers are ignored, a `Word` takes precedence."""
     word = next((item.text for item in metadata if isinstance(item, Word)), None)
     origin, arguments = get_origin(annotation), [part for part in get_args(annotation) if part is not NoneType]
     if word is None and hasattr(annotation, "__metadata__"):

@@ -1,6 +1,6 @@
-"""The configuration file as a tree. A field's description states unit and reason: reference and messages come from it.
+"""The configuration file as a tree. A field's description states unit and reason; reference and messages quote it.
 
-Attribute names carry units (`every_s`), keys of the file do not: their values do (`6h`).
+Attribute names carry units (`every_s`). Keys of the file do not, because their values do (`6h`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibrator.core.admission.admission import too_small
+from calibrator.core.admission.schedule import Schedule
+from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.history import Bounds
 from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.core.workload.mirror import MirrorPolicy
 from calibrator.errors import ConfigurationError
+from calibrator.ports.sweeps import BackendPlan, Target
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.sections.gateways import GatewaysSettings
 from calibrator.settings.sections.guard import GuardSettings
@@ -47,7 +51,7 @@ from calibrator.settings.values import (
 Text = Annotated[str, Field(min_length=1)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-VALID_FOR_SWEEPS = 3  # two sweeps in a row may fail before a recommendation counts as stale
+VALID_FOR_SWEEPS = 3  # two sweeps in a row may fail before a recommendation becomes stale
 
 
 def _refuse_disorder(low: int, high: int) -> None:
@@ -56,42 +60,44 @@ def _refuse_disorder(low: int, high: int) -> None:
 
 
 class ListenSettings(Frozen):
-    """Where the service answers."""
+    """Where the service listens."""
 
     host: Text = Field(
-        default="127.0.0.1", description="address to bind; 0.0.0.0 answers everybody, hence not the default"
+        default="127.0.0.1",
+        description="address to bind; 0.0.0.0 listens on all interfaces and is therefore not the default",
     )
-    port: int = Field(default=8300, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    port: int = Field(default=8300, ge=0, le=65535, description="TCP port; 0 chooses a free one")
     tls: TlsSettings | None = Field(default=None, description="HTTPS; default: plain HTTP")
     proxies: tuple[Network, ...] = Field(
         default=(),
-        description="addresses or networks of reverse proxies whose X-Forwarded-For and -Proto are believed",
+        description="addresses or networks of reverse proxies whose X-Forwarded-For and -Proto are trusted",
     )
 
 
 class AuthSettings(Frozen):
-    """Bearer tokens. Without an operator token there is no route that writes."""
+    """Bearer tokens. Without an operator token there are no write routes."""
 
     operator_tokens: tuple[Secret, ...] = Field(
-        default=(), description="may start sweeps; several, so that one can be rotated"
+        default=(), description="may start sweeps and pin caps; a list, so that tokens can be rotated"
     )
-    read_tokens: tuple[Secret, ...] = Field(default=(), description="may read; none: reading is open")
+    read_tokens: tuple[Secret, ...] = Field(default=(), description="may read; none: anyone may read")
 
 
 class SweepsSettings(Frozen):
     """Limits over all backends."""
 
     max_parallel: int = Field(
-        default=1, ge=1, le=64, description="sweeps at a time, one per engine group; each is a process of its own"
+        default=1,
+        ge=1,
+        le=64,
+        description="sweeps at a time, at most one per engine group; each is a process of its own",
     )
 
 
 class LogSettings(Frozen):
-    """Lines on stderr."""
+    """Log output on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe level written"
-    )
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest severity written")
     format: Literal["json", "console"] = Field(default="json", description="json for machines, console for people")
 
 
@@ -100,16 +106,23 @@ class WindowSettings(Frozen):
 
     days: tuple[Day, ...] = Field(default=DAYS, min_length=1, description="days on which the window starts")
     from_minute: MinuteOfDay = Field(alias="from", description='start, local time, as "22:00"')
-    to_minute: MinuteOfDay = Field(alias="to", description='end, as "06:00"; not after the start: on the next day')
-    time_zone: TimeZone = Field(default="UTC", description="IANA time zone; summer time is followed")
+    to_minute: MinuteOfDay = Field(
+        alias="to", description='end, as "06:00"; on the next day unless later than the start'
+    )
+    time_zone: TimeZone = Field(default="UTC", description="IANA time zone; daylight saving time applies")
 
 
 class BoundsSettings(Frozen):
     """In-flight levels that a sweep may hold on one replica."""
 
-    min: int = Field(default=1, ge=1, le=100_000, description="lowest level, requests in flight")
+    min: int = Field(
+        default=default_of(Bounds, "min_level"), ge=1, le=100_000, description="lowest level, requests in flight"
+    )
     max: int = Field(
-        default=512, ge=1, le=100_000, description="highest level; never exceeded, whatever the search would like"
+        default=default_of(Bounds, "max_level"),
+        ge=1,
+        le=100_000,
+        description="highest level; the search never exceeds it",
     )
 
     @model_validator(mode="after")
@@ -119,21 +132,34 @@ class BoundsSettings(Frozen):
 
 
 class BudgetSettings(Frozen):
-    """Where a sweep stops, finished or not."""
+    """When a sweep ends, finished or not."""
 
-    requests: int = Field(default=1800, ge=1, description="requests, whatever the level")
-    requests_per_level: int = Field(default=4, ge=0, description="further requests per unit of the highest level tried")
-    duration_s: DurationS = Field(default=1200.0, alias="duration", description="wall time")
+    requests: int = Field(
+        default=default_of(Bounds, "requests"), ge=1, description="requests, independent of the level"
+    )
+    requests_per_level: int = Field(
+        default=default_of(Bounds, "requests_per_level"),
+        ge=0,
+        description="additional requests per unit of the highest level tried",
+    )
+    duration_s: DurationS = Field(default=default_of(Bounds, "duration_s"), alias="duration", description="wall time")
     overload_s: DurationS = Field(
-        default=120.0, alias="overload", description="time with the objectives broken by our probes"
+        default=default_of(Bounds, "overload_s"),
+        alias="overload",
+        description="time for which probes may push the backend over its objectives",
     )
 
 
 class CapSettings(Frozen):
-    """Range of what is published; the last word after margin and replicas."""
+    """Range of the published cap, applied last, after margin and replicas."""
 
-    min: int = Field(default=1, ge=1, le=1_000_000, description="lowest cap; 0 would mean 'block all' to some gateways")
-    max: int = Field(default=1_000_000, ge=1, le=1_000_000, description="highest cap")
+    min: int = Field(
+        default=default_of(PublishPolicy, "min_cap"),
+        ge=1,
+        le=1_000_000,
+        description="lowest cap; some gateways read 0 as 'block everything'",
+    )
+    max: int = Field(default=default_of(PublishPolicy, "max_cap"), ge=1, le=1_000_000, description="highest cap")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -144,39 +170,56 @@ class CapSettings(Frozen):
 class ClassSettings(Frozen):
     """One kind of probe request."""
 
-    name: Text = Field(default="default", description="name in reports")
-    share: float = Field(default=1.0, gt=0.0, description="weight in the mix, relative to the other classes")
-    prompt_tokens: int = Field(default=256, ge=1, le=10_000_000, description="prompt length in tokens")
-    output_tokens: int = Field(default=64, ge=1, le=10_000_000, description="answer length in tokens")
-    stream: bool = Field(default=True, description="streamed; without, only e2e can be measured")
+    name: Text = Field(default=default_of(WorkloadClass, "name"), description="name in reports")
+    share: float = Field(
+        default=default_of(WorkloadClass, "share"),
+        gt=0.0,
+        description="weight in the mix, relative to the other classes",
+    )
+    prompt_tokens: int = Field(
+        default=default_of(WorkloadClass, "prompt_tokens"), ge=1, le=10_000_000, description="prompt length in tokens"
+    )
+    output_tokens: int = Field(
+        default=default_of(WorkloadClass, "output_tokens"), ge=1, le=10_000_000, description="output length in tokens"
+    )
+    stream: bool = Field(
+        default=default_of(WorkloadClass, "stream"),
+        description="stream the responses; without streaming only e2e can be measured",
+    )
     spread_ratio: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="lengths vary uniformly by this ratio, up and down"
+        default=default_of(WorkloadClass, "spread_ratio"),
+        ge=0.0,
+        lt=1.0,
+        description="lengths vary uniformly by up to this ratio, up and down",
     )
     prompt_sigma: float = Field(
-        default=0.0, ge=0.0, le=3.0, description="above 0: prompt lengths are lognormal with this log-sd instead"
+        default=default_of(WorkloadClass, "prompt_sigma"),
+        ge=0.0,
+        le=3.0,
+        description="above 0: lognormal prompt lengths with this standard deviation of the logarithm",
     )
 
 
 class WorkloadSettings(Frozen):
-    """The probe traffic; a cap holds for traffic like it."""
+    """The probe traffic; the cap is valid for live traffic like it."""
 
     classes: tuple[ClassSettings, ...] = Field(
         default=(ClassSettings(),), min_length=1, description="the mix of requests"
     )
     trace: File | None = Field(
         default=None,
-        description="instead of classes: JSON Lines with prompt_tokens, output_tokens, stream, class of real requests, "
-        "or Mooncake's fields",
+        description="instead of classes: JSON Lines file of real requests with prompt_tokens, output_tokens, stream "
+        "and class, or with Mooncake's fields",
     )
     mirror: MirrorSettings | None = Field(
         default=None,
-        description="copy the lengths of live traffic from the engine's histograms; classes or trace stand in until "
-        "enough was seen",
+        description="copy the lengths of live traffic from the engine's histograms; until there is enough data, "
+        "classes or trace are used",
     )
     prefix_reuse: PrefixReuse = Field(
-        default=0.0,
-        description="share of the prompt tokens that the engine's prefix cache shall find, as in your users' traffic; "
-        "mirror: as much as it found there; beside mirror: likewise, unless a ratio above 0 is given",
+        default=default_of(Workload, "prefix_reuse_ratio"),
+        description="share of prompt tokens that should hit the engine's prefix cache, as in your live traffic; "
+        "mirror: the live hit rate; with the key mirror set, likewise, unless this is a ratio above 0",
     )
     max_prompt_tokens: int | None = Field(
         default=None,
@@ -191,7 +234,7 @@ class WorkloadSettings(Frozen):
         if self.trace is None:
             return self
         if self.classes != (ClassSettings(),):
-            refuse(Problem("trace", "stands beside classes.", "Give one of the two."))
+            refuse(Problem("trace", "cannot be combined with classes.", "Give one of the two."))
         try:
             self._recorded = read_trace(self.trace)
         except ConfigurationError as error:
@@ -214,74 +257,86 @@ class BackendSettings(Frozen):
     """One model behind one name."""
 
     url: ApiUrl = Field(
-        description="base of the OpenAI-compatible API, usually ending in /v1; one engine, no balancer; a query, such "
-        "as ?api-version=..., goes with each request"
+        description="base of the OpenAI-compatible API, usually ending in /v1; an engine, not a load balancer; a "
+        "query, such as ?api-version=..., is sent with each request"
     )
     model: Text = Field(description="model name sent with each request")
     objectives: tuple[ObjectiveText, ...] = Field(
         min_length=1, description="the SLA, for example ['ttft p99 <= 500ms']; all must hold"
     )
     fallback_cap: int = Field(
-        ge=1, le=1_000_000, description="cap published until a sweep has measured one, and when none is safe"
+        ge=1, le=1_000_000, description="cap published until a sweep has measured one, and when no level meets the SLA"
     )
-    replicas: ReplicasSettings = Field(default=ReplicasSettings(), description="engines behind this name, where many")
+    replicas: ReplicasSettings = Field(
+        default=ReplicasSettings(), description="engines behind this name, if there are several"
+    )
     engine_group: Name | None = Field(
         default=None,
-        description="backends that share an engine, swept one at a time; at one address they share the first one's "
-        "sweep, and its capacity by weight; default: own name",
+        description="backends that share an engine and are swept one at a time; those with the same URL share the "
+        "sweep of the first, and its capacity by weight; default: own name",
     )
-    api: Literal["chat", "completions"] = Field(default="chat", description="operation that the probes use")
+    api: Literal["chat", "completions"] = Field(
+        default=default_of(Target, "api"), description="API operation that probes call"
+    )
     api_key: Secret | None = Field(default=None, description="key for the engine")
     api_key_in: KeyPlace = Field(
-        default="bearer",
-        description="where the key goes: bearer (Authorization), header:NAME (api-key, x-api-key), or query:NAME",
+        default=default_of(Target, "api_key_in"),
+        description="where the key is sent: bearer (Authorization), header:NAME (api-key, x-api-key), or query:NAME",
     )
     headers: dict[HeaderName, Secret] = Field(
-        default={}, description="further headers of each request, such as OpenAI-Organization"
+        default={}, description="additional headers of each request, such as OpenAI-Organization"
     )
-    ca_file: File | None = Field(default=None, description="certificate authorities for TLS; default: the system's")
+    ca_file: File | None = Field(default=None, description="CA bundle for TLS; default: the system's")
     client_cert_file: File | None = Field(default=None, description="client certificate for mutual TLS")
-    client_key_file: File | None = Field(
-        default=None, description="its private key; default: in the certificate's file"
-    )
+    client_key_file: File | None = Field(default=None, description="its private key; default: in client_cert_file")
     metrics_url: HttpUrl | None = Field(
-        default=None, description="the engine's own metrics; default: /metrics next to the API"
+        default=None, description="URL of the engine's metrics; default: /metrics next to the API"
     )
-    every_s: DurationS = Field(default=21_600.0, alias="every", description="time between sweeps")
+    every_s: DurationS = Field(
+        default=default_of(Schedule, "every_s"), alias="every", description="time between sweeps"
+    )
     jitter_ratio: float = Field(
-        default=0.1, ge=0.0, le=0.5, description="sweeps move by this share, so that fleets spread out"
+        default=default_of(Schedule, "jitter_ratio"),
+        ge=0.0,
+        le=0.5,
+        description="random share by which the interval varies, so that the sweeps of a fleet spread out",
     )
     windows: tuple[WindowSettings, ...] = Field(
-        default=(), description="when sweeps run; one that still runs when its window closes ends there; none: always"
+        default=(),
+        description="when sweeps may run; a sweep still running when its window closes ends then; none: always",
     )
     bounds: BoundsSettings = Field(default=BoundsSettings(), description="levels to search")
     budget: BudgetSettings = Field(default=BudgetSettings(), description="hard limits of one sweep")
     cap: CapSettings = Field(default=CapSettings(), description="range of the published cap")
     workload: WorkloadSettings = Field(default=WorkloadSettings(), description="what the probes look like")
     burst: Literal["off", "report", "enforce"] = Field(
-        default="off",
-        description="after a sweep: simultaneous arrivals at the capacity, shown beside the steady state; enforce: "
-        "lower the capacity until they hold too",
+        default=default_of(BackendPlan, "burst"),
+        description="after a sweep, test simultaneous arrivals at the capacity; report: show the result beside the "
+        "steady state; enforce: lower the capacity until they meet the SLA too",
     )
     mode: Literal["measure", "observe"] = Field(
-        default="measure", description="observe: no probes at all; the log and the API tell when a sweep would have run"
+        default="measure", description="observe: send no probes; log and API show when a sweep would have run"
     )
     publish: Literal["enforce", "shadow"] = Field(
         default="enforce", description="shadow: gateways get fallback_cap; API and metrics show what was measured"
     )
-    limits: LimitsSettings = Field(default=LimitsSettings(), description="what live users may have to bear for a sweep")
-    triggers: TriggerSettings = Field(
-        default=TriggerSettings(), description="what asks for a sweep before the schedule does"
-    )
+    limits: LimitsSettings = Field(default=LimitsSettings(), description="limits that protect live users from sweeps")
+    triggers: TriggerSettings = Field(default=TriggerSettings(), description="what requests a sweep ahead of schedule")
     guard: GuardSettings = Field(default=GuardSettings(), description="what protects live users between sweeps")
     safety_margin_ratio: float = Field(
-        default=0.1, ge=0.0, lt=1.0, description="taken off the capacity, because tomorrow's traffic is not today's"
+        default=default_of(PublishPolicy, "safety_margin_ratio"),
+        ge=0.0,
+        lt=1.0,
+        description="share subtracted from the capacity, because traffic changes",
     )
     max_increase_ratio: float = Field(
-        default=1.5, ge=1.0, le=100.0, description="one sweep raises a cap at most by this factor"
+        default=default_of(PublishPolicy, "max_increase_ratio"),
+        ge=1.0,
+        le=100.0,
+        description="largest factor by which one sweep raises a cap",
     )
     valid_for_s: DurationS | None = Field(
-        default=None, alias="valid_for", description="age at which a recommendation counts as stale; default: 3 x every"
+        default=None, alias="valid_for", description="age at which a recommendation becomes stale; default: 3 x every"
     )
 
     @model_validator(mode="before")
@@ -313,12 +368,12 @@ class BackendSettings(Frozen):
         workload = self.workload.value()
         blind = [one for one in self.objectives if judged_share(one, workload) == 0.0]
         if len(set(self.objectives)) < len(self.objectives):
-            yield Problem("objectives", "names one objective twice.", "Name each once.")
+            yield Problem("objectives", "lists an objective twice.", "List each once.")
         for one in blind:
             yield Problem(
                 "objectives",
-                f"no class of the workload says anything about '{one}'.",
-                "Give a class that streams, or an e2e objective, and prompts within the objective's length.",
+                f"no class of the workload can be judged by '{one}'.",
+                "Add a class that streams, or use an e2e objective, with prompts within the objective's length.",
             )
         if not blind and (refusal := can_certify(self.sweep_bounds(), self.objectives, workload)):
             yield Problem("budget.requests", refusal, "")
@@ -327,39 +382,43 @@ class BackendSettings(Frozen):
             sweep_cost(self.sweep_bounds(), self.objectives, workload),
         )
         for reason, words in too_small(limits, cost):
-            yield Problem(f"limits.{reason}_per_day", f"{words}: none would start.", "Allow more, or lower the budget.")
+            yield Problem(
+                f"limits.{reason}_per_day", f"{words}: no sweep would start.", "Raise it, or lower the budget."
+            )
         if not self.cap.min <= self.fallback_cap <= self.cap.max:
             yield Problem(
                 "fallback_cap",
-                f"{self.fallback_cap} lies outside cap {self.cap.min}..{self.cap.max}.",
-                "Move one of them.",
+                f"{self.fallback_cap} is outside cap {self.cap.min}..{self.cap.max}.",
+                "Change one of them.",
             )
         if self.validity_s < self.every_s * (1.0 + self.jitter_ratio):
-            yield Problem("valid_for", "ends before the next sweep is due.", "Give more than every plus its jitter.")
+            yield Problem(
+                "valid_for", "ends before the next sweep is due.", "Make it longer than every plus its jitter."
+            )
         sent = [name.lower() for name in self.headers]
         if self.api_key is not None:
             sent.append(self.api_key_in.replace("bearer", "header:authorization").removeprefix("header:").lower())
         if len(set(sent)) < len(sent):
-            yield Problem("headers", "names a header twice, or the key's own.", "Give each once.")
+            yield Problem("headers", "lists a header twice, or that of the API key.", "List each once.")
         if self.client_key_file is not None and self.client_cert_file is None:
-            yield Problem("client_key_file", "has no certificate.", "Give client_cert_file too.")
+            yield Problem("client_key_file", "needs a certificate.", "Give client_cert_file too.")
 
 
 class Settings(BaseSettings):
-    """The whole configuration; made by `load_settings` only."""
+    """The whole configuration; created by `load_settings` only."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    listen: ListenSettings = Field(default=ListenSettings(), description="where the service answers")
+    listen: ListenSettings = Field(default=ListenSettings(), description="where the service listens")
     store: StoreSettings = Field(default=StoreSettings(), description="what survives a restart")
     auth: AuthSettings = Field(default=AuthSettings(), description="who may read and write")
     sweeps: SweepsSettings = Field(default=SweepsSettings(), description="limits over all backends")
-    load: LoadSettings = Field(default=LoadSettings(), description="where the load of sweeps comes from")
+    load: LoadSettings = Field(default=LoadSettings(), description="where sweeps generate their load")
     gateways: GatewaysSettings = Field(default=GatewaysSettings(), description="gateways with a protocol of their own")
-    log: LogSettings = Field(default=LogSettings(), description="what is written to stderr")
+    log: LogSettings = Field(default=LogSettings(), description="log output on stderr")
     tracing: TracingSettings = Field(default=TracingSettings(), description="traces of sweeps for OpenTelemetry")
     backends: dict[Name, BackendSettings] = Field(
-        min_length=1, description="what is measured, each under the name that gateways ask for"
+        min_length=1, description="what is measured, each under the name that gateways poll"
     )
 
     @model_validator(mode="after")
@@ -370,7 +429,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _engines_are_swept_one_at_a_time(self) -> Self:
-        """Two backends at one address are one engine; two sweeps at once would measure each other."""
+        """Two backends at one URL are one engine; concurrent sweeps would measure each other."""
         group_of: dict[str, tuple[str, str]] = {}
         problems = []
         for name, backend in self.backends.items():
@@ -382,8 +441,8 @@ class Settings(BaseSettings):
                         problems.append(
                             Problem(
                                 f"backends.{name}.objectives",
-                                f"'{name}' and '{other}' share the sweeps of one engine but not one SLA.",
-                                "Give both the same objectives, the stricter ones.",
+                                f"'{name}' and '{other}' share the sweeps of one engine but have different objectives.",
+                                "Give both the stricter objectives.",
                             )
                         )
                     continue

@@ -1,4 +1,4 @@
-"""Single values of the configuration, each with its text form: durations, objectives, secrets, URLs, times of day."""
+"""Single values of the configuration with their text form: durations, objectives, secrets, URLs, times of day."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _duration_s(value: Any) -> float:
     except ConfigurationError as error:
         refuse_value(error)
     if not 0.0 < seconds <= 366 * 86_400.0:
-        refuse(Problem("", f"'{value}' is not a usable duration.", "Give more than nothing and at most a year."))
+        refuse(Problem("", f"'{value}' is not a usable duration.", "Use more than 0 and at most a year."))
     return seconds
 
 
@@ -107,7 +107,11 @@ def _file(value: Path) -> Path:
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         refuse(
-            Problem("", f"'{value[:80]}' is not a usable name.", "Use a-z, 0-9 and '-', at most 63, no '-' in front.")
+            Problem(
+                "",
+                f"'{value[:80]}' is not a valid name.",
+                "Use a-z, 0-9 and '-', at most 63 characters, not starting with '-'.",
+            )
         )
     return value
 
@@ -122,13 +126,13 @@ def _minute_of_day(value: Any) -> int:
 def _time_zone(value: str) -> str:
     try:
         ZoneInfo(value)
-    except (OSError, ValueError, KeyError):  # a directory's name, an impossible name, an unknown one
-        refuse(Problem("", f"'{value[:80]}' is not a time zone known here.", "Use an IANA name such as Europe/Berlin."))
+    except (OSError, ValueError, KeyError):  # the name of a directory, an invalid name, an unknown one
+        refuse(Problem("", f"'{value[:80]}' is not a known time zone.", "Use an IANA name such as Europe/Berlin."))
     return value
 
 
 def _http_url(value: str) -> str:
-    """`scheme://host[:port]/path`; credentials in it would be an inline secret, so the value is never repeated."""
+    """`scheme://host[:port]/path`; credentials in it would be an inline secret, so the value is never quoted."""
     example = "Write it like http://host:8000/v1."
     try:
         parts = urlsplit(value)
@@ -138,12 +142,12 @@ def _http_url(value: str) -> str:
     if not usable or not value.isascii() or any(character <= " " for character in value):
         refuse(Problem("", "is not an HTTP URL.", example))
     if parts.username is not None or parts.password is not None:
-        refuse(Problem("", "holds credentials, which belong in api_key.", f"Take them out. {_SECRET_REMEDY}"))
+        refuse(Problem("", "contains credentials, which belong in api_key.", f"Remove them. {_SECRET_REMEDY}"))
     if parts.fragment:
-        refuse(Problem("", "holds a fragment.", example))
+        refuse(Problem("", "contains a fragment.", example))
     if secret_parameter(value):
         refuse(
-            Problem("", "holds a secret in its query.", f"Give it as api_key, api_key_in: query:NAME. {_SECRET_REMEDY}")
+            Problem("", "contains a secret in its query.", f"Use api_key with api_key_in: query:NAME. {_SECRET_REMEDY}")
         )
     return tidy_url(value)
 
@@ -177,7 +181,7 @@ def key_place(value: str) -> str:
     """Raises ValueError if no key can stand there."""
     name = value.removeprefix("header:")
     if not _KEY_PLACE.fullmatch(value) or (name != value and header_problem(name)):
-        raise ValueError(f"'{value[:80]}' is no place for a key.")
+        raise ValueError(f"'{value[:80]}' is not a place for a key.")
     return value
 
 
@@ -194,7 +198,7 @@ def _api_url(value: str) -> str:
     if not path:
         refuse(Problem("", "ends before the API's base path.", f"Add it, usually /v1: {url.partition('?')[0]}/v1."))
     if path.endswith("/completions"):
-        refuse(Problem("", "names one operation of the API, not its base.", "Leave out everything after /v1."))
+        refuse(Problem("", "is the URL of one operation, not the base of the API.", "Remove everything after /v1."))
     return url
 
 
@@ -222,16 +226,16 @@ KeyPlace = Annotated[str, AfterValidator(_key_place), Word("place of a key")]
 
 
 class Secret(Frozen):
-    """Where a secret is. Its text never stands in the configuration, so that the file may be shared and versioned."""
+    """A reference to a secret. The secret itself is never in the configuration, so that the file can be shared."""
 
-    file: File | None = Field(default=None, description="file whose content is the secret; the line end is dropped")
-    env: str | None = Field(default=None, description="environment variable that holds the secret")
+    file: File | None = Field(default=None, description="file that contains the secret; a final newline is ignored")
+    env: str | None = Field(default=None, description="environment variable that contains the secret")
 
     @model_validator(mode="before")
     @classmethod
     def _is_a_reference(cls, value: Any) -> Any:
-        if not isinstance(value, dict):  # never repeat what stands here
-            refuse(Problem("", "a secret may not stand in the configuration itself.", _SECRET_REMEDY))
+        if not isinstance(value, dict):  # never quote this value
+            refuse(Problem("", "a secret must not be written in the configuration itself.", _SECRET_REMEDY))
         if len(value) != 1 or not value.keys() <= {"file", "env"}:
             refuse(Problem("", "is not a reference to one secret.", _SECRET_REMEDY))
         (target,) = value.values()

@@ -1,10 +1,10 @@
-"""YAML text to plain values, with the traps taken out.
+"""YAML text to plain values, without the traps.
 
 PyYAML reads YAML 1.1, where `22:00` is the number 1320, `no` is false, `010` is eight and a repeated key silently wins.
 Here scalars follow YAML 1.2's core schema (null, true/false, decimal numbers; everything else is text), a repeated key
-is an error, keys are text, and no tag can make an object. Merge keys (`<<`) and anchors work.
+is an error, keys are text, and no tag creates objects. Merge keys (`<<`) and anchors work.
 
-Messages carry line and column, never the line itself: it may hold what should have been a secret.
+Messages state line and column but never quote the line: it may contain a secret.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from calibrator.errors import ConfigurationError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with tables of its own, filled below; the base class's stay as they are."""
+    """SafeLoader with its own tables, filled below; those of the base class stay unchanged."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # a class table; the stub says instance
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
@@ -42,7 +42,7 @@ def _refuse_repeated_keys(node: MappingNode) -> None:
         if not isinstance(key, ScalarNode):
             continue
         if key.value in seen:
-            raise ConstructorError(None, None, f"the key '{key.value}' stands twice in one mapping", key.start_mark)
+            raise ConstructorError(None, None, f"the key '{key.value}' is repeated in one mapping", key.start_mark)
         seen.add(key.value)
 
 
@@ -103,6 +103,6 @@ def read_yaml(text: str, name: str) -> Any:
         raise ConfigurationError(cause, "Repair the YAML there.") from None
     except yaml.reader.ReaderError as error:
         cause = f"{name}, character {error.position + 1}: {error.reason}."
-        raise ConfigurationError(cause, "Write the file as UTF-8 text.") from None
+        raise ConfigurationError(cause, "Save the file as UTF-8 text.") from None
     except RecursionError:
         raise ConfigurationError(f"{name}: nested too deeply.", "Flatten the YAML.") from None

@@ -6,19 +6,9 @@ later than a success, and a run of failures must not push out the sweep behind t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from calibrator.core.records.sweep import SweepOutcome, SweepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Per backend."""
-
-    sweeps: int = 200  # calibrated ones
-    recommendations: int = 1000  # newest versions
-    samples: int = 5  # newest sweeps with their single requests
-
 
 FAILED_FACTOR = 2  # failed sweeps are kept this many times as long as good ones
 

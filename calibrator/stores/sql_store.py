@@ -13,7 +13,7 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.sharing.allocator import HeldShare
 from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import StaleLeaseError, StoreError
-from calibrator.ports.store import ForwardedCommand, Lease, Leases, SweepStatus
+from calibrator.ports.store import ForwardedCommand, Lease, Leases, Retention, SweepStatus
 from calibrator.stores.database import Database
 from calibrator.stores.documents import (
     COMMAND,
@@ -24,7 +24,7 @@ from calibrator.stores.documents import (
     SWEEP,
     SWEEP_STATUS,
 )
-from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
+from calibrator.stores.retention import FAILED_FACTOR, interrupted
 from calibrator.stores.schema import (
     checkpoints,
     commands,

@@ -1,4 +1,4 @@
-"""Adapters that read an engine's own metrics, and one that tells a tracing system of ours.
+"""Adapters that read an engine's own metrics, and one that exports traces.
 
 Does:      one scrape of a metrics page, one literal table of engines' names; spans over OTLP.
 Comes in:  a `Target`; ended sweeps.

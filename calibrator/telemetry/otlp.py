@@ -1,10 +1,10 @@
 """Traces of sweeps to an OpenTelemetry collector over OTLP/HTTP (port `SweepTracer`).
 
-The SDK is the optional extra `otel`, and is imported here alone, when somebody wants traces. It reads its own
+The SDK is the optional extra `otel`, and is imported only here, when traces are configured. It reads its own
 variables (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, ...).
 
 A span is put into the SDK's bounded queue, and a thread of the SDK sends it: a collector that is down, slow or silent
-costs lost spans and a line in the log. At the end it is given `CLOSE_LIMIT_S` to take what is left.
+costs lost spans and a line in the log. At the end it gets `CLOSE_LIMIT_S` for what is left.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class OtlpTracer:
         return begun
 
     def close(self) -> None:
-        """Send what waits, within `CLOSE_LIMIT_S`; blocks. The SDK's own limit is half a minute."""
+        """Send pending spans within `CLOSE_LIMIT_S`; blocks. The SDK's own limit is half a minute."""
         last: Callable[[], None] = self._processor.shutdown
         sending = threading.Thread(target=last, name="last-spans", daemon=True)
         sending.start()

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from calibrator.core.publish.lease import SOLE, LeasePolicy
+from calibrator.ports.store import Retention
 from calibrator.settings import Settings, database_url
 from calibrator.stores.database import Database
 from calibrator.stores.migrate import head as newest_schema
 from calibrator.stores.postgresql import PostgresDatabase
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 

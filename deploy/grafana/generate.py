@@ -1,11 +1,11 @@
 """Writes dashboard.json and alerts.yaml beside itself: `python deploy/grafana/generate.py`. A test compares.
 
-Rules of the dashboard: every query names job, instance and backend by variable; counters appear only inside increase or
-rate over `$__rate_interval`; every panel has a unit and says what it is good for; nothing fills in for missing data.
-Several instances see the same backend: queries take the greatest of them, of headroom the least.
+Rules of the dashboard: every query filters by the variables job, instance and backend; counters appear only inside
+increase or rate over `$__rate_interval`; every panel has a unit and a description; missing data is never filled in.
+Several instances report the same backend: queries take the maximum over them, for headroom the minimum.
 
-The alerts are those of ../prometheus/rules.yaml for people who let Grafana evaluate them. Its recording rules stay with
-Prometheus, which has to load the file's first group.
+The alerts are those of ../prometheus/rules.yaml, for evaluation by Grafana. Its recording rules stay in Prometheus,
+which has to load the first group of that file.
 """
 
 from __future__ import annotations
@@ -68,56 +68,57 @@ class Shown:
 PANELS = (
     Shown(
         "Cap and requests in flight",
-        "The cap, what gateways are told, and what users and probes take of it. Users at the cap wait or are refused.",
+        "The cap, the cap advertised to gateways, and what live users and probes use of it. Requests "
+        "above the cap queue or are rejected.",
         "suffix: requests",
         (
             (greatest("recommended_concurrency"), "{{backend}} cap"),
-            (greatest("gateway_concurrency"), "{{backend}} told to gateways"),
+            (greatest("gateway_concurrency"), "{{backend}} advertised to gateways"),
             (greatest("in_flight_requests", "kind"), "{{backend}} {{kind}}"),
-            (greatest("in_flight_peak_requests"), "{{backend}} peak of 60 s"),
+            (greatest("in_flight_peak_requests"), "{{backend}} 60 s peak"),
         ),
     ),
     Shown(
         "Headroom",
-        "Free share of the cap, now and at least within 60 s. Below 5 % somebody is woken; below 0 nobody enforces it.",
+        "Unused share of the cap, and its 60 s minimum. An alert fires below 5 %. Below 0 nothing enforces the cap.",
         "percentunit",
-        ((least("headroom_ratio"), "{{backend}}"), (least("headroom_min_ratio"), "{{backend}} least of 60 s")),
+        ((least("headroom_ratio"), "{{backend}}"), (least("headroom_min_ratio"), "{{backend}} 60 s minimum")),
     ),
     Shown(
         "Free requests",
-        "Cap minus live requests in flight, and the replicas that the cap counts on.",
+        "Cap minus live requests in flight, and the ready replicas that the cap is based on.",
         "short",
         ((least("headroom"), "{{backend}} headroom"), (greatest("ready_replicas"), "{{backend}} ready replicas")),
     ),
     Shown(
         "Capacity of one replica",
-        "Measured capacity with its interval, and the cap made from it. A wide interval asks for a greater budget.",
+        "Measured capacity with its interval, and the cap derived from it. If the interval is wide, raise the budget.",
         "suffix: requests",
         (
             (greatest("capacity", "bound"), "{{backend}} {{bound}}"),
-            (greatest("recommended_replica_concurrency"), "{{backend}} cap of a replica"),
+            (greatest("recommended_replica_concurrency"), "{{backend}} cap per replica"),
         ),
     ),
     Shown(
-        "State of the recommendation",
+        "Recommendation state",
         "Where the cap comes from: fallback, calibrated, guarded, stale or overridden.",
         "short",
         ((greatest("recommendation_state", "state") + " == 1", "{{backend}} {{state}}"),),
         is_timeline=True,
     ),
     Shown(
-        "Health of measuring",
-        "Whether the engine answers (1) and how measuring it goes; an error never takes a valid cap away.",
+        "Measurement health",
+        "Whether the engine responds (1), and the health of measuring it. An error never removes a valid cap.",
         "short",
         (
             (greatest("backend_health", "health") + " == 1", "{{backend}} {{health}}"),
-            (greatest("backend_up"), "{{backend}} answers"),
+            (greatest("backend_up"), "{{backend}} responds"),
         ),
         is_timeline=True,
     ),
     Shown(
         "Who measures",
-        "1 for the instance that holds the lease of the backend, and whether its database works (1).",
+        "1 for the instance that holds the lease of the backend; 1 while its database works.",
         "short",
         (
             (greatest("lease_held", "instance"), "{{backend}} {{instance}}"),
@@ -126,86 +127,86 @@ PANELS = (
         is_timeline=True,
     ),
     Shown(
-        "Verdicts of sweeps",
-        "Sweeps ended, by outcome. Several in a row without a result mean that the cap grows old.",
+        "Sweep outcomes",
+        "Completed sweeps by outcome. After several in a row without a result, the cap becomes stale.",
         "short",
         ((grown("sweeps_total", "outcome", function="increase"), "{{backend}} {{outcome}}"),),
     ),
     Shown(
-        "Age of the last sweep",
+        "Time since the last sweep",
         "Time since a sweep ended, by outcome.",
         "s",
         ((f"time() - {greatest('last_sweep_timestamp_seconds', 'outcome')}", "{{backend}} {{outcome}}"),),
     ),
     Shown(
         "Guard",
-        "Alarms of the watch over live users by signal, and whether users miss the SLA below the cap (1).",
+        "Guard alarms by signal; 1 while live users miss the SLA well below the cap.",
         "short",
         (
             (grown("guard_trips_total", "reason", function="increase"), "{{backend}} {{reason}}"),
-            (greatest("guard_breach"), "{{backend}} breach that is not concurrency"),
+            (greatest("guard_breach"), "{{backend}} breach not caused by concurrency"),
         ),
     ),
     Shown(
-        "What keeps sweeps away",
-        "1 for the reason why a due sweep has not started, and sweeps that ended at once to spare users.",
+        "Deferred and aborted sweeps",
+        "1 for the reason why a due sweep is deferred, and sweeps aborted to protect live users.",
         "short",
         (
-            (greatest("sweep_deferred", "reason"), "{{backend}} held back: {{reason}}"),
+            (greatest("sweep_deferred", "reason"), "{{backend}} deferred: {{reason}}"),
             (grown("sweep_aborts_total", "reason", function="increase"), "{{backend}} aborted: {{reason}}"),
         ),
     ),
     Shown(
-        "Cost of probes: requests",
+        "Probe cost: requests",
         "Probe requests by outcome: what measuring costs the engine.",
         "reqps",
         ((grown("probe_requests_total", "outcome"), "{{backend}} {{outcome}}"),),
     ),
     Shown(
-        "Cost of probes: tokens",
-        "Tokens that probes cost, prompt and output.",
+        "Probe cost: tokens",
+        "Prompt and output tokens of probes.",
         "suffix: tokens/s",
         ((grown("probe_tokens_total", "kind"), "{{backend}} {{kind}}"),),
     ),
     Shown(
-        "Cost of probes: overload",
-        "Seconds in which probes pushed the backend over its SLA, and live requests that were late meanwhile.",
+        "Probe cost: overload",
+        "Seconds for which probes pushed the backend over its SLA, and live requests over the SLA during sweeps.",
         "short",
         (
             (grown("probe_overload_seconds_total", function="increase"), "{{backend}} overload seconds"),
-            (grown("live_exceedances_total", function="increase"), "{{backend}} late live requests"),
+            (grown("live_exceedances_total", function="increase"), "{{backend}} live requests over the SLA"),
         ),
     ),
     Shown(
-        "Generator: levels not judged",
-        "Levels of the last sweep that our own lateness invalid_reasons. Above zero, calibrator needs more CPU.",
+        "Generator: inconclusive levels",
+        "Levels of the last sweep that are inconclusive because the generator was late. Above 0, add CPU.",
         "short",
         ((greatest("inconclusive_levels", matchers=', cause="generator"'), "{{backend}}"),),
     ),
     Shown(
-        "Generator: lateness",
-        "Event-loop lag of the load generator (P99 of the last sweep).",
+        "Generator: event-loop lag",
+        "P99 event-loop lag of the load generator during the last sweep.",
         "s",
         ((f"max by (instance) (calibrator_generator_lag_seconds{{{OURS}}})", "{{instance}}"),),
     ),
     Shown(
         "Generator: speed of this machine",
-        "Token events a second that this machine can measure, by the self-test of the start.",
+        "Token events per second that this machine can measure, from the self-test at startup.",
         "suffix: events/s",
         ((f"max by (instance) (calibrator_generator_events_per_second{{{OURS}}})", "{{instance}}"),),
     ),
     Shown(
         "Pollers",
-        "Gateways among which the cap is divided, and those beyond the cap: together they may exceed it.",
+        "Gateways that share the cap, and those in excess of it: each still gets 1, so the sum exceeds the cap.",
         "short",
         (
             (greatest("gateway_clients"), "{{backend}} gateways"),
-            (greatest("gateway_clients_over_cap"), "{{backend}} beyond the cap"),
+            (greatest("gateway_clients_over_cap"), "{{backend}} in excess of the cap"),
         ),
     ),
     Shown(
         "Polls",
-        "Polls for the cap. None means that gateways go by their static limit.",
+        "Polls of the cap. Without any, gateways run on their last cap or static limit.",
         "reqps",
         ((grown("gateway_polls_total"), "{{backend}}"),),
     ),
@@ -226,10 +227,10 @@ def over_time(shown: Shown) -> timeseries.Panel | statetimeline.Panel:
 
 
 def curve() -> trend.Panel:
-    """Latency by concurrency: tables of (concurrency, value), joined into one that the panel draws over its number."""
+    """Latency by concurrency: tables of (concurrency, value), joined into one and drawn over concurrency."""
     shown = Shown(
         "Latency against concurrency",
-        "The last sweep's curve of the backend and metric chosen above; where it meets the SLA lies the capacity.",
+        "Curve of the last sweep for the backend and metric selected above. The capacity is where P99 meets the SLA.",
         "s",
         (),
     )
@@ -267,7 +268,7 @@ def variable(name: str, label: str, series: str, *, has_all: bool = True) -> bui
 
 def dashboard() -> Dashboard:
     board = build.Dashboard("Calibrator").uid("calibrator").tags(["calibrator", "llm"]).readonly()
-    board.description("How many requests each LLM backend may have in flight, how much of that is free, and why.")
+    board.description("How many requests each LLM backend may have in flight, how much of that is unused, and why.")
     board.time("now-24h", "now").refresh("1m").timezone("browser").tooltip(DashboardCursorSync.CROSSHAIR)
     board.with_variable(build.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     board.with_variable(variable("job", "Job", "calibrator_build_info"))
@@ -285,7 +286,7 @@ def dashboard() -> Dashboard:
 
 
 def asked(ref_id: str, source_uid: str, model: dict[str, Any]) -> dict[str, Any]:
-    """Instant queries ignore the range, and Grafana insists on one."""
+    """Instant queries ignore the range, but Grafana requires one."""
     window = {"from": 600, "to": 0}
     return {
         "refId": ref_id,
@@ -296,7 +297,7 @@ def asked(ref_id: str, source_uid: str, model: dict[str, Any]) -> dict[str, Any]
 
 
 def alert(rule: dict[str, Any]) -> dict[str, Any]:
-    """Grafana's form of a rule: whatever the expression returns is an alert, as in Prometheus; nothing is none."""
+    """A rule in Grafana's form: every series that the expression returns is an alert, as in Prometheus."""
     instant = {"expr": " ".join(rule["expr"].split()), "instant": True, "range": False}
     math = {"type": "math", "expression": "is_number($A)"}
     words = {key: text.replace("$value", "$values.A.Value") for key, text in rule["annotations"].items()}
@@ -327,7 +328,7 @@ def alerts() -> dict[str, Any]:
 
 def files() -> dict[str, str]:
     """{name: content}"""
-    head = "# Made by generate.py from ../prometheus/rules.yaml; its recording rules must run in Prometheus.\n"
+    head = "# Generated from ../prometheus/rules.yaml by generate.py; the recording rules must run in Prometheus.\n"
     return {
         "dashboard.json": json.dumps(dashboard(), cls=JSONEncoder, sort_keys=True, indent=2) + "\n",
         "alerts.yaml": head + yaml.safe_dump(alerts(), sort_keys=False, width=120),

@@ -10,21 +10,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from calibrator.cli.simulate import SimulateOptions, simulate
+from calibrator.cli.options import SimulateOptions
+from calibrator.cli.simulate import simulate
 
 BACKENDS, RECALIBRATED, STRESSED = 3000, 500, 1000
 
 
 def main(seed: int, workers: int) -> None:
-    cold = SimulateOptions(
-        backends=BACKENDS,
-        seed=seed,
-        families="core",
-        output="table",
-        recalibrations=0,
-        stress="none",
-        workers=workers,
-    )
+    cold = SimulateOptions(backends=BACKENDS, seed=seed, workers=workers)
     simulate(cold)
     simulate(replace(cold, families="all"))
     simulate(replace(cold, backends=RECALIBRATED, recalibrations=6))

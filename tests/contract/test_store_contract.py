@@ -18,9 +18,8 @@ from calibrator.core.records.sweep import SweepOutcome
 from calibrator.core.sharing.allocator import HeldShare
 from calibrator.core.sharing.share_cache import CacheReport, CapReport, ClientReport, Grant, InstanceReport, ShareTable
 from calibrator.errors import StaleLeaseError, StoreError
-from calibrator.ports.store import ForwardedCommand, Lease, Leases, Store, SweepStatus
+from calibrator.ports.store import ForwardedCommand, Lease, Leases, Retention, Store, SweepStatus
 from calibrator.stores.postgresql import PostgresDatabase
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 

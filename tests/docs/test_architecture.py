@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.import_matrix import CONTRACTS, PACKAGE, imports, layers, rooms
-from support.readme import DESIGN
+from generate_docs import DESIGN
+from import_matrix import CONTRACTS, PACKAGE, imports, layers, rooms
 
 TEXT = DESIGN.read_text()
 MOST_ROOMS, MOST_FILES = 12, 15

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 import yaml
+from generate_docs import README, ROOT
 from starlette.applications import Starlette
 from support.documentation import EVERY_BLOCK, PAGES, Block
-from support.readme import README, ROOT
 from support.require import require
 from support.service_process import serving, simulated_engine, write_config
 

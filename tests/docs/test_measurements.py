@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.measurements import (
+from generate_docs import DOCS, README
+from measurements import (
     LIMIT_S,
     POINT_REQUESTS,
     REQUESTS,
@@ -12,7 +13,6 @@ from support.measurements import (
     quantile,
     seed_level,
 )
-from support.readme import DOCS, README
 
 LONG = 1000  # tokens: between the short prompts and the long ones
 

@@ -6,7 +6,7 @@ import struct
 from xml.etree import ElementTree as ET
 
 import pytest
-from support.pictures import PICTURES, SIZE, curve
+from generate_pictures import PICTURES, SIZE, curve
 
 from calibrator.web.report.report import STYLE
 

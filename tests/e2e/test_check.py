@@ -32,7 +32,7 @@ def test_a_valid_configuration_is_explained_and_costed(tmp_path: Path) -> None:
     done = run_calibrator("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (done.returncode, done.stderr) == (0, "")
     assert SECRET not in done.stdout
-    in_force, cost = done.stdout.split("# What a sweep will cost")
+    in_force, cost = done.stdout.split("# Cost of a sweep")
     shown = yaml.safe_load(in_force)
     chat = shown["backends"]["chat"]
     assert chat["api_key"] == {"env": "ENGINE_KEY"}
@@ -46,7 +46,7 @@ def test_a_valid_configuration_is_explained_and_costed(tmp_path: Path) -> None:
 def test_what_is_shown_is_a_configuration_itself(tmp_path: Path) -> None:
     config = write_config(tmp_path, tree())
     first = run_in_process("check", "--config", config, environ={"ENGINE_KEY": SECRET}).stdout
-    config.write_text(first.split("# What a sweep will cost")[0])
+    config.write_text(first.split("# Cost of a sweep")[0])
     again = run_in_process("check", "--config", config, environ={"ENGINE_KEY": SECRET})
     assert (again.returncode, again.stdout) == (0, first)
 
@@ -67,7 +67,7 @@ def test_tokens_are_named_by_their_fingerprints(tmp_path: Path) -> None:
         ({"objectives": ["ttft p99.9 <= 500ms"]}, ("budget.requests", "p99.9", "Allow ")),
         ({"objectives": ["ttft 99 <= 5ms"]}, ("objectives[0]", "ttft 99 <= 5ms")),
         ({"bounds": {"min": 9, "max": 3}}, ("bounds.min", "9 is above max 3")),
-        ({"api_key": SECRET}, ("api_key", "may not stand in the configuration")),
+        ({"api_key": SECRET}, ("api_key", "must not be written in the configuration")),
         ({"api_key": {"env": "NOT_SET_ANYWHERE"}}, ("api_key", "NOT_SET_ANYWHERE", "not set")),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support.chart import CHART, REPOSITORY
+from generate_chart import CHART, REPOSITORY
 from support.helm_chart import CASES, Manifest, configuration, helm, notes, of_kind, only, pod, render
 from support.prometheus_process import accepted
 from support.service_process import serving, write_config
@@ -395,9 +395,9 @@ def test_the_notes_say_what_is_off_and_what_is_risky() -> None:
 def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
     assert "serviceMonitor" not in notes("monitoring")
     assert "tokens" not in notes("secrets")
-    assert "RISK: nothing survives" in notes("ephemeral")
+    assert "RISK: state is lost" in notes("ephemeral")
     assert "RISK: the disruption budget blocks" in notes("scheduling")
-    assert "HAProxy asks   r-calibrator.default:9001" in notes("network")
+    assert "HAProxy polls  r-calibrator.default:9001" in notes("network")
     several = notes("postgresql")
     assert "RISK" not in several
     assert "RISK: one replica" in notes("tls")
@@ -405,7 +405,7 @@ def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
         '{"enabled":true,"minAvailable":3,"maxUnavailable":null}',
         '{"enabled":true,"maxUnavailable":"0%"}',
     ):
-        assert "it lets no pod of 3 go" in notes("postgresql", f"podDisruptionBudget={blocking}")
+        assert "blocks node drains: it allows none of 3 pods" in notes("postgresql", f"podDisruptionBudget={blocking}")
 
 
 # --------------------------------------------------------------------------------------------------------- helm test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tarfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support.chart import CHART, DEPLOY, REPOSITORY, comments, files
+from generate_chart import CHART, DEPLOY, REPOSITORY, comments, files
 from support.helm_chart import helm, tool
 
 import calibrator
@@ -33,6 +34,16 @@ def test_no_copy_has_lost_its_source() -> None:
     copies = {path for path in (CHART / "files").rglob("*") if path.suffix in {".yaml", ".json"}}
     assert copies <= files().keys()
     assert any(path.parent.name == "dashboards" for path in copies)
+
+
+def test_the_package_holds_what_is_installed_and_not_what_generates_it(tmp_path: Path) -> None:
+    answer = helm("package", CHART, "--destination", tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    with tarfile.open(archive) as opened:
+        names = {name.removeprefix("calibrator/") for name in opened.getnames()}
+    assert {"Chart.yaml", "values.schema.json", "files/rules.yaml", "files/has_caps.py"} <= names
+    assert {name for name in names if name.endswith((".py", ".pyc"))} == {"files/has_caps.py"}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

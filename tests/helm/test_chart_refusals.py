@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support.chart import CHART
+from generate_chart import CHART
 from support.helm_chart import CASES, helm, template
 
 Values = dict[str, Any]
@@ -27,13 +27,13 @@ OF_TWO_TYPES = {  # null or a quantity by default, and as well
     ("resources.limits.memory", int),
 }
 SENTENCES = {
-    "replicaCount=2": "SQLite has one writer",
-    "replicaCount=0": "nobody would answer gateways",
+    "replicaCount=2": "replicaCount: 2 is refused",
+    "replicaCount=0": "replicaCount: 0 is refused",
     'postgresql={"enabled":true}': "postgresql.secretName is empty",
     'postgresql={"secretName":"db"}': "state would go to SQLite",
     'postgresql={"caSecretName":"db"}': "state would go to SQLite",
-    'postgresql={"enabled":true,"secretName":"db"};persistence.enabled=true': "two places for one state",
-    'postgresql={"enabled":true,"secretName":"db"};persistence.existingClaim="old"': "two places for one state",
+    'postgresql={"enabled":true,"secretName":"db"};persistence.enabled=true': "persistence and postgresql",
+    'postgresql={"enabled":true,"secretName":"db"};persistence.existingClaim="old"': "persistence and postgresql",
     'secrets={"postgresql-url":{"secretName":"db","key":"url"}}': "the chart's own name",
     'config.store={"postgresql":{"env":"URL"}}': "give postgresql.enabled: true",
     'config.store={"ca_file":"/ca.pem"}': "give postgresql.enabled: true",
@@ -41,25 +41,25 @@ SENTENCES = {
     "networkPolicy.postgresqlEgress=[{}]": "postgresql.enabled is false",
     'config.listen={"host":"::"}': "the address is listenHost",
     'config.listen={"tls":{"cert_file":"/c","client_ca_file":"/a"}}': "lock out Kubernetes' own probes",
-    'extraEnv=[{"name":"CALIBRATOR_STORE__POSTGRESQL__ENV","value":"X"}]': "STORE__POSTGRESQL__ENV would move",
+    'extraEnv=[{"name":"CALIBRATOR_STORE__POSTGRESQL__ENV","value":"X"}]': "extraEnv CALIBRATOR_STORE__POSTGRESQL__ENV",
     "config.backends=null": "there is nothing to calibrate",
     'config.listen={"port":80}': "service.port",
     'config.store={"path":"/data/c.db"}': "the volume of `persistence`",
     'config.gateways={"haproxy":{"port":1}}': "haproxyAgent.enabled",
     'config.backends.chat.api_key={"file":"/run/secrets/calibrator/missing"}': "there is no secrets.missing",
-    'extraEnv=[{"name":"CALIBRATOR_LISTEN__PORT","value":"80"}]': "CALIBRATOR_LISTEN__PORT would move",
+    'extraEnv=[{"name":"CALIBRATOR_LISTEN__PORT","value":"80"}]': "extraEnv CALIBRATOR_LISTEN__PORT",
     "terminationGracePeriodSeconds=19": "preStopSleepSeconds (5) counts inside it",
     "preStopSleepSeconds=16": "terminationGracePeriodSeconds: 30 is too short",
     'haproxyAgent={"enabled":true,"port":8300}': "Give two ports",
-    "networkPolicy.enabled=true": "could reach no engine",
+    "networkPolicy.enabled=true": "networkPolicy.egress is empty",
     "podDisruptionBudget.enabled=true": "give one of minAvailable and maxUnavailable",
     'podDisruptionBudget={"enabled":true,"minAvailable":1,"maxUnavailable":0}': "give one of",
     'listenHost="127.0.0.1"': "the pod's own loopback",
     'podLabels={"app.kubernetes.io/name":"x"}': "selectors rely on it",
     'serviceMonitor.interval="5s"': "longer than the interval",
-    'extraVolumes=[{"name":"tmp","emptyDir":{}}]': 'a second volume "tmp"',
-    'extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]': 'mounts "ca", which is no volume',
-    'extraContainers=[{"name":"calibrator","image":"x"}]': "the name of the chart's own",
+    'extraVolumes=[{"name":"tmp","emptyDir":{}}]': 'extraVolumes defines the volume "tmp"',
+    'extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]': 'mounts "ca", which is not a volume',
+    'extraContainers=[{"name":"calibrator","image":"x"}]': 'extraContainers has a container "calibrator"',
     'prometheusRule={"enabled":true,"disabled":{"CalibratorHeadroomLow":true}}': "Give one of Calibrator",
 }
 BY_THE_SCHEMA = (

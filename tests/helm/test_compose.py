@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from support.chart import DEPLOY, REPOSITORY
+from generate_chart import DEPLOY, REPOSITORY
 from support.helm_chart import tool
 from support.prometheus_process import accepted
 

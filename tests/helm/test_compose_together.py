@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from support.chart import DEPLOY
+from generate_chart import DEPLOY
 from support.gateway_site import in_own_network
 from support.helm_chart import tool
 from support.prometheus_process import program

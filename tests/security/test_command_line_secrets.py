@@ -17,12 +17,12 @@ URL = ["--url", "http://127.0.0.1:1/v1"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([*SWEEP, "--url", f"http://user:{SECRET}@127.0.0.1:1/v1"], "--url holds credentials"),
-        ([*SWEEP, "--url", f"ftp://user:{SECRET}@127.0.0.1:1/v1"], "--url holds credentials"),
-        ([*SWEEP, *URL, "--metrics-url", f"http://user:{SECRET}@127.0.0.1:1/m"], "--metrics-url holds credentials"),
-        ([*SWEEP, *URL, "--api-key-file", "{key}"], "cannot stand in a header"),
-        ([*SWEEP, *URL, "--api-key-env", "KEY"], "cannot stand in a header"),
-        (["report", f"http://user:{SECRET}@127.0.0.1:1/v1/x"], "holds credentials"),
+        ([*SWEEP, "--url", f"http://user:{SECRET}@127.0.0.1:1/v1"], "--url contains credentials"),
+        ([*SWEEP, "--url", f"ftp://user:{SECRET}@127.0.0.1:1/v1"], "--url contains credentials"),
+        ([*SWEEP, *URL, "--metrics-url", f"http://user:{SECRET}@127.0.0.1:1/m"], "--metrics-url contains credentials"),
+        ([*SWEEP, *URL, "--api-key-file", "{key}"], "not valid in a header"),
+        ([*SWEEP, *URL, "--api-key-env", "KEY"], "not valid in a header"),
+        (["report", f"http://user:{SECRET}@127.0.0.1:1/v1/x"], "contains credentials"),
     ],
 )
 def test_a_secret_that_is_refused_is_not_repeated(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def test_agent_checks_are_off_unless_a_port_is_given() -> None:
 @pytest.mark.parametrize(
     ("gateways", "message"),
     [
-        ({"envoy": {"clusters": {"llm": "chaat"}}}, "gateways.envoy.clusters.llm: 'chaat' is no backend. Give one of"),
+        (
+            {"envoy": {"clusters": {"llm": "chaat"}}},
+            "gateways.envoy.clusters.llm: 'chaat' is not a backend. Give one of",
+        ),
         ({"envoy": {"clusters": {"": "chat"}}}, "gateways.envoy.clusters"),
         ({"haproxy": {"port": 70_000}}, "gateways.haproxy.port"),
         ({"haproxy": {"prot": 1}}, "Did you mean 'port'?"),

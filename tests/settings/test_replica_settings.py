@@ -54,10 +54,10 @@ def test_a_name_stands_for_url_or_takes_scheme_and_path_from_it(tmp_path: Path) 
     ("more", "words"),
     [
         ({}, "url: is missing"),
-        ({"url": URLS[1], "replicas": {"urls": URLS}}, "url: stands beside replicas.urls"),
-        ({"replicas": {"urls": URLS, "dns": {"name": "x", "port": 1}}}, "stands beside dns"),
-        ({"replicas": {"urls": [URLS[0], URLS[0]]}}, "replicas.urls: names one replica twice"),
-        ({"replicas": {"urls": URLS, "measure_on": URLS[1:]}}, "measure_on: names a replica in rotation"),
+        ({"url": URLS[1], "replicas": {"urls": URLS}}, "url: cannot be combined with replicas.urls"),
+        ({"replicas": {"urls": URLS, "dns": {"name": "x", "port": 1}}}, "cannot be combined with dns"),
+        ({"replicas": {"urls": [URLS[0], URLS[0]]}}, "replicas.urls: lists a replica twice"),
+        ({"replicas": {"urls": URLS, "measure_on": URLS[1:]}}, "measure_on: lists a replica in rotation"),
         ({"replicas": {"dns": {"name": "engine.models"}}}, "dns.port: is missing"),
         ({"replicas": {"dns": {"name": "http://x/", "port": 1}}}, "is not a host name"),
         ({"replicas": {"dns": "engine.models"}}, "url"),
@@ -79,4 +79,4 @@ def test_two_backends_with_a_replica_in_common_share_an_engine(tmp_path: Path) -
     grouped = {name: {**backend, "engine_group": "gpu"} for name, backend in both.items()}
     assert len(plans(tmp_path, **grouped)) == 2
     grouped["lora"]["objectives"] = ["ttft p99 <= 300ms"]
-    assert "share the sweeps of one engine but not one SLA" in refusal(tmp_path, **grouped)
+    assert "backends.lora.objectives: 'lora' and 'chat'" in refusal(tmp_path, **grouped)

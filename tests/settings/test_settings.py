@@ -249,17 +249,17 @@ def test_the_environment_alone_is_a_configuration() -> None:
 
 def test_a_misspelt_variable_is_refused_like_a_misspelt_key(tmp_path: Path) -> None:
     message = refusal(tmp_path, yaml.safe_dump(MINIMAL), {"CALIBRATOR_LISTEN__PROT": "1"})
-    assert "the environment: listen.prot: is not a key that exists here. Did you mean 'port'?" in message
+    assert "the environment: listen.prot: is not a known key. Did you mean 'port'?" in message
 
 
 def test_one_underscore_too_few_is_not_silently_passed_over(tmp_path: Path) -> None:
     message = refusal(tmp_path, yaml.safe_dump(MINIMAL), {"CALIBRATOR_LISTEN_PORT": "9000"})
-    assert "listen_port: is not a key that exists here." in message
+    assert "listen_port: is not a known key." in message
 
 
 def test_variables_that_contradict_each_other_are_refused() -> None:
     environ = {"CALIBRATOR_LISTEN": "{port: 1}", "CALIBRATOR_LISTEN__PORT__X": "2", "CALIBRATOR_STORE": "a"}
-    with pytest.raises(ConfigurationError, match=r"CALIBRATOR_LISTEN__PORT__X: another variable .* Unset one"):
+    with pytest.raises(ConfigurationError, match=r"CALIBRATOR_LISTEN__PORT__X: .* Unset one"):
         load_settings(None, environ)
 
 
@@ -289,20 +289,20 @@ CHAT = ("backends", "chat")
 REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path of the key, remedy)
     "unknown top-level key": (("backend", {}), "backend:", "Did you mean 'backends'?"),
     "unknown key, near": (("listen", "prt", 1), "listen.prt:", "Did you mean 'port'?"),
-    "unknown key, far": (("log", "colour", 1), "log.colour:", "Valid here: format, level."),
+    "unknown key, far": (("log", "colour", 1), "log.colour:", "Valid keys: format, level."),
     "unknown key in a backend": ((*CHAT, "modell", "m"), "backends.chat.modell:", "Did you mean 'model'?"),
     "unknown key in a list": (
         (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "timezone": "UTC"}]),
         "windows[0].timezone:",
         "Did you mean 'time_zone'?",
     ),
-    "no backends": (("backends", ...), "backends:", "Give it: what is measured"),
-    "empty backends": (("backends", {}), "backends:", "Give at least one."),
+    "no backends": (("backends", ...), "backends:", "Add it: what is measured"),
+    "empty backends": (("backends", {}), "backends:", "Add at least one."),
     "backends is a list": (("backends", []), "backends:", "Write its keys below it"),
     "backend is nothing": ((*CHAT, None), "backends.chat:", "Write its keys below it"),
-    "missing required key": ((*CHAT, "fallback_cap", ...), "backends.chat.fallback_cap:", "Give it: cap published"),
+    "missing required key": ((*CHAT, "fallback_cap", ...), "backends.chat.fallback_cap:", "Add it: cap published"),
     "backend name": (("backends", "Chat_1", MINIMAL["backends"]["chat"]), "backends.Chat_1:", "Use a-z, 0-9 and '-'"),
-    "no objectives": ((*CHAT, "objectives", []), "backends.chat.objectives:", "Give at least one."),
+    "no objectives": ((*CHAT, "objectives", []), "backends.chat.objectives:", "Add at least one."),
     "objectives as text": (
         (*CHAT, "objectives", "ttft p99 <= 1s"),
         "backends.chat.objectives:",
@@ -311,31 +311,35 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
     "not an objective": ((*CHAT, "objectives", ["fast"]), "objectives[0]:", "Write it like 'ttft p99 <= 500ms'"),
     "an objective as number": ((*CHAT, "objectives", [5]), "objectives[0]:", "Write it like 'ttft p99 <= 500ms'"),
     "objective without unit": ((*CHAT, "objectives", ["ttft p99 <= 5"]), "objectives[0]:", "Write 500ms or 0.5s."),
-    "objective twice": ((*CHAT, "objectives", ["ttft p99 <= 1s"] * 2), "backends.chat.objectives:", "Name each once."),
-    "cap of nothing": ((*CHAT, "fallback_cap", 0), "backends.chat.fallback_cap:", "Give a number of at least 1."),
+    "objective twice": ((*CHAT, "objectives", ["ttft p99 <= 1s"] * 2), "backends.chat.objectives:", "List each once."),
+    "cap of nothing": ((*CHAT, "fallback_cap", 0), "backends.chat.fallback_cap:", "Use a number of at least 1."),
     "true is no number": ((*CHAT, "fallback_cap", True), "backends.chat.fallback_cap:", "Write it in digits."),
     "half a request": ((*CHAT, "fallback_cap", 1.5), "backends.chat.fallback_cap:", "Write it like 8."),
     "text for a number": ((*CHAT, "fallback_cap", "many"), "backends.chat.fallback_cap:", "Write it like 8."),
-    "fallback outside cap": ((*CHAT, "cap", {"max": 4}), "backends.chat.fallback_cap:", "Move one of them."),
+    "fallback outside cap": ((*CHAT, "cap", {"max": 4}), "backends.chat.fallback_cap:", "Change one of them."),
     "cap upside down": ((*CHAT, "cap", {"min": 9, "max": 8}), "backends.chat.cap.min:", "Give min <= max."),
     "bounds upside down": ((*CHAT, "bounds", {"min": 9, "max": 8}), "backends.chat.bounds.min:", "Give min <= max."),
-    "bounds from zero": ((*CHAT, "bounds", {"min": 0}), "backends.chat.bounds.min:", "Give a number of at least 1."),
-    "margin of everything": ((*CHAT, "safety_margin_ratio", 1), "safety_margin_ratio:", "Give a number below 1."),
-    "negative margin": ((*CHAT, "safety_margin_ratio", -0.1), "safety_margin_ratio:", "Give a number of at least 0."),
+    "bounds from zero": ((*CHAT, "bounds", {"min": 0}), "backends.chat.bounds.min:", "Use a number of at least 1."),
+    "margin of everything": ((*CHAT, "safety_margin_ratio", 1), "safety_margin_ratio:", "Use a number below 1."),
+    "negative margin": ((*CHAT, "safety_margin_ratio", -0.1), "safety_margin_ratio:", "Use a number of at least 0."),
     "margin of infinity": ((*CHAT, "safety_margin_ratio", "inf"), "safety_margin_ratio:", "Write it like 0.1."),
-    "increase below one": ((*CHAT, "max_increase_ratio", 0.9), "max_increase_ratio:", "Give a number of at least 1."),
+    "increase below one": ((*CHAT, "max_increase_ratio", 0.9), "max_increase_ratio:", "Use a number of at least 1."),
     "duration without unit": ((*CHAT, "every", 6), "backends.chat.every:", "Write it like 500ms"),
     "duration in prose": ((*CHAT, "every", "often"), "backends.chat.every:", "Write it like 500ms"),
-    "duration of nothing": ((*CHAT, "every", "0s"), "backends.chat.every:", "Give more than nothing"),
+    "duration of nothing": ((*CHAT, "every", "0s"), "backends.chat.every:", "Use more than 0"),
     "duration of an age": ((*CHAT, "every", "9999999d"), "backends.chat.every:", "at most a year"),
-    "stale before it is renewed": ((*CHAT, "valid_for", "6h"), "backends.chat.valid_for:", "Give more than every plus"),
+    "stale before it is renewed": (
+        (*CHAT, "valid_for", "6h"),
+        "backends.chat.valid_for:",
+        "Make it longer than every plus",
+    ),
     "budget too small": ((*CHAT, "budget", {"requests": 100}), "budget.requests:", "Allow 379 requests or more"),
     "quantile too high": ((*CHAT, "objectives", ["ttft p99.9 <= 1s"]), "budget.requests:", "choose a lower quantile"),
     "overload as number": ((*CHAT, "budget", {"overload": 120}), "budget.overload:", "Write it like 500ms"),
     "nothing streams": (
         (*CHAT, "workload", {"classes": [{"stream": False}]}),
         "backends.chat.objectives:",
-        "Give a class that streams",
+        "Add a class that streams",
     ),
     "a burst that is not": ((*CHAT, "burst", "always"), "burst:", "enforce"),
     "all of it shared": ((*CHAT, "workload", {"prefix_reuse": 1.0}), "workload.prefix_reuse:", "0.95"),
@@ -344,12 +348,12 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         "workload.trace: /no/such/trace: cannot be read",
         "one JSON object a line",
     ),
-    "no class": ((*CHAT, "workload", {"classes": []}), "workload.classes:", "Give at least one."),
-    "no share": ((*CHAT, "workload", {"classes": [{"share": 0}]}), "classes[0].share:", "Give a number above 0."),
+    "no class": ((*CHAT, "workload", {"classes": []}), "workload.classes:", "Add at least one."),
+    "no share": ((*CHAT, "workload", {"classes": [{"share": 0}]}), "classes[0].share:", "Use a number above 0."),
     "spread of all": (
         (*CHAT, "workload", {"classes": [{"spread_ratio": 1}]}),
         "spread_ratio:",
-        "Give a number below 1.",
+        "Use a number below 1.",
     ),
     "time zone": (
         (*CHAT, "windows", [{"from": "22:00", "to": "23:00", "time_zone": "Berlin"}]),
@@ -366,15 +370,15 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
         "windows[0].from:",
         'Write it like "22:00"',
     ),
-    "weekday": ((*CHAT, "windows", [{"from": "22:00", "to": "23:00", "days": ["monday"]}]), "days[0]:", "Write 'mon'"),
-    "api": ((*CHAT, "api", "embeddings"), "backends.chat.api:", "Write 'chat' or 'completions'."),
+    "weekday": ((*CHAT, "windows", [{"from": "22:00", "to": "23:00", "days": ["monday"]}]), "days[0]:", "Use 'mon'"),
+    "api": ((*CHAT, "api", "embeddings"), "backends.chat.api:", "Use 'chat' or 'completions'."),
     "not a URL": ((*CHAT, "url", "host:8000"), "backends.chat.url:", "Write it like http://host:8000/v1."),
     "port out of range": ((*CHAT, "url", "http://h:99999/v1"), "backends.chat.url:", "Write it like http://"),
     "URL without a path": ((*CHAT, "url", "http://h:1"), "backends.chat.url:", "usually /v1: http://h:1/v1."),
     "URL of one operation": (
         (*CHAT, "url", "http://h/v1/chat/completions"),
         "backends.chat.url:",
-        "Leave out everything",
+        "Remove everything",
     ),
     "URL with a fragment": ((*CHAT, "url", "http://h/v1#a"), "backends.chat.url:", "Write it like http://"),
     "URL with a key in its query": (
@@ -387,7 +391,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
     "a header twice": (
         (*CHAT, "headers", {"X-Org": {"env": "A"}, "x-org": {"env": "A"}}),
         "backends.chat.headers:",
-        "Give each once.",
+        "List each once.",
     ),
     "a key at no place": ((*CHAT, "api_key_in", "cookie"), "backends.chat.api_key_in:", "header:api-key"),
     "a limit of nothing": (
@@ -401,13 +405,13 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {  # case: (change, path 
     "path as number": (("store", "path", 5), "store.path:", "Put it in quotes."),
     "two stores": (
         ("store", {"path": "a.db", "postgresql": {"env": "A"}}),
-        "store.postgresql: stands beside path.",
+        "store.postgresql: cannot be combined with path.",
         "Give one of the two.",
     ),
     "no store": (("store", "path", None), "store.path: is empty.", "Give the path of a SQLite file"),
-    "authorities of a file": (("store", "ca_file", "/ca"), "store.ca_file: is of no use", "Leave it out"),
-    "port": (("listen", "port", 65536), "listen.port:", "Give a number of at most 65535."),
-    "log format": (("log", "format", "xml"), "log.format:", "Write 'json' or 'console'."),
+    "authorities of a file": (("store", "ca_file", "/ca"), "store.ca_file:", "Remove it"),
+    "port": (("listen", "port", 65536), "listen.port:", "Use a number of at most 65535."),
+    "log format": (("log", "format", "xml"), "log.format:", "Use 'json' or 'console'."),
     "model as number": ((*CHAT, "model", 1.10), "backends.chat.model:", "Put it in quotes."),
 }
 
@@ -491,7 +495,7 @@ def test_every_missing_secret_and_file_is_named_with_its_key(tmp_path: Path) -> 
 def test_a_secret_that_no_header_can_carry_is_refused_and_not_repeated(content: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(content, encoding="utf-8")
     settings = load(tmp_path, changed("auth", "operator_tokens", [{"file": str(tmp_path / "token")}]))
-    with pytest.raises(ConfigurationError, match=r"auth.operator_tokens\[0\]: .* Give one line of ASCII") as caught:
+    with pytest.raises(ConfigurationError, match=r"auth.operator_tokens\[0\]: .* Provide one line of ASCII") as caught:
         tokens(settings, {})
     assert not content.strip() or content not in str(caught.value)
 
@@ -549,8 +553,8 @@ def test_a_trace_file_becomes_classes_and_is_printed_as_its_path(tmp_path: Path)
         (b"", {}, "holds no request"),
         (b'{"prompt_tokens": 1, "output_tokens": 1}\n\n{"prompt_tokens": 1}\n', {}, "line 3: needs output_tokens"),
         (b'{"prompt_tokens": 1, "output_tokens": 1}\n\xff', {}, "line 2: is not UTF-8"),
-        (b'{"prompt_tokens": 1, "output_tokens": 1}', {"classes": [{"share": 2}]}, "stands beside classes"),
-        (b'{"prompt_tokens": 1, "output_tokens": 1, "stream": false}', {}, "says anything about 'ttft p99"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1}', {"classes": [{"share": 2}]}, "cannot be combined with classes"),
+        (b'{"prompt_tokens": 1, "output_tokens": 1, "stream": false}', {}, "backends.chat.objectives: no class"),
         (b"\n" * (64 * 2**20 + 1), {}, "larger than 64 MiB"),
     ],
     ids=["empty", "bad line", "not text", "and classes", "no stream, but ttft", "huge"],

@@ -39,8 +39,8 @@ def test_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "where", "cause"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3, column 1", "the key 'a' stands twice"),
-        ("a: {x: 1, x: 2}", "line 1, column 11", "the key 'x' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "line 3, column 1", "the key 'a' is repeated"),
+        ("a: {x: 1, x: 2}", "line 1, column 11", "the key 'x' is repeated"),
         ("a: [1, 2", "line 1, column 9", "expected ',' or ']'"),
         ("a: b: c", "line 1, column 5", "mapping values are not allowed"),
         ("a:\n\t- 1", "line 2, column 1", "cannot start any token"),
@@ -73,8 +73,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path / "missing.yaml", "cannot be read (No such file or directory). Give the path of a YAML file."),
         (tmp_path, "cannot be read (Is a directory)"),
-        (binary, "byte 4 is not UTF-8. Write the file as UTF-8."),
-        (listed, "is not a mapping. Start it with keys such as 'backends:'."),
+        (binary, "byte 4 is not UTF-8. Save the file as UTF-8."),
+        (listed, "is not a mapping. Start the file with keys such as 'backends:'."),
         (empty, "backends: is missing."),
     ):
         with pytest.raises(ConfigurationError) as refusal:

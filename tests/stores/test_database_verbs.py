@@ -41,9 +41,9 @@ def test_upgrade_brings_a_store_up_to_date_and_current_shows_it(
     assert [one.exit_code for one in said] == [0, 0, 0], said
     name = f"The store {tmp_path / 'store.db'}" if kind == "sqlite" else "The database t"
     assert all(one.stdout.startswith(name) for one in said)
-    assert said[0].stdout.endswith(f" is empty; this release writes {head()}.\n")
-    assert said[1].stdout.endswith(f" went from no schema to {head()}.\n")
-    assert said[2].stdout.endswith(f" has schema {head()}; this release writes {head()}.\n")
+    assert said[0].stdout.endswith(f" is empty; this release uses {head()}.\n")
+    assert said[1].stdout.endswith(f" was migrated from no schema to {head()}.\n")
+    assert said[2].stdout.endswith(f" has schema {head()}; this release uses {head()}.\n")
 
 
 def test_a_newer_schema_is_told_and_refused(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_newer_schema_is_told_and_refused(tmp_path: Path) -> None:
     with connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    assert f"has schema 9999; this release writes {head()}." in invoke("db", "current", "-c", config).stdout
+    assert f"has schema 9999; this release uses {head()}." in invoke("db", "current", "-c", config).stdout
     said = invoke("db", "upgrade", "-c", config)
     assert said.exit_code == ExitCode.UNEXPECTED
     assert "was written by a newer release" in said.stderr

@@ -15,8 +15,8 @@ from support.quiet_machine import real_time
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ConfigurationError, StoreError
+from calibrator.ports.store import Retention
 from calibrator.stores.postgresql import PostgresDatabase
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 
 

@@ -15,8 +15,7 @@ from support.small_disk import small_disk
 
 from calibrator.core.records.sweep import SweepRecord
 from calibrator.errors import StoreError
-from calibrator.ports.store import Lease
-from calibrator.stores.retention import Retention
+from calibrator.ports.store import Lease, Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 

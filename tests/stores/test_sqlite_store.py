@@ -20,10 +20,9 @@ from sqlalchemy import create_engine, inspect, text
 from support.records import recommendation, running, sweep
 
 from calibrator.errors import ExitCode, StoreError, StoreLockedError
-from calibrator.ports.store import Lease
+from calibrator.ports.store import Lease, Retention
 from calibrator.stores.documents import RECOMMENDATION
 from calibrator.stores.migrate import alembic_config, migrate
-from calibrator.stores.retention import Retention
 from calibrator.stores.schema import metadata
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import BUSY_TIMEOUT_MS, SqliteDatabase

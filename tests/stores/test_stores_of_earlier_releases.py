@@ -24,9 +24,8 @@ from support.records import recommendation, sweep
 from calibrator.core.publish.snapshot import CapBeforeCut, Override, State
 from calibrator.core.records.history import HISTORY_VERSION
 from calibrator.core.sharing.allocator import HeldShare
-from calibrator.ports.store import ForwardedCommand, SweepStatus
+from calibrator.ports.store import ForwardedCommand, Retention, SweepStatus
 from calibrator.stores.migrate import alembic_config
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import BUSY_TIMEOUT_MS, SqliteDatabase
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.readme import ROOT
+from generate_docs import ROOT
 
 PAGES = tuple(
     page

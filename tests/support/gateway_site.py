@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from calibrator.core.publish.snapshot import Recommendation, State
 from calibrator.core.records.history import Capacity
 from calibrator.core.records.sweep import Grade
-from calibrator.stores.retention import Retention
+from calibrator.ports.store import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 from support.require import require

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from support.chart import CHART
+from generate_chart import CHART
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))

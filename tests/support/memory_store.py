@@ -16,8 +16,8 @@ from calibrator.core.records.sweep import SweepOutcome, SweepRecord
 from calibrator.core.sharing.allocator import HeldShare
 from calibrator.core.sharing.share_cache import InstanceReport, ShareTable
 from calibrator.errors import StaleLeaseError, StoreError
-from calibrator.ports.store import ForwardedCommand, Lease, SweepStatus
-from calibrator.stores.retention import FAILED_FACTOR, Retention, interrupted
+from calibrator.ports.store import ForwardedCommand, Lease, Retention, SweepStatus
+from calibrator.stores.retention import FAILED_FACTOR, interrupted
 
 
 def _loop_time() -> float:

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from calibrator.ports.store import Lease
+from calibrator.ports.store import Lease, Retention
 from calibrator.stores.postgresql import PostgresDatabase
-from calibrator.stores.retention import Retention
 from calibrator.stores.sql_store import SqlStore
 from support.postgres_process import PostgresProcess
 

@@ -101,7 +101,7 @@ def test_a_lost_token_goes_on_for_a_grace_and_is_then_nobodys(damage: str, tmp_p
     [
         ("", "empty"),
         ("\n", "empty"),
-        ("eleven-char", "a token of 11 characters, which can be guessed. Give at least 12"),
+        ("eleven-char", "a token of only 11 characters, which could be guessed. Use at least 12"),
     ],
 )
 def test_a_token_that_protects_nothing_is_refused_at_the_start(content: str, words: str, tmp_path: Path) -> None:
@@ -115,6 +115,6 @@ def test_a_token_that_protects_nothing_is_refused_at_the_start(content: str, wor
 
 def test_readers_must_not_hold_the_operators_token(tmp_path: Path) -> None:
     settings = settings_with(tmp_path, operator_tokens=[{"env": "A"}], read_tokens=[{"env": "B"}])
-    with pytest.raises(ConfigurationError, match=r"auth.read_tokens: holds an operator token") as caught:
+    with pytest.raises(ConfigurationError, match=r"auth.read_tokens: contains an operator token") as caught:
         backend_plans(settings, {"A": FIRST, "B": FIRST})
     assert FIRST not in str(caught.value)

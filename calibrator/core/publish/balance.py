@@ -27,8 +27,6 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from scipy.special import bdtrc
-
 from calibrator.core.publish.fleet import Balancing, FleetScrape
 
 MISS_RATIO = 0.01  # share of the time for which the busiest replica may be above its cap
@@ -62,6 +60,8 @@ class Balance:
         return self.fleet_cap(replica_cap, replicas) / (replica_cap * max(1, replicas))
 
     def _fits(self, total: int, replica_cap: int, replicas: int) -> bool:
+        from scipy.special import bdtrc  # here: `calibrator --help` reads defaults, and needs no numerics
+
         mean = total / replicas
         if self.stated is Balancing.LEAST_REQUESTS:
             return mean + 1 + math.log2(max(1.0, math.log2(replicas))) <= replica_cap

@@ -25,9 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # imported where it is used: `calibrator --help` reads defaults, and needs no numerics
+    import numpy as np
+    from numpy.typing import NDArray
 
 LEAST_SAMPLES = 24  # fewer show nothing about spells
 SHALLOW, DEEP = 0.8, 0.9  # the two quantiles
@@ -52,6 +54,8 @@ class CorrelationTime:
 
 def correlation_time(latencies: Sequence[float]) -> CorrelationTime | None:
     """Of latencies in start order; infinite ones (failures) are the slowest. None: too few values."""
+    import numpy as np
+
     values = np.asarray(latencies, dtype=float)
     if values.size < LEAST_SAMPLES:
         return None
@@ -64,6 +68,8 @@ def correlation_time(latencies: Sequence[float]) -> CorrelationTime | None:
 
 
 def _integrated(flags: NDArray[np.bool_]) -> float:
+    import numpy as np
+
     centred = flags - flags.mean()
     variance = float(np.mean(centred**2))
     if variance == 0.0:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from scipy.special import bdtr, betaincinv
+if TYPE_CHECKING:  # imported where it is used: `calibrator --help` reads defaults, and needs no numerics
+    import numpy as np
 
 TAIL = 0.025  # each side of a 95 % interval
 
@@ -47,12 +48,12 @@ class LatencySummary:
 
 def quantile_estimate(values: Sequence[float], quantile: float) -> QuantileEstimate | None:
     """Estimate and 95 % interval in the unit of `values`, in any order; None where n cannot support it."""
-    return _estimate(np.sort(np.asarray(values, dtype=float)), quantile)
+    return _estimate(_sorted(values), quantile)
 
 
 def summarise(values: Sequence[float]) -> LatencySummary:
     """The displayed quantiles of one metric."""
-    ordered = np.sort(np.asarray(values, dtype=float))
+    ordered = _sorted(values)
     return LatencySummary(
         n=int(ordered.size), p50=_estimate(ordered, 0.5), p90=_estimate(ordered, 0.9), p99=_estimate(ordered, 0.99)
     )
@@ -60,6 +61,8 @@ def summarise(values: Sequence[float]) -> LatencySummary:
 
 def ratio_interval(exceedances: int, n: int, effective_n: float) -> tuple[float, float]:
     """95 % interval of the true exceedance ratio; (0, 1) without samples."""
+    from scipy.special import betaincinv
+
     if n <= 0 or effective_n <= 0.0:
         return 0.0, 1.0
     seen = exceedances * effective_n / n
@@ -68,7 +71,16 @@ def ratio_interval(exceedances: int, n: int, effective_n: float) -> tuple[float,
     return low, high
 
 
+def _sorted(values: Sequence[float]) -> np.ndarray:
+    import numpy as np
+
+    return np.sort(np.asarray(values, dtype=float))
+
+
 def _estimate(ordered: np.ndarray, quantile: float) -> QuantileEstimate | None:
+    import numpy as np
+    from scipy.special import bdtr
+
     n = int(ordered.size)
     if n * (1.0 - quantile) < 1.0 - 1e-9:
         return None

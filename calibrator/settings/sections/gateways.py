@@ -1,4 +1,4 @@
-"""How gateways that have a protocol of their own get their caps. `GET /v1/backends/{name}/cap` needs no settings."""
+"""Gateways with a protocol of their own. `GET /v1/backends/{name}/cap` needs no settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class EnvoySettings(Frozen):
 
     clusters: dict[Annotated[str, Field(min_length=1, max_length=512)], Name] = Field(
         default={},
-        description="backend by the name of Envoy's cluster, all that polling Envoys may have; none: each backend's "
-        "cluster is named like the backend",
+        description="Envoy cluster name to backend, for all clusters of the Envoys that poll; none: each cluster is "
+        "named like its backend",
     )
 
     def value(self, backends: Iterable[str]) -> Mapping[str, str]:
@@ -29,7 +29,7 @@ class HaproxySettings(Frozen):
 
     host: Annotated[str, Field(min_length=1)] = Field(default="127.0.0.1", description="address to bind")
     port: int | None = Field(
-        default=None, ge=0, le=65535, description="TCP port for agent-checks; 0 takes a free one; default: off"
+        default=None, ge=0, le=65535, description="TCP port for agent-checks; 0 chooses a free one; default: off"
     )
 
 
@@ -40,12 +40,12 @@ class GatewaysSettings(Frozen):
     haproxy: HaproxySettings = Field(default=HaproxySettings(), description="HAProxy's agent-check")
 
     def problems(self, backends: Iterable[str]) -> Iterator[Problem]:
-        """What does not fit the backends that there are."""
+        """Clusters mapped to backends that do not exist."""
         names = sorted(backends)
         for cluster, backend in self.envoy.clusters.items():
             if backend not in names:
                 yield Problem(
                     f"gateways.envoy.clusters.{cluster}",
-                    f"'{backend}' is no backend.",
+                    f"'{backend}' is not a backend.",
                     f"Give one of {', '.join(names)}.",
                 )

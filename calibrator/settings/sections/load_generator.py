@@ -1,4 +1,4 @@
-"""Where the load of sweeps comes from."""
+"""Where sweeps generate their load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from calibrator.ports.load import LoadPlan
+from calibrator.settings.defaults import default_of
 from calibrator.settings.values import DurationS, Frozen
 
 
@@ -14,30 +15,30 @@ class LoadSettings(Frozen):
     """The load generator."""
 
     kind: Literal["processes", "ray"] = Field(
-        default="processes",
-        description="processes: of this machine; ray: actors on the nodes of a Ray cluster, for levels beyond one "
-        "machine (needs the extra: pip install 'calibrator[ray]')",
+        default=default_of(LoadPlan, "kind"),
+        description="processes: on this machine; ray: actors on the nodes of a Ray cluster, for levels beyond one "
+        "machine (requires pip install 'calibrator[ray]')",
     )
     workers: int | None = Field(
-        default=None,
+        default=default_of(LoadPlan, "most_workers"),
         ge=1,
         le=4096,
-        description="most worker processes of a sweep; default: as many as its highest level needs, with processes at "
-        "most one a core",
+        description="maximum number of workers per sweep; default: as many as its highest level needs, with processes "
+        "at most one per core",
     )
     ray_address: Annotated[str, Field(min_length=1)] = Field(
-        default="auto",
-        description="with ray: auto (the cluster that this machine belongs to), host:port of its head, ray://host:port "
-        "from outside, or local to try it out",
+        default=default_of(LoadPlan, "ray_address"),
+        description="with ray: auto (the cluster of this machine), host:port of its head, ray://host:port from "
+        "outside, or local to try it out",
     )
     ray_start_s: DurationS = Field(
-        default=300.0,
+        default=default_of(LoadPlan, "ray_start_s"),
         alias="ray_start",
-        description="with ray: how long a worker may wait for a free core; an autoscaler needs minutes",
+        description="with ray: time that a worker may wait for a free core; an autoscaler takes minutes",
     )
     selftest: bool = Field(
         default=True,
-        description="measure once, after the start, what this machine can measure: two seconds of a core",
+        description="test once after startup what this machine can measure; takes one core for two seconds",
     )
 
     def value(self) -> LoadPlan:

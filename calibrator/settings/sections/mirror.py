@@ -1,4 +1,4 @@
-"""`mirror:` of a workload: probes that look like the live traffic."""
+"""`mirror:` of a workload: probes that resemble live traffic."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator
 
 from calibrator.core.workload.classes import MAX_PREFIX_REUSE
 from calibrator.core.workload.mirror import MirrorPolicy, MirrorWeight
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import DurationS, Frozen, Word
 
@@ -17,7 +18,7 @@ def _reuse(value: Any) -> float | Literal["mirror"]:
         return "mirror"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0.0 <= value <= MAX_PREFIX_REUSE:
-        refuse(Problem("", f"'{str(value)[:80]}' is no ratio.", f"Give 0 to {MAX_PREFIX_REUSE}, or mirror."))
+        refuse(Problem("", f"'{str(value)[:80]}' is not a ratio.", f"Give 0 to {MAX_PREFIX_REUSE}, or mirror."))
     return float(value)
 
 
@@ -27,11 +28,14 @@ PrefixReuse = Annotated[
 
 
 class MirrorSettings(Frozen):
-    """Lengths from the engine's histograms; until enough was seen, the configured classes stand in."""
+    """Lengths from the engine's histograms; until there is enough data, the configured classes are used."""
 
-    over_s: DurationS = Field(default=86_400.0, alias="over", description="live traffic that is copied")
+    over_s: DurationS = Field(
+        default=default_of(MirrorPolicy, "over_s"), alias="over", description="period of live traffic to copy"
+    )
     weight: Literal["requests", "peak"] = Field(
-        default="requests", description="requests: each alike; peak: of the busiest quarter of the time only"
+        default=default_of(MirrorPolicy, "weight"),
+        description="requests: all weigh the same; peak: only the busiest quarter of the time counts",
     )
 
     def value(self, *, prefix_reuse: bool, lengths: bool = True) -> MirrorPolicy:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from calibrator.core.publish.fleet import Balancing, DnsPlan, ReplicaPlan
+from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
 from calibrator.settings.values import ApiUrl, DurationS, Frozen
 
@@ -27,19 +28,27 @@ class DnsSettings(Frozen):
     """A headless service: each address behind the name is a replica."""
 
     name: HostName = Field(description="name to resolve, such as engine.models.svc.cluster.local")
-    record: Literal["a", "srv"] = Field(default="a", description="a: A, or AAAA without A; srv: targets with ports")
-    port: int | None = Field(default=None, ge=1, le=65535, description="port of each replica; srv records bring theirs")
+    record: Literal["a", "srv"] = Field(
+        default=default_of(DnsPlan, "record"),
+        description="a: A records, or AAAA if there are none; srv: targets with ports",
+    )
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="port of each replica; srv records have their own"
+    )
     period_s: DurationS | None = Field(
-        default=None, alias="period", description="time between two questions; default: the records' TTL"
+        default=default_of(DnsPlan, "period_s"),
+        alias="period",
+        description="time between two lookups; default: the TTL of the records",
     )
     host_name: HostName | None = Field(
-        default=None, description="Host header and TLS server name; default: name, with srv the target's"
+        default=default_of(DnsPlan, "host_name"),
+        description="Host header and TLS server name; default: name, or with srv the target",
     )
 
     @model_validator(mode="after")
     def _has_a_port(self) -> Self:
         if self.record == "a" and self.port is None:
-            refuse(Problem("port", "is missing: address records have none.", "Give the engines' port."))
+            refuse(Problem("port", "is missing: address records have no port.", "Give the engines' port."))
         return self
 
     def value(self) -> DnsPlan:
@@ -50,29 +59,37 @@ class ReplicasSettings(Frozen):
     """Engines that serve one model behind one name."""
 
     urls: tuple[ApiUrl, ...] = Field(default=(), description="base URLs of all replicas, instead of url")
-    dns: DnsSettings | None = Field(default=None, description="or a name with an address for each replica")
+    dns: DnsSettings | None = Field(
+        default=None, description="alternatively, a DNS name with an address for each replica"
+    )
     measure_on: tuple[ApiUrl, ...] = Field(
-        default=(), description="replicas out of rotation: sweeps run there, for the whole fleet"
+        default=(), description="replicas out of rotation that are swept on behalf of all"
     )
     scale_up_delay_s: DurationS = Field(
-        default=60.0, alias="scale_up_delay", description="a new replica counts once it has users' work, or after this"
+        default=default_of(ReplicaPlan, "scale_up_delay_s"),
+        alias="scale_up_delay",
+        description="time after which a new replica counts, unless it serves live requests sooner",
     )
     balancing: Literal["random", "round_robin", "least_requests"] = Field(
-        default="random", description="how gateways choose a replica; used until their balance has been measured"
+        default=default_of(ReplicaPlan, "balancing"),
+        description="how gateways choose a replica; used until the actual balance has been measured",
     )
     weight: float = Field(
-        default=1.0, gt=0.0, le=1000.0, description="part of the engine group's capacity, relative to its other members"
+        default=default_of(ReplicaPlan, "weight"),
+        gt=0.0,
+        le=1000.0,
+        description="share of the engine group's capacity, relative to its other members",
     )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.urls and self.dns is not None:
-            refuse(Problem("urls", "stands beside dns.", "Give one of the two."))
+            refuse(Problem("urls", "cannot be combined with dns.", "Give one of the two."))
         for key, urls in (("urls", self.urls), ("measure_on", self.measure_on)):
             if len(set(urls)) < len(urls):
-                refuse(Problem(key, "names one replica twice.", "Name each once."))
+                refuse(Problem(key, "lists a replica twice.", "List each once."))
         if set(self.urls) & set(self.measure_on):
-            refuse(Problem("measure_on", "names a replica in rotation.", "Take it out of urls, or out of measure_on."))
+            refuse(Problem("measure_on", "lists a replica in rotation.", "Remove it from urls or from measure_on."))
         return self
 
     def value(self) -> ReplicaPlan:
@@ -87,14 +104,14 @@ class ReplicasSettings(Frozen):
 
 
 def with_url(value: Any) -> Any:
-    """A backend's mapping with its `url`, where the replicas say it: scheme, path and first address."""
+    """A backend's mapping with its `url` filled in from the replicas: scheme, path and first address."""
     replicas = value.get("replicas") if isinstance(value, dict) else None
     if not isinstance(replicas, dict):
         return value
     urls, dns = replicas.get("urls"), replicas.get("dns")
     if isinstance(urls, list) and urls:
         if value.get("url", urls[0]) != urls[0]:
-            refuse(Problem("url", "stands beside replicas.urls.", "Give one of the two."))
+            refuse(Problem("url", "cannot be combined with replicas.urls.", "Give one of the two."))
         return {**value, "url": urls[0]}
     if isinstance(dns, dict) and "url" not in value and isinstance(dns.get("name"), str):
         port = dns.get("port")

@@ -14,10 +14,11 @@ from calibrator.settings.values import File, Frozen
 class TlsSettings(Frozen):
     """HTTPS instead of HTTP."""
 
-    cert_file: File = Field(description="certificate chain in PEM form; a rotated file is followed")
-    key_file: File | None = Field(default=None, description="its private key; default: in the certificate's file")
+    cert_file: File = Field(description="certificate chain (PEM); reloaded when the file changes")
+    key_file: File | None = Field(default=None, description="its private key; default: in cert_file")
     client_ca_file: File | None = Field(
-        default=None, description="authorities of clients, who must then show a certificate; default: nobody must"
+        default=None,
+        description="CA bundle for clients, which must then present a certificate; default: no client certificates",
     )
 
 
@@ -25,7 +26,9 @@ def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value)
     except ValueError:
-        refuse(Problem("", f"'{value[:80]}' is no address and no network.", "Write it like 10.0.0.7 or 10.0.0.0/8."))
+        refuse(
+            Problem("", f"'{value[:80]}' is neither an address nor a network.", "Write it like 10.0.0.7 or 10.0.0.0/8.")
+        )
     return value
 
 

@@ -1,4 +1,4 @@
-"""`triggers:` of a backend: what asks for a sweep before the schedule does."""
+"""`triggers:` of a backend: what requests a sweep ahead of schedule."""
 
 from __future__ import annotations
 
@@ -8,59 +8,65 @@ from pydantic import Field
 
 from calibrator.core.admission.triggers import COOL_DOWN_S, TriggerKind, TriggerPolicy
 from calibrator.core.workload.drift import DriftPolicy
+from calibrator.settings.defaults import default_of
 from calibrator.settings.values import DurationS, Frozen
-
-_DEFAULT = TriggerPolicy()
 
 
 class TriggerSettings(Frozen):
-    """Each trigger has a cool-down, so that nothing causes sweeps back to back."""
+    """Each trigger has a cool-down, so that none can cause sweeps back to back."""
 
     off: tuple[Literal["restart", "version", "replicas", "drift", "configuration"], ...] = Field(
-        default=(), description="triggers that are not wanted"
+        default=(), description="triggers to disable"
     )
     restart_s: DurationS = Field(
         default=COOL_DOWN_S[TriggerKind.RESTART],
         alias="restart",
-        description="cool-down: an engine started anew; such a sweep never raises the cap",
+        description="cool-down after an engine restart; such a sweep never raises the cap",
     )
     version_s: DurationS = Field(
-        default=COOL_DOWN_S[TriggerKind.VERSION], alias="version", description="cool-down: another model or version"
+        default=COOL_DOWN_S[TriggerKind.VERSION],
+        alias="version",
+        description="cool-down after a change of model or engine version",
     )
     replicas_s: DurationS = Field(
-        default=COOL_DOWN_S[TriggerKind.REPLICAS], alias="replicas", description="cool-down: a replica joined"
+        default=COOL_DOWN_S[TriggerKind.REPLICAS], alias="replicas", description="cool-down after a replica was added"
     )
     drift_s: DurationS = Field(
         default=COOL_DOWN_S[TriggerKind.DRIFT],
         alias="drift",
-        description="cool-down: live prompt lengths or prefix hits are not what they were around the last sweep",
+        description="cool-down after drift: live prompt lengths or prefix-cache hits differ from those at the last "
+        "sweep",
     )
     configuration_s: DurationS = Field(
         default=COOL_DOWN_S[TriggerKind.CONFIGURATION],
         alias="configuration",
-        description="cool-down: the last sweep was for other objectives, bounds, model or workload",
+        description="cool-down after a change of objectives, bounds, model or workload since the last sweep",
     )
     rest_s: DurationS = Field(
-        default=_DEFAULT.rest_s, alias="rest", description="no triggered sweep so soon after the end of any other"
+        default=default_of(TriggerPolicy, "rest_s"),
+        alias="rest",
+        description="shortest time between the end of any sweep and a triggered one",
     )
     min_uptime_s: DurationS = Field(
-        default=_DEFAULT.min_uptime_s,
+        default=default_of(TriggerPolicy, "min_uptime_s"),
         alias="min_uptime",
-        description="what follows the start of an engine waits until it is up so long",
+        description="time that an engine must be up before a trigger caused by its start takes effect",
     )
     drift_over_s: DurationS = Field(
-        default=_DEFAULT.drift_over_s, alias="drift_over", description="live traffic that is compared"
+        default=default_of(TriggerPolicy, "drift_over_s"),
+        alias="drift_over",
+        description="period of live traffic to compare",
     )
     prompt_psi: float = Field(
-        default=_DEFAULT.drift.prompt_psi,
+        default=default_of(DriftPolicy, "prompt_psi"),
         gt=0.0,
-        description="drift of prompt lengths, as population stability index: 0.1 is little, 0.25 is much",
+        description="drift of prompt lengths, as population stability index; 0.1 is small, 0.25 is large",
     )
     hit_ratio: float = Field(
-        default=_DEFAULT.drift.hit_ratio,
+        default=default_of(DriftPolicy, "hit_ratio"),
         gt=0.0,
         le=1.0,
-        description="drift of the prefix cache's hits, as difference of the ratios",
+        description="drift of the prefix-cache hit rate, as difference of the rates",
     )
 
     def value(self) -> TriggerPolicy:

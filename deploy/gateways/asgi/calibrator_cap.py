@@ -13,10 +13,10 @@ class Cap(CapMiddleware):
     def __init__(self, app: App) -> None:
         cap = AsyncCap(
             os.environ["CALIBRATOR_URL"],
-            "llm",  # as the calibrator names the backend
-            static_cap=4,  # what each process may have in flight until it has heard. Safe and low
+            "llm",  # backend as named in calibrator
+            static_cap=4,  # what each process may have in flight until it has a share. Safe and low
             token=os.environ.get("CALIBRATOR_TOKEN", ""),
             poll_s=2.0,
         )
-        # The key with which the calibrator's probes come, where this stands in the engine itself.
+        # The API key of calibrator's probes, if this runs in the engine itself.
         super().__init__(app, cap, exempt_token=os.environ.get("PROBE_API_KEY", ""))

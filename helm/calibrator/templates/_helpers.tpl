@@ -108,19 +108,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "calibrator.validate" -}}
 {{- $database := .Values.postgresql }}
 {{- if lt (int .Values.replicaCount) 1 }}
-{{- fail (printf "replicaCount: %v is refused: nobody would answer gateways, and they would keep their last cap until it is stale. To stop sweeps, give the backends mode: observe." .Values.replicaCount) }}
+{{- fail (printf "replicaCount: %v is refused: nothing would serve gateways, and they would keep their last cap until it is stale. To stop sweeps, set mode: observe on the backends." .Values.replicaCount) }}
 {{- end }}
 {{- if and (gt (int .Values.replicaCount) 1) (not $database.enabled) }}
-{{- fail (printf "replicaCount: %v is refused. SQLite has one writer, and two calibrators would measure the same engines at the same time. Leave it at 1, or give postgresql.enabled: true with a Secret that holds the database's URL." .Values.replicaCount) }}
+{{- fail (printf "replicaCount: %v is refused. SQLite has a single writer, and two instances would measure the same engines at the same time. Leave it at 1, or give postgresql.enabled: true with a Secret that contains the database's URL." .Values.replicaCount) }}
 {{- end }}
 {{- if and $database.enabled (not $database.secretName) }}
 {{- fail "postgresql.secretName is empty. Name an existing Secret whose key `postgresql.key` holds postgresql://user:password@host:5432/name." }}
 {{- end }}
 {{- if and (not $database.enabled) (or $database.secretName $database.caSecretName) }}
-{{- fail "postgresql names a Secret, but postgresql.enabled is false: state would go to SQLite. Set it to true, or take the Secret out." }}
+{{- fail "postgresql names a Secret, but postgresql.enabled is false: state would go to SQLite. Set it to true, or remove the Secret." }}
 {{- end }}
 {{- if and $database.enabled (or (include "calibrator.isPersistent" .) .Values.persistence.existingClaim) }}
-{{- fail "persistence and postgresql are two places for one state, and several pods cannot share a ReadWriteOnce volume. Leave persistence.enabled at null and existingClaim empty, or turn postgresql off." }}
+{{- fail "persistence and postgresql cannot be combined: there is one place for state, and several pods cannot share a ReadWriteOnce volume. Leave persistence.enabled at null and existingClaim empty, or turn postgresql off." }}
 {{- end }}
 {{- range list "postgresql-url" "postgresql-ca" }}
 {{- if hasKey $.Values.secrets . }}
@@ -135,21 +135,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "config.listen.host and .port are set by the chart. Leave them out; the ports of the Service are service.port and haproxyAgent.port, the address is listenHost." }}
 {{- end }}
 {{- if hasKey (default dict $listen.tls) "client_ca_file" }}
-{{- fail "config.listen.tls.client_ca_file would lock out Kubernetes' own probes, which have no certificate to show. Leave it out: ask for tokens (config.auth.read_tokens), or let a mesh ask for certificates." }}
+{{- fail "config.listen.tls.client_ca_file would lock out Kubernetes' own probes, which have no client certificate. Leave it out: require tokens (config.auth.read_tokens), or let a service mesh require certificates." }}
 {{- end }}
 {{- $store := default dict .Values.config.store }}
 {{- if hasKey $store "path" }}
 {{- fail "config.store.path is set by the chart, to the volume of `persistence`. Leave it out." }}
 {{- end }}
 {{- if or (hasKey $store "postgresql") (hasKey $store "ca_file") }}
-{{- fail "config.store.postgresql and .ca_file are set by the chart. Leave them out and give postgresql.enabled: true with secretName and key, so that several replicas, probes and rollouts fit." }}
+{{- fail "config.store.postgresql and .ca_file are set by the chart. Leave them out and give postgresql.enabled: true with secretName and key, so that replicas, probes and rollouts match." }}
 {{- end }}
 {{- if hasKey (default dict .Values.config.gateways) "haproxy" }}
 {{- fail "config.gateways.haproxy is set by the chart. Leave it out and give haproxyAgent.enabled: true." }}
 {{- end }}
 {{- range .Values.extraEnv }}
 {{- if regexMatch "^(?i)CALIBRATOR_(LISTEN__(HOST|PORT|TLS)|STORE__(PATH|POSTGRESQL|CA_FILE)|GATEWAYS__HAPROXY__)" .name }}
-{{- fail (printf "extraEnv %s would move what the Service, the probes and the volume rely on. Leave it out." .name) }}
+{{- fail (printf "extraEnv %s would change what the Service, the probes and the volume rely on. Leave it out." .name) }}
 {{- end }}
 {{- end }}
 {{- $root := include "calibrator.secretsPath" . }}
@@ -166,18 +166,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "service.port and haproxyAgent.port are the same. Give two ports." }}
 {{- end }}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) }}
-{{- fail "networkPolicy.egress is empty: the calibrator could reach no engine. Give rules towards the engines' ports." }}
+{{- fail "networkPolicy.egress is empty: calibrator could not reach any engine. Add rules for the engines' ports." }}
 {{- end }}
 {{- if and .Values.networkPolicy.enabled $database.enabled (not .Values.networkPolicy.postgresqlEgress) }}
-{{- fail "networkPolicy.postgresqlEgress is empty: the calibrator could not reach its database. Give a rule towards its port." }}
+{{- fail "networkPolicy.postgresqlEgress is empty: calibrator could not reach its database. Add a rule for its port." }}
 {{- end }}
 {{- if and .Values.networkPolicy.postgresqlEgress (not $database.enabled) }}
-{{- fail "networkPolicy.postgresqlEgress is given, but postgresql.enabled is false. Take one of them back." }}
+{{- fail "networkPolicy.postgresqlEgress is given, but postgresql.enabled is false. Remove one of the two." }}
 {{- end }}
 {{- include "calibrator.validatePod" . }}
 {{- with .Values.serviceMonitor }}
 {{- if gt (int (include "calibrator.milliseconds" .scrapeTimeout)) (int (include "calibrator.milliseconds" .interval)) }}
-{{- fail (printf "serviceMonitor.scrapeTimeout: %s is longer than the interval of %s, and the Prometheus operator refuses that. Shorten it." .scrapeTimeout .interval) }}
+{{- fail (printf "serviceMonitor.scrapeTimeout: %s is longer than the interval of %s, which the Prometheus operator rejects. Shorten it." .scrapeTimeout .interval) }}
 {{- end }}
 {{- end }}
 {{- with .Values.podDisruptionBudget }}
@@ -194,24 +194,24 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- range $key, $_ := merge (dict) .Values.commonLabels .Values.podLabels }}
 {{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|version|managed-by)|helm\\.sh/chart)$" $key }}
-{{- fail (printf "The label %s is the chart's own: selectors rely on it. Take it out of commonLabels and podLabels; nameOverride changes the name." $key) }}
+{{- fail (printf "The label %s is the chart's own: selectors rely on it. Remove it from commonLabels and podLabels; nameOverride changes the name." $key) }}
 {{- end }}
 {{- end }}
 {{- $volumes := list "config" "state" "tmp" "secrets" }}
 {{- range .Values.extraVolumes }}
 {{- if has .name $volumes }}
-{{- fail (printf "extraVolumes has a second volume \"%s\" of the chart's names (config, state, tmp, secrets) or of its own. Give it another name." .name) }}
+{{- fail (printf "extraVolumes defines the volume \"%s\" twice, or under a name of the chart (config, state, tmp, secrets). Rename it." .name) }}
 {{- end }}
 {{- $volumes = append $volumes .name }}
 {{- end }}
 {{- range .Values.extraVolumeMounts }}
 {{- if not (has .name $volumes) }}
-{{- fail (printf "extraVolumeMounts mounts \"%s\", which is no volume. Give it in extraVolumes." .name) }}
+{{- fail (printf "extraVolumeMounts mounts \"%s\", which is not a volume. Add it to extraVolumes." .name) }}
 {{- end }}
 {{- end }}
 {{- range .Values.extraContainers }}
 {{- if eq .name "calibrator" }}
-{{- fail "extraContainers has a container \"calibrator\", the name of the chart's own. Give it another." }}
+{{- fail "extraContainers has a container \"calibrator\", which is the chart's own. Rename it." }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -22,7 +22,7 @@ from calibrator.cli.app import app
 from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase
 from calibrator.core.records.sample_log import pack
-from calibrator.stores.retention import Retention
+from calibrator.ports.store import Retention
 from calibrator.stores.sql_store import SqlStore
 from calibrator.stores.sqlite import SqliteDatabase
 
@@ -128,7 +128,7 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
         locked = invoke("export", "s1", "-c", config)
         runner.run(store.close())
     assert "in use by another calibrator" in locked.stderr
-    assert "Ask it: calibrator export http://HOST" in locked.stderr
+    assert "calibrator export http://HOST" in locked.stderr
     done = invoke("export", "s1", "-c", config, "--format", "csv", "--to", tmp_path / "s1.csv")
     assert done.exit_code == 0, done.stderr
     assert len((tmp_path / "s1.csv").read_text().splitlines()) == 1 + len(SAMPLES)
@@ -137,8 +137,8 @@ def test_the_store_of_a_service_that_does_not_run_is_exported_too(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("s1",), "is not the address of a sweep. Give one, or the store's --config."),
-        (("s1", "--format", "xml"), "'xml' is not a format of exports. Use one of jsonl, csv."),
+        (("s1",), "'s1' is not the URL of a sweep."),
+        (("s1", "--format", "xml"), "'xml' is not an export format. Use one of jsonl, csv."),
         (("http://127.0.0.1:1/v1/backends/a/sweeps/b",), "/samples?format=jsonl cannot be read"),
     ],
 )

@@ -282,10 +282,10 @@ def test_the_verb_makes_the_file_from_what_sweep_printed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "more", "code", "says"),
     [
-        ("{}", [], 2, "is no sweep (sweep_id"),
-        ("no json", [], 2, "is no sweep"),
+        ("{}", [], 2, "is not a sweep (sweep_id"),
+        ("no json", [], 2, "is not a sweep"),
         (None, [], 2, "cannot be read"),
-        ("{}", ["--format", "pdf"], 2, "not a format"),
+        ("{}", ["--format", "pdf"], 2, "not a report format"),
         ("{}", ["--token-env", "NO_SUCH_VARIABLE_HERE"], 2, "not set"),
     ],
 )

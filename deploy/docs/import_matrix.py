@@ -11,8 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from support.readme import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "calibrator"
 CONTRACTS = {  # title of the picture -> (container, name of its contract in pyproject.toml)
     "calibrator": "layers",

@@ -1,7 +1,7 @@
 """The figures of the documentation that answer misconceptions: counted on the simulated engine in virtual time.
 
-They do not depend on the machine, take seconds, and are counted anew by each test run (`support.readme` has them among
-its generated parts), so that no page can quote a figure that the code no longer gives. Over real HTTP `calibrator sweep
+They do not depend on the machine, take seconds, and are counted anew by each test run (`generate_docs` has them among
+its parts), so that no page can quote a figure that the code no longer gives. Over real HTTP `calibrator sweep
 --levels` shows the same within its intervals.
 """
 

@@ -1,4 +1,4 @@
-"""The generated parts of the Helm chart: `python -m support.chart` writes them, tests/helm compares them.
+"""Writes the generated parts of the Helm chart (`make chart`); tests/helm compares them. Not part of the package.
 
 A chart can read only files inside it, so the alerts and the dashboards stand in it as copies. The part of
 values.schema.json under `config` is made from the settings tree: a misspelt key is refused before anything is
@@ -22,7 +22,7 @@ from calibrator.settings.tree import BackendSettings, Settings
 from calibrator.settings.values import Secret, Word
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHART = REPOSITORY / "helm" / "calibrator"
+CHART = Path(__file__).resolve().parent
 DEPLOY = REPOSITORY / "deploy"
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string"}
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: `python -m support.pictures` makes them (`make pictures`).
+"""Draws and photographs the pictures of the documentation beside itself (`make pictures`).
 
 The curve is drawn by the report's own renderer from sweeps on virtual time, so it is the same on every machine. The
 page is a photograph of the running demo.
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from playwright.sync_api import ViewportSize
+from support.browser import chromium
+from support.demo_process import running_demo
+from support.organic import steady
+from support.organic_sweep import Engine, sweep_beside
+from support.service_process import wait_for
 
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, SEED_WORKLOAD
 from calibrator.core.records.history import Bounds
 from calibrator.web.report.chart import standalone
 from calibrator.web.report.report import STYLE, charts
 from calibrator.web.wire.documents import sweep_document
-from support.browser import chromium
-from support.demo_process import running_demo
-from support.organic import steady
-from support.organic_sweep import Engine, sweep_beside
-from support.readme import DOCS
-from support.service_process import wait_for
 
-PICTURES = DOCS / "pictures"
+PICTURES = Path(__file__).parent
 ENGINE = Engine("seed", PARAMETER_SETS["seed"], SEED_WORKLOAD, "ttft p99 <= 300ms", max_level=128)
 NOBODY = steady(0)
 LEVELS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
@@ -53,7 +53,6 @@ def photograph() -> bytes:
 
 
 if __name__ == "__main__":
-    PICTURES.mkdir(exist_ok=True)
     (PICTURES / "curve.svg").write_text(curve())
     if "--curve" not in sys.argv:
         (PICTURES / "page.png").write_bytes(photograph())

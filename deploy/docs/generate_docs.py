@@ -1,6 +1,7 @@
-"""The generated parts of the documentation: `python -m support.readme` writes them, tests compare them with the code.
+"""Writes the generated parts of the documentation (`make docs`); tests compare them with the code.
 
-A part is named by a pair of comments in a Markdown file; what stands between them is made here, never by hand.
+A part is named by a pair of comments in a Markdown file; what stands between them is made here, never by hand. The
+routes come from the service with the fakes of tests/support behind it, hence `PYTHONPATH=tests`.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import import_matrix
+import measurements
 import yaml
+from support.web_fakes import FakeOperator, app_of, snapshot
 
 from calibrator.settings.reference import reference_markdown as settings_markdown
 from calibrator.telemetry.reference import engines_markdown
 from calibrator.web.prometheus.metrics import reference_markdown as metrics_markdown
-from support import measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DESIGN = ROOT / "calibrator" / "DESIGN.md"
-DOCS = ROOT / "deploy" / "docs"
+DOCS = Path(__file__).parent
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 
 
@@ -42,8 +45,6 @@ def alerts_markdown() -> str:
 
 def routes_markdown() -> str:
     """A row per path of the OpenAPI document, with who may ask; protocols of gateways have routes beside it."""
-    from support.web_fakes import FakeOperator, app_of, snapshot
-
     app = app_of(FakeOperator(snapshot()), operator_tokens=("t" * 40,))
     document = json.loads(asyncio.run(_asked(app, "/openapi.json")))
     rows = [
@@ -62,18 +63,12 @@ async def _asked(app: Any, path: str) -> str:
         return (await client.get(path)).text
 
 
-def layers_markdown() -> str:
-    from support.import_matrix import matrices
-
-    return matrices()
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings_markdown,
     "metrics": metrics_markdown,
     "alerts": alerts_markdown,
     "routes": routes_markdown,
-    "layers": layers_markdown,
+    "layers": import_matrix.matrices,
     "engines": engines_markdown,
     "curve": measurements.curve,
     "long_prompts": measurements.long_prompts,
