@@ -225,7 +225,8 @@ class WorkloadSettings(Frozen):
         default=None,
         ge=1,
         le=10_000_000,
-        description="longer prompts are cut to this length, as by a context that is full; default: none is",
+        description="longer prompts are cut to this length, as by clients that stay within the context; default: no "
+        "limit",
     )
     _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
 
