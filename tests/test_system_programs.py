@@ -25,11 +25,9 @@ BROUGHT_BY = {  # package: program, where it is called otherwise
     "ca-certificates": "etc/ssl/certs/ca-certificates.crt",
     "libatomic1": "usr/lib/x86_64-linux-gnu/libatomic.so.1",
 }
-PACKAGES = (
-    "ca-certificates",
-    "libatomic1",
-    *("openssl", "curl", "jq", "postgresql", "chromium", "haproxy", "prometheus", "prometheus-alertmanager"),
-)
+LIBRARIES = ("ca-certificates", "libatomic1")
+PROGRAMS = ("openssl", "curl", "jq", "postgresql", "chromium", "haproxy", "prometheus", "prometheus-alertmanager")
+PACKAGES = (*LIBRARIES, *PROGRAMS)
 
 
 @dataclass(frozen=True)
