@@ -38,7 +38,7 @@ from calibrator.web.http.headers import SafeHeaders, with_defaults
 from calibrator.web.http.problems import Problem
 from calibrator.wiring.server.tls import ServerTls
 
-LOOK_S = 1.0
+CHECK_EVERY_S = 1.0
 GRACEFUL_TIMEOUT_S = 1  # what waits was answered before: see wiring.service
 
 
@@ -89,11 +89,11 @@ def guarded_config(
     )
 
 
-async def watch(state: ServerState, look_s: float = LOOK_S) -> None:
+async def watch(state: ServerState, every_s: float = CHECK_EVERY_S) -> None:
     """Enforce the limits until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(look_s)
+        await asyncio.sleep(every_s)
         for connection in list(state.connections):
             if isinstance(connection, GuardedProtocol):
                 connection.check(loop.time())

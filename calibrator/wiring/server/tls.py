@@ -24,7 +24,7 @@ from calibrator.errors import ConfigurationError
 from calibrator.ports.clock import Clock
 from calibrator.settings.sections.tls import TlsSettings
 
-LOOK_S = 5.0  # so soon is a rotation noticed
+CHECK_EVERY_S = 5.0  # so soon is a rotation noticed
 WARN_S = 7 * 86_400.0  # before the end of the certificate
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
 
@@ -44,7 +44,7 @@ class ServerTls:
     async def follow(self) -> None:
         """Until cancelled."""
         while True:
-            await self._clock.sleep(LOOK_S)
+            await self._clock.sleep(CHECK_EVERY_S)
             self.reload_changed()
 
     def reload_changed(self) -> None:
