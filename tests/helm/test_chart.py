@@ -400,7 +400,7 @@ def test_the_notes_fall_silent_where_all_is_well_and_warn_of_choices() -> None:
     assert "HAProxy polls  r-calibrator.default:9001" in notes("network")
     several = notes("postgresql")
     assert "RISK" not in several
-    assert "RISK: one replica" in notes("tls")
+    assert "RISK: a single replica" in notes("tls")
     for blocking in (
         '{"enabled":true,"minAvailable":3,"maxUnavailable":null}',
         '{"enabled":true,"maxUnavailable":"0%"}',
