@@ -9,12 +9,18 @@ tokens are compared with the tokens:
 An engine that puts several tokens into one event is another matter: its events come one by one. One look is not enough,
 for a fast model and a busy machine can put a few events into one read; a stub answers at once, whatever is asked for.
 So where the short probe looks held back, short and long answers are asked for in turn (`ROUNDS` of each): something
-buffers if every one of them was held back, and the longer ones took longer to make.
+buffers if every one of them was held back, and every long one took longer to make than every short one.
+
+Our own process may have slept while the events came one by one. So it is timed beside each answer how late a timer of
+the same event loop fires: an answer that took less than `LATENESS_FACTOR` times that says nothing, and ends the matter
+in the server's favour.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from calibrator.core.records.objective import Metric
 from calibrator.core.records.sample import Sample
@@ -25,7 +31,9 @@ EVENTS_PER_READ = 3.0
 SHORT_TOKENS = 8
 LONG_TOKENS = 32
 ROUNDS = 2
-LEAST_S_PER_TOKEN = 0.2e-3  # no model that anybody serves decodes one user's answer at 5,000 tokens/s
+LEAST_S_PER_TOKEN = 1e-3  # faster answers may come in one read by themselves, and buffering hardly changes them
+TICK_S = 0.005
+LATENESS_FACTOR = 4.0
 STREAM_METRICS = (Metric.TTFT, Metric.TTFC, Metric.ITL, Metric.TPOT)
 
 _CAUSE = "Answers arrive in one piece or in a few, not token by token: something between us and the engine buffers."
@@ -56,13 +64,33 @@ async def held_back(first: Sample, send: Callable[[int], Awaitable[Sample]]) -> 
     more_tokens = LONG_TOKENS - SHORT_TOKENS
     for _ in range(ROUNDS):
         for tokens, durations in ((LONG_TOKENS, long_s), (SHORT_TOKENS, short_s)):
-            sample = await send(tokens)
-            if not is_held_back(sample):
+            sample, lateness_s = await _watched(send(tokens))
+            if not is_held_back(sample) or sample.duration_s < LATENESS_FACTOR * lateness_s:
                 return ()
             durations.append(sample.duration_s)
             if tokens == LONG_TOKENS:
                 made = max(sample.token_events, sample.completion_tokens or 0)
                 more_tokens = min(more_tokens, made - max(first.token_events, first.completion_tokens or 0))
-    if more_tokens <= 0 or min(long_s) - min(short_s) < more_tokens * LEAST_S_PER_TOKEN:
+    if more_tokens <= 0 or min(long_s) - max(short_s) < more_tokens * LEAST_S_PER_TOKEN:
         return ()
     return tuple(Unmeasurable(metric, Blindness.BUFFERED, _CAUSE, _REMEDY) for metric in STREAM_METRICS)
+
+
+async def _watched(answer: Awaitable[Sample]) -> tuple[Sample, float]:
+    """The answer, and how late this event loop was at most while it came, in seconds."""
+    loop = asyncio.get_running_loop()
+    worst_s, due_s = 0.0, loop.time() + TICK_S
+
+    async def tick() -> None:
+        nonlocal worst_s, due_s
+        while True:
+            await asyncio.sleep(due_s - loop.time())
+            worst_s, due_s = max(worst_s, loop.time() - due_s), loop.time() + TICK_S
+
+    ticking = asyncio.create_task(tick())
+    try:
+        return await answer, max(worst_s, loop.time() - due_s)  # a tick may be overdue when the answer ends
+    finally:
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking

@@ -8,6 +8,7 @@ import json
 import time
 
 import pytest
+from support.quiet_machine import real_time
 from support.scripted_server import read_request
 from support.virtual_time import run_virtual
 from support.wire import DONE, HELLO, chunk, event, head, usage
@@ -62,7 +63,7 @@ def test_one_look(sample: Sample, is_held: bool) -> None:  # noqa: FBT001 - pyte
     ("gap_s", "reads_of", "is_held"),
     [
         (0.04, lambda _: 1, True),
-        (0.001, lambda _: 1, True),
+        (0.002, lambda _: 1, True),
         (0.04, lambda tokens: tokens // 8, True),  # pieces of a few KB
         (0.0, lambda _: 1, False),  # a stub: nothing is held back, it is just there
         (0.04, lambda tokens: 1 if tokens == SHORT_TOKENS else tokens, False),  # once by chance
@@ -93,9 +94,21 @@ def test_an_answer_that_is_not_held_back_costs_no_further_request() -> None:
     assert run_virtual(held_back(answer(8, 8, 8), never)) == ()
 
 
+def test_an_answer_that_came_while_we_slept_says_nothing() -> None:
+    """The loop hangs for most of each answer, so that all of its events are read at once: that is our own doing."""
+
+    async def send(tokens: int) -> Sample:
+        await asyncio.sleep(0.02)
+        time.sleep(0.02 + 0.002 * tokens)  # noqa: ASYNC251 - what is tested
+        return answer(tokens, tokens, 1, duration_s=0.04 + 0.002 * tokens)
+
+    assert asyncio.run(held_back(answer(SHORT_TOKENS, SHORT_TOKENS, 1), send)) == ()
+
+
 @pytest.mark.parametrize("buffers", [True, False])
+@real_time
 def test_over_http(buffers: bool) -> None:  # noqa: FBT001 - likewise
-    """A server of 2 ms a token, behind something that hands on whole answers, or not."""
+    """A server of 10 ms a token, behind something that hands on whole answers, or not."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -112,7 +125,7 @@ def test_over_http(buffers: bool) -> None:  # noqa: FBT001 - likewise
             tail = chunk({}, finish="length") + event({"choices": [], "usage": count}) + DONE
             writer.write(head("200 OK", "text/event-stream", f"Content-Length: {tokens * len(HELLO) + len(tail)}"))
             for _ in range(tokens):
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.01)
                 if not buffers:
                     writer.write(HELLO)
             writer.write((HELLO * tokens if buffers else b"") + tail)

@@ -10,13 +10,16 @@ from support.web_fakes import level
 
 from calibrator.cli.display import plain_level
 from calibrator.cli.screen import SweepScreen
+from calibrator.core.records.objective import parse_objective
 from calibrator.core.records.sweep import LevelReport, VerdictKind
+
+OBJECTIVES = (parse_objective("ttft p99 <= 300ms"),)
 
 
 def told(*moments: tuple[LevelReport, ...], lines: bool = True) -> list[str]:
     """The first words of every line that is printed while a sweep shows these levels, one moment after the other."""
     out = io.StringIO()
-    with SweepScreen(Console(file=out, width=200), ("ttft p99 <= 300ms",), lines=lines) as screen:
+    with SweepScreen(Console(file=out, width=200), OBJECTIVES, lines=lines) as screen:
         for levels in moments:
             screen.show(None, levels)
     return [f"{line.split(':')[0]} {line.split('; ')[-1]}" for line in out.getvalue().splitlines()]
@@ -44,5 +47,5 @@ def test_lines_that_nobody_wants_are_not_printed() -> None:
 
 def test_a_level_without_a_counted_request_is_told_with_its_reason() -> None:
     failed = replace(level(32, VerdictKind.EXCEEDED), n=0, exceedances=0)
-    assert plain_level(failed, ("ttft p99 <= 300ms",)) == "level 32: nothing counted; exceeded (enough passes)"
-    assert "of 120 over the limit" in plain_level(level(8), ("ttft p99 <= 300ms",))
+    assert plain_level(failed, OBJECTIVES) == "level 32: nothing counted; exceeded (enough passes)"
+    assert "of 120 over the limit" in plain_level(level(8), OBJECTIVES)
