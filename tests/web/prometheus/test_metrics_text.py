@@ -122,7 +122,7 @@ def test_counters_start_with_every_outcome() -> None:
         ("error",): 0, ("interrupted",): 0, ("cancelled",): 0,
     }  # fmt: skip
     assert values(found, "probe_requests_total") == {
-        ("ok",): 900, ("violation",): 7, ("failed",): 0, ("cancelled",): 0, ("invalid",): 0,
+        ("ok",): 900, ("violation",): 7, ("failed",): 0, ("cancelled",): 0, ("invalid",): 0, ("unmeasured",): 0,
     }  # fmt: skip
 
 
