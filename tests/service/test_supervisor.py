@@ -620,7 +620,7 @@ def test_the_snapshot_shows_progress_and_counts_every_kind() -> None:
             assert (view.progress, view.probe_in_flight) == (None, 0)
             assert view.counters.sweeps["calibrated"] == 1
             assert view.counters.probe_requests == {
-                "ok": 1490, "violation": 10, "failed": 0, "cancelled": 0, "invalid": 0
+                "ok": 1490, "violation": 10, "failed": 0, "cancelled": 0, "invalid": 0, "unmeasured": 0
             }  # fmt: skip
             assert view.counters.probe_tokens == {"prompt": 384_000, "output": 96_000}
             assert (view.counters.probe_overload_s, view.counters.gateway_polls) == (1.25, 1)
