@@ -6,9 +6,9 @@ Attribute names carry units (`every_s`). Keys of the file do not, because their 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from calibrator.core.admission.admission import too_small
@@ -16,9 +16,6 @@ from calibrator.core.admission.schedule import Schedule
 from calibrator.core.publish.recommendation import PublishPolicy
 from calibrator.core.records.history import Bounds
 from calibrator.core.search.cost import can_certify, judged_share, sweep_cost
-from calibrator.core.workload.classes import Workload, WorkloadClass
-from calibrator.core.workload.mirror import MirrorPolicy
-from calibrator.errors import ConfigurationError
 from calibrator.ports.sweeps import BackendPlan, Target
 from calibrator.settings.defaults import default_of
 from calibrator.settings.problems import Problem, refuse
@@ -26,13 +23,12 @@ from calibrator.settings.sections.gateways import GatewaysSettings
 from calibrator.settings.sections.guard import GuardSettings
 from calibrator.settings.sections.limits import LimitsSettings
 from calibrator.settings.sections.load_generator import LoadSettings
-from calibrator.settings.sections.mirror import MirrorSettings, PrefixReuse
 from calibrator.settings.sections.replicas import ReplicasSettings, with_url
 from calibrator.settings.sections.store import StoreSettings
 from calibrator.settings.sections.tls import Network, TlsSettings
 from calibrator.settings.sections.tracing import TracingSettings
 from calibrator.settings.sections.triggers import TriggerSettings
-from calibrator.settings.traces import read_trace
+from calibrator.settings.sections.workload import WorkloadSettings
 from calibrator.settings.values import (
     ApiUrl,
     DurationS,
@@ -45,10 +41,10 @@ from calibrator.settings.values import (
     Name,
     ObjectiveText,
     Secret,
+    Text,
     TimeZone,
 )
 
-Text = Annotated[str, Field(min_length=1)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 VALID_FOR_SWEEPS = 3  # two sweeps in a row may fail before a recommendation becomes stale
@@ -165,93 +161,6 @@ class CapSettings(Frozen):
     def _ordered(self) -> Self:
         _refuse_disorder(self.min, self.max)
         return self
-
-
-class ClassSettings(Frozen):
-    """One kind of probe request."""
-
-    name: Text = Field(default=default_of(WorkloadClass, "name"), description="name in reports")
-    share: float = Field(
-        default=default_of(WorkloadClass, "share"),
-        gt=0.0,
-        description="weight in the mix, relative to the other classes",
-    )
-    prompt_tokens: int = Field(
-        default=default_of(WorkloadClass, "prompt_tokens"), ge=1, le=10_000_000, description="prompt length in tokens"
-    )
-    output_tokens: int = Field(
-        default=default_of(WorkloadClass, "output_tokens"), ge=1, le=10_000_000, description="output length in tokens"
-    )
-    stream: bool = Field(
-        default=default_of(WorkloadClass, "stream"),
-        description="stream the responses; without streaming only e2e can be measured",
-    )
-    spread_ratio: float = Field(
-        default=default_of(WorkloadClass, "spread_ratio"),
-        ge=0.0,
-        lt=1.0,
-        description="lengths vary uniformly by up to this ratio, up and down",
-    )
-    prompt_sigma: float = Field(
-        default=default_of(WorkloadClass, "prompt_sigma"),
-        ge=0.0,
-        le=3.0,
-        description="above 0: lognormal prompt lengths with this standard deviation of the logarithm",
-    )
-
-
-class WorkloadSettings(Frozen):
-    """The probe traffic; the cap is valid for live traffic like it."""
-
-    classes: tuple[ClassSettings, ...] = Field(
-        default=(ClassSettings(),), min_length=1, description="the mix of requests"
-    )
-    trace: File | None = Field(
-        default=None,
-        description="instead of classes: JSON Lines file of real requests with prompt_tokens, output_tokens, stream "
-        "and class, or with Mooncake's fields",
-    )
-    mirror: MirrorSettings | None = Field(
-        default=None,
-        description="copy the lengths of live traffic from the engine's histograms; until there is enough data, "
-        "classes or trace are used",
-    )
-    prefix_reuse: PrefixReuse = Field(
-        default=default_of(Workload, "prefix_reuse_ratio"),
-        description="share of prompt tokens that should hit the engine's prefix cache, as in your live traffic; "
-        "mirror: the live hit rate; with the key mirror set, likewise, unless this is a ratio above 0",
-    )
-    max_prompt_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        le=10_000_000,
-        description="longer prompts are cut to this length, as by clients that stay within the context; default: no "
-        "limit",
-    )
-    _recorded: tuple[WorkloadClass, ...] = PrivateAttr(default=())
-
-    @model_validator(mode="after")
-    def _reads_its_trace(self) -> Self:
-        if self.trace is None:
-            return self
-        if self.classes != (ClassSettings(),):
-            refuse(Problem("trace", "cannot be combined with classes.", "Give one of the two."))
-        try:
-            self._recorded = read_trace(self.trace)
-        except ConfigurationError as error:
-            refuse(Problem("trace", error.cause, error.remedy))
-        return self
-
-    def value(self) -> Workload:
-        classes = self._recorded or tuple(WorkloadClass(**dict(one)) for one in self.classes)
-        reuse = 0.0 if self.prefix_reuse == "mirror" else self.prefix_reuse
-        return Workload(classes, reuse).cut(self.max_prompt_tokens)
-
-    def mirrored(self) -> MirrorPolicy | None:
-        """What of it is copied from live traffic; None: nothing."""
-        if self.mirror is not None:
-            return self.mirror.value(prefix_reuse=not isinstance(self.prefix_reuse, float) or not self.prefix_reuse)
-        return MirrorSettings().value(prefix_reuse=True, lengths=False) if self.prefix_reuse == "mirror" else None
 
 
 class BackendSettings(Frozen):

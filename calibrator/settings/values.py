@@ -63,6 +63,8 @@ _SECRET_PARAMETERS = frozenset(  # of a query
 )
 _SECRET_REMEDY = "Write {file: /run/secrets/name} or {env: NAME}."  # noqa: S105 - it names the form, not a secret
 
+Text = Annotated[str, Field(min_length=1)]
+
 
 class Frozen(BaseModel):
     """Base of all settings: immutable, unknown keys refused, numbers finite."""
