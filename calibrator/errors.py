@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-QUOTA_REMEDY = (  # met at the first look and in the middle of a sweep
+QUOTA_REMEDY = (  # met in the preflight and in the middle of a sweep
     "A quota per time hides what the engine can take: give the engine's own address, or a key without such a quota."
 )
 

@@ -6,10 +6,10 @@ tokens are compared with the tokens:
 
     held back     one read for several tokens, or `EVENTS_PER_READ` token events a read
 
-An engine that puts several tokens into one event is another matter: its events come one by one. One look is not enough,
-for a fast model and a busy machine can put a few events into one read; a stub answers at once, whatever is asked for.
-So where the short probe looks held back, short and long answers are asked for in turn (`ROUNDS` of each): something
-buffers if every one of them was held back, and every long one took longer to make than every short one.
+An engine that puts several tokens into one event is another matter: its events come one by one. One answer is not
+enough, for a fast model and a busy machine can put a few events into one read; a stub answers at once, whatever is
+asked for. So where the short probe looks held back, short and long answers are asked for in turn (`ROUNDS` of each):
+something buffers if every one of them was held back, and every long one took longer to make than every short one.
 
 Our own process may have slept while the events came one by one. So it is timed beside each answer how late a timer of
 the same event loop fires: an answer that took less than `LATENESS_FACTOR` times that says nothing, and ends the matter

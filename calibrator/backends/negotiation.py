@@ -1,4 +1,4 @@
-"""Which of a probe's parameters does a server take? Asked at the first look, one request after the other.
+"""Which of a probe's parameters does a server take? Asked at the preflight, one request after the other.
 
     all of them ──▶ refused, one of them named ──▶ without it (or renamed) ──▶ again, until nothing is refused
                 └─▶ refused, none named ─────────▶ without all, then each put back in turn; what passes stays

@@ -121,7 +121,7 @@ class _Dialect:
         if any(not line.isascii() or not line.isprintable() for line in head):
             raise ConfigurationError(
                 "The URL, the API key or a header holds characters that cannot stand in a request.",
-                "Look for line ends, blanks and non-ASCII letters in them.",
+                "Check them for line ends, blanks and non-ASCII letters.",
             )
         self._head = "\r\n".join(head)
 

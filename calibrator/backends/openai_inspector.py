@@ -5,10 +5,10 @@
     lengths               if length is not enforced: do responses get the length of the workload by themselves?
     long probe            about as long as the longest class: two points fit the tokenizer scale (`TokenScale.fit`)
     buffered?             if the short response came in one piece: a few more, short and long (`arrival`)
-    stub check            at most twelve: is there a model at all, and does it read what we send (`suspect_looks`)
+    stub check            at most twelve: is there a model at all, and does it read what we send (`stub_checks`)
 
-One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy (`look_errors`). A metric
-that cannot be measured here is a fact, with its reason: whoever knows the objectives refuses the sweep.
+One request at a time. Each fault of a probe ends in one sentence of cause and one of remedy (`preflight_errors`). A
+metric that cannot be measured here is a fact, with its reason: whoever knows the objectives refuses the sweep.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import httpx
 from calibrator import __version__
 from calibrator.backends.arrival import SHORT_TOKENS, held_back
 from calibrator.backends.http1_client import Endpoint, endpoint
-from calibrator.backends.look_errors import failure_error
 from calibrator.backends.model_list import Listing, read_listing
 from calibrator.backends.negotiation import FORCING, negotiate
 from calibrator.backends.openai import OpenAIBackend
+from calibrator.backends.preflight_errors import failure_error
 from calibrator.backends.schemes import speaks_plain_http, speaks_tls
-from calibrator.backends.suspect_looks import LookPlan, take_looks
+from calibrator.backends.stub_checks import StubCheckPlan, run_stub_checks
 from calibrator.core.records.objective import Metric
 from calibrator.core.records.sample import Failure, FailureKind, Fault, Label, Phase, ProbeRequest, Sample
 from calibrator.core.report.spans import ProbeTrace
@@ -79,7 +79,7 @@ class OpenAIInspector:
         )
         listing = await self._listing(server)
         _check_context(workload, listing)
-        look = _Look(
+        preflight = _Preflight(
             self._target,
             server,
             listing,
@@ -90,27 +90,27 @@ class OpenAIInspector:
             self._timeout_s,
             self._trace,
         )
-        short = await look.short_probe()
-        long_words, long = await look.long_probe(short)
+        short = await preflight.short_probe()
+        long_words, long = await preflight.long_probe(short)
         has_usage = short.prompt_tokens is not None and long.prompt_tokens is not None
         scale = TokenScale()
         if short.prompt_tokens is not None and long.prompt_tokens is not None:
             scale = TokenScale.fit((SHORT_WORDS, short.prompt_tokens), (long_words, long.prompt_tokens))
-        unmeasurable = await look.unmeasurable(short)
+        unmeasurable = await preflight.unmeasurable(short)
         warnings = [
             *listing.warnings(self._target.model),
-            *look.warnings(unmeasurable, has_usage=has_usage),
+            *preflight.warnings(unmeasurable, has_usage=has_usage),
             *dict.fromkeys(one.cause for one in unmeasurable if one.reason is Blindness.BUFFERED),
-            *await look.suspicions(short, long, scale),
+            *await preflight.suspicions(short, long, scale),
         ]
         return BackendFacts(
             model=self._target.model,
             token_scale=scale,
-            forces_length=look.forces_length,
+            forces_length=preflight.forces_length,
             max_context_tokens=listing.max_context_tokens,
             engine=listing.engine,
             warnings=tuple(warnings),
-            adjustments=look.adjustments,
+            adjustments=preflight.adjustments,
             unmeasurable=unmeasurable,
         )
 
@@ -134,8 +134,8 @@ class OpenAIInspector:
 
 
 @dataclass(slots=True)
-class _Look:
-    """One look at one server, and what it has learned so far."""
+class _Preflight:
+    """The preflight of one server, and what it has learned so far."""
 
     target: Target
     server: Endpoint
@@ -218,12 +218,12 @@ class _Look:
         if short.prompt_tokens is None:
             scale = TokenScale(per_word=CAUTIOUS_TOKENS_PER_WORD)
         context = self.listing.max_context_tokens
-        plan = LookPlan(
+        plan = StubCheckPlan(
             scale,
             UNKNOWN_CONTEXT_TOKENS if context is None else context - CONTEXT_RESERVE_TOKENS,
             slope_s=_slope_s(short, long),
         )
-        return suspicions(await take_looks(self._send, self.now, self.rng, plan), scale.overhead)
+        return suspicions(await run_stub_checks(self._send, self.now, self.rng, plan), scale.overhead)
 
     @property
     def _stream(self) -> bool:

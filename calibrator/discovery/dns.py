@@ -53,7 +53,7 @@ class DnsDiscovery:
         except DNSException as error:
             raise UnreachableError(
                 f"The replicas behind {self.plan.name} cannot be found: {error}.",
-                "Look at the name, and at the name servers of this machine.",
+                "Check the name, and the name servers of this machine.",
             ) from None
         valid_s = min(TTL_MAX_S, max(TTL_MIN_S, ttl_s)) if self.plan.period_s is None else self.plan.period_s
         found = sorted({self._replica(place) for place in places}, key=lambda replica: replica.url)

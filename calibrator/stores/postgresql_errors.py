@@ -27,12 +27,12 @@ _CAUSES = {  # by the start of SQLSTATE: (cause, remedy)
     ),
     "42P01": ("lacks a table", 'Restore it, or empty the schema and run "calibrator db upgrade".'),
     READ_ONLY: ("is read-only", f"Point {_URL} to the primary, or add target_session_attrs=read-write to it."),
-    "57014": ("took too long", "Look what keeps the server busy."),
+    "57014": ("took too long", "Check what keeps the server busy."),
     "55P03": ("is kept locked by another session", "Look for it in pg_stat_activity."),
     "53100": ("is on a full disk", "Free some space."),
     "53300": ("has no connection left", "Raise max_connections, or run fewer clients."),
     "57P": ("is stopping or starting", "Wait until it is up."),
-    "08": ("closed the connection", "Look whether the server was restarted."),
+    "08": ("closed the connection", "Check whether the server was restarted."),
     "42704": (f"does not know a parameter of {_URL}", "Take it out."),
     "22023": (f"does not take a parameter of {_URL}", "Correct it."),
     "40": ("broke a transaction off, because another one wanted the same rows", "Nothing is to be done."),
@@ -46,16 +46,16 @@ _WAYS: tuple[tuple[type[BaseException], str, str], ...] = (  # the first that fi
         "Give its authorities in store.ca_file, and the name it is made out to as host.",
     ),
     (ssl.SSLError, *_NO_TLS),
-    (PoolTimeoutError, "has more to do than it manages", "Look what keeps the server busy."),
-    (TimeoutError, "does not answer in time", "Look whether the server is up and the network lets us through."),
-    (FileNotFoundError, "cannot be reached", f"Look whether the server is up and every file of {_URL} is there."),
-    (OSError, "cannot be reached", f"Look whether the server is up, and at host and port in {_URL}."),
+    (PoolTimeoutError, "has more to do than it manages", "Check what keeps the server busy."),
+    (TimeoutError, "does not answer in time", "Check whether the server is up and the network lets us through."),
+    (FileNotFoundError, "cannot be reached", f"Check whether the server is up and every file of {_URL} is there."),
+    (OSError, "cannot be reached", f"Check whether the server is up, and the host and port in {_URL}."),
     (
         ClientConfigurationError,
         "cannot be reached as asked for",
         f"Correct {_URL}; sslmode=verify-full wants store.ca_file.",
     ),
-    (BaseException, "closed the connection", "Look whether the server was restarted."),
+    (BaseException, "closed the connection", "Check whether the server was restarted."),
 )
 
 
@@ -83,7 +83,7 @@ def explain(name: str, error: BaseException) -> StoreError:
     elif type(origin) is ConnectionError:  # none of its kinds: what asyncpg raises for "the server refused TLS"
         cause, remedy = _NO_TLS
     elif state:
-        cause, remedy = "failed", "Look at the database's message."
+        cause, remedy = "failed", "Check the database's message."
     else:
         cause, remedy = next(words for kind, *words in _WAYS if isinstance(origin, kind))
     return StoreError(f"{name[0].upper()}{name[1:]} {cause}{f' ({reason})' if reason else ''}.", remedy)

@@ -187,11 +187,11 @@ _CAUSES: dict[str, tuple[str, str, type[StoreError]]] = {  # by the start of SQL
     "SQLITE_FULL": ("is on a full disk", f"Free some space, {_ELSEWHERE}.", StoreError),
     "SQLITE_IOERR": (
         "cannot be read or written by the operating system",
-        f"Look at its disk, {_ELSEWHERE}.",
+        f"Check its disk, {_ELSEWHERE}.",
         StoreError,
     ),
 }
-_OTHER = ("failed", "Look at the database's message.", StoreError)
+_OTHER = ("failed", "Check the database's message.", StoreError)
 
 
 @contextmanager

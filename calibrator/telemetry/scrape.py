@@ -100,7 +100,7 @@ class HttpTelemetry:
             async with asyncio.timeout(limit_s):
                 return await self._first_engine()
         except (TimeoutError, httpx.TimeoutException):
-            self._complain(f"did not answer within {limit_s:g} s.", "Look whether the engine hangs.", self._asked)
+            self._complain(f"did not answer within {limit_s:g} s.", "Check whether the engine hangs.", self._asked)
         except PageError as error:
             self._complain(f"{error}.", _ENGINES_OWN, self._asked)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
@@ -133,7 +133,7 @@ class HttpTelemetry:
         if status in _REDIRECTS:
             return await self._follow(url, urljoin(url, location), status, may_follow=may_follow)
         if status != 200:
-            remedy = _REMEDIES.get(status, "Look at the engine's log, or give metrics_url.")
+            remedy = _REMEDIES.get(status, "Check the engine's log, or give metrics_url.")
             nearness = Nearness.ABSENT if status == 404 else Nearness.REFUSED
             self._complain(f"answers {status}.", remedy, url, nearness)
             return None
@@ -198,8 +198,8 @@ def _unknown(reader: PageReader) -> tuple[str, str]:
 def _unreachable(error: Exception) -> tuple[str, str]:
     words = str(error) or type(error).__name__
     if isinstance(error, (httpx.RemoteProtocolError, httpx.LocalProtocolError)):
-        return f"is out of reach: no HTTP comes back ({words[:120]}).", "Look at the port, and whether it wants https."
-    return f"is out of reach ({words[:120]}).", "Look at the address, the port and the network."
+        return f"is out of reach: no HTTP comes back ({words[:120]}).", "Check the port, and whether it wants https."
+    return f"is out of reach ({words[:120]}).", "Check the address, the port and the network."
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -43,7 +43,7 @@ class EmbeddedEngine:
         self._theirs.close()
         if not await loop.run_in_executor(None, self._ours.poll, START_TIMEOUT_S):
             await self.__aexit__(None, None, None)
-            raise GeneratorError("The simulated engine did not start.", "Look for its traceback above.")
+            raise GeneratorError("The simulated engine did not start.", "See its traceback above.")
         return f"http://127.0.0.1:{self._ours.recv()}"
 
     async def __aexit__(self, *_: object) -> None:

@@ -44,7 +44,7 @@ async def quick_node() -> SelfTest:
 
 
 async def broken_node() -> SelfTest:
-    raise GeneratorError("The server of the self-test died.", "Look for its traceback above.")
+    raise GeneratorError("The server of the self-test died.", "See its traceback above.")
 
 
 class Place(Outpost):

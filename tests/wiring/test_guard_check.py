@@ -44,6 +44,6 @@ def test_an_engine_that_does_not_answer_ends_nothing() -> None:
         problem, watched, other_problem, unwatched = asyncio.run(guard_lines((known, off)))
     for line in (problem, other_problem):
         assert "/metrics is out of reach" in line, "why the engine shows nothing, guard or no guard"
-        assert "Look at the address" in line
+        assert "Check the address" in line
     assert watched.startswith("chat: 'ttft p99 <= 500ms' is watched above the next bucket bound")
     assert unwatched == "other: the guard is off"

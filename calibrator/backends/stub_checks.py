@@ -5,7 +5,7 @@
 
 The long prompt is the longest that the context allows, because the difference to detect (as little as half a
 microsecond a token) would otherwise drown in network jitter; but no longer than what the model is expected to read in
-`LONG_LOOK_S`, because users may be waiting behind it. A request that fails ends the check silently: failures are
+`LONG_PROMPT_S`, because users may be waiting behind it. A request that fails ends the check silently: failures are
 reported by the other preflight probes and by the sweep.
 """
 
@@ -22,10 +22,10 @@ from calibrator.core.workload.stub_detection import LEAST, CheckAnswer, Reading,
 ROUNDS = 5
 REPEATS = 2
 MAX_REQUESTS = 2 * ROUNDS + REPEATS
-LOOK_TOKENS = 5  # of each answer: four gaps tell decoding from replaying
+CHECK_TOKENS = 5  # of each answer: four gaps tell decoding from replaying
 SHORT_WORDS = 16
 MAX_LONG_TOKENS = 16_384
-LONG_LOOK_S = 0.25
+LONG_PROMPT_S = 0.25
 PATIENCE_S = 4.0  # no further round after this ...
 HARD_PATIENCE_S = 12.0  # ... and not even the first three after this
 
@@ -33,7 +33,7 @@ Send = Callable[[str, int], Awaitable[Sample]]  # text, output tokens
 
 
 @dataclass(frozen=True, slots=True)
-class LookPlan:
+class StubCheckPlan:
     """`long_tokens`: what the context allows; `slope_s`: estimated seconds a prompt token, 0.0 if it seems free."""
 
     scale: TokenScale
@@ -42,11 +42,11 @@ class LookPlan:
 
     @property
     def long_words(self) -> int:
-        affordable = MAX_LONG_TOKENS if self.slope_s <= 0.0 else min(MAX_LONG_TOKENS, LONG_LOOK_S / self.slope_s)
+        affordable = MAX_LONG_TOKENS if self.slope_s <= 0.0 else min(MAX_LONG_TOKENS, LONG_PROMPT_S / self.slope_s)
         return max(2 * SHORT_WORDS, self.scale.words_for(int(min(self.long_tokens, affordable))))
 
 
-async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, plan: LookPlan) -> StubCheck:
+async def run_stub_checks(send: Send, now: Callable[[], float], rng: random.Random, plan: StubCheckPlan) -> StubCheck:
     """Empty if a request failed."""
     short: list[CheckAnswer] = []
     long: list[CheckAnswer] = []
@@ -58,18 +58,18 @@ async def take_looks(send: Send, now: Callable[[], float], rng: random.Random, p
         for words, found in ((SHORT_WORDS, short), (plan.long_words, long)):
             prompt = make_text(rng, words)
             text = prompt if found is short else text
-            look = await _look(send, prompt, words)
-            if look is None:
+            check = await _check(send, prompt, words)
+            if check is None:
                 return StubCheck()
-            found.append(look)
+            found.append(check)
         if read_price(StubCheck(short, long)) is Reading.GROWS:
             break
-    repeats = [look for _ in range(REPEATS) if (look := await _look(send, text, SHORT_WORDS)) is not None]
+    repeats = [check for _ in range(REPEATS) if (check := await _check(send, text, SHORT_WORDS)) is not None]
     return StubCheck(short, long, repeats)
 
 
-async def _look(send: Send, text: str, words: int) -> CheckAnswer | None:
-    sample = await send(text, LOOK_TOKENS)
+async def _check(send: Send, text: str, words: int) -> CheckAnswer | None:
+    sample = await send(text, CHECK_TOKENS)
     if not sample.completed:
         return None
     decoding_s = None

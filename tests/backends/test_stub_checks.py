@@ -23,7 +23,7 @@ from calibrator.backends.arrival import ROUNDS
 from calibrator.backends.openai_inspector import OpenAIInspector
 from calibrator.backends.simulated.inprocess import SCALE, SimulatedBackend
 from calibrator.backends.simulated.parameters import PARAMETER_SETS, EngineParameters
-from calibrator.backends.suspect_looks import MAX_REQUESTS, LookPlan, take_looks
+from calibrator.backends.stub_checks import MAX_REQUESTS, StubCheckPlan, run_stub_checks
 from calibrator.clock import LoopClock
 from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, ProbeRequest, Sample
 from calibrator.core.workload.classes import Workload, WorkloadClass
@@ -51,8 +51,8 @@ def look_at(parameters: EngineParameters, slope_s: float = 0.0) -> tuple[StubChe
     async def scenario() -> tuple[StubCheck, int, float]:
         clock = LoopClock()
         sender = Sender(SimulatedBackend(parameters, clock))
-        plan = LookPlan(SCALE, parameters.max_context_tokens - 64, slope_s)
-        looks = await take_looks(sender, clock.monotonic, random.Random(1), plan)
+        plan = StubCheckPlan(SCALE, parameters.max_context_tokens - 64, slope_s)
+        looks = await run_stub_checks(sender, clock.monotonic, random.Random(1), plan)
         ended_s = clock.monotonic()
         await sender.backend.close()
         return looks, sender.requests, ended_s
@@ -79,10 +79,10 @@ def test_a_very_fast_prefill_is_no_suspect_and_a_free_one_is() -> None:
 
 
 def test_a_slow_model_is_asked_for_less() -> None:
-    plan = LookPlan(SCALE, 100_000, slope_s=0.0005)
+    plan = StubCheckPlan(SCALE, 100_000, slope_s=0.0005)
     assert SCALE.overhead + plan.long_words == pytest.approx(500, abs=2)
-    assert SCALE.overhead + LookPlan(SCALE, 100_000).long_words == pytest.approx(16_384, abs=2)
-    assert SCALE.overhead + LookPlan(SCALE, 2_000).long_words == pytest.approx(2_000, abs=2)
+    assert SCALE.overhead + StubCheckPlan(SCALE, 100_000).long_words == pytest.approx(16_384, abs=2)
+    assert SCALE.overhead + StubCheckPlan(SCALE, 2_000).long_words == pytest.approx(2_000, abs=2)
 
 
 @pytest.mark.parametrize(("latency_s", "most"), [(1.0, 8), (5.0, 6), (60.0, 4)])
@@ -96,7 +96,7 @@ def test_patience_ends(latency_s: float, most: int) -> None:
         return Sample(0, Label(0, Phase.RAMP), "look", True, 1, 0.0, latency_s, prompt_tokens=1)
 
     clock = LoopClock()
-    run_virtual(take_looks(send, clock.monotonic, random.Random(1), LookPlan(SCALE, 2_000)))
+    run_virtual(run_stub_checks(send, clock.monotonic, random.Random(1), StubCheckPlan(SCALE, 2_000)))
     assert asked <= most
 
 
@@ -110,7 +110,7 @@ def test_a_request_that_fails_ends_the_look_without_a_word() -> None:
         return Sample(0, Label(0, Phase.RAMP), "look", True, 1, 0.0, 0.1, prompt_tokens=9, failure=failure)
 
     clock = LoopClock()
-    looks = run_virtual(take_looks(send, clock.monotonic, random.Random(1), LookPlan(SCALE, 2_000)))
+    looks = run_virtual(run_stub_checks(send, clock.monotonic, random.Random(1), StubCheckPlan(SCALE, 2_000)))
     assert (asked, suspicions(looks, 0.0)) == (4, ())
 
 

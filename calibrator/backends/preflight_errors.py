@@ -1,4 +1,4 @@
-"""From a failed probe of the first look to one sentence of cause, in the server's words, and a remedy that fits it.
+"""From a failed probe of the preflight to one sentence of cause, in the server's words, and a remedy that fits it.
 
 | seen | error | exit |
 |---|---|---|
@@ -30,7 +30,7 @@ _REMEDIES = {
     Fault.ENCODING: "Turn compression off for this route in the proxy before the engine: it delays tokens, too.",
     Fault.NOT_STREAMED: "Let the server or the proxy stream, or do not stream (--no-stream, stream: false), for e2e.",
     Fault.STREAMED: "Let the server answer plain requests with one document, or stream.",
-    Fault.NO_EVENTS: "Look at the server's log, and at the proxy before it.",
+    Fault.NO_EVENTS: "Check the server's log, and the proxy before it.",
 }
 
 
@@ -48,16 +48,16 @@ def failure_error(failure: Failure, target: Target, listing: Listing) -> Calibra
 def _broken_error(kind: FailureKind, url: str, detail: str) -> CalibratorError:
     if kind is FailureKind.PROTOCOL:
         return ConfigurationError(f"What answers at {url} is not an OpenAI-compatible server: {detail}.", NEED_LLM)
-    cause, remedy = f"A single request to {url} failed", "Look at the server's log."
+    cause, remedy = f"A single request to {url} failed", "Check the server's log."
     if kind is FailureKind.CONNECT:
         cause, remedy = f"Nothing answers at {url}", "Check the URL, and that the server runs."
     elif kind is FailureKind.TLS:
         cause, remedy = f"No TLS connection to {url}", "Check http/https, the CA file and the client certificate."
     elif kind in (FailureKind.STALLED, FailureKind.TIMEOUT):
         cause = f"{url} takes connections but does not answer"
-        remedy = "Look at the server's log, or wait until it is idle."
+        remedy = "Check the server's log, or wait until it is idle."
     elif kind is FailureKind.RESET and url.startswith("https:"):  # so some servers refuse a client certificate
-        remedy = "Look at the server's log, and whether it wants another client certificate, or any."
+        remedy = "Check the server's log, and whether it wants another client certificate, or any."
     return UnreachableError(f"{cause}: {detail}.", remedy)
 
 
