@@ -181,7 +181,7 @@ def test_drift_waits_its_cool_down() -> None:
 def test_users_unlike_the_probes_are_told() -> None:
     one, users = watch(), Users(prompt=lognormal(3000, 0.3))
     serve(one, users, 0, 4000)
-    assert "unlike the probes'" in one.unlike
+    assert "differ from the probes'" in one.unlike
 
 
 def test_an_engine_without_histograms_never_drifts() -> None:

@@ -92,7 +92,7 @@ def test_other_traffic_is_measured_again(logs: list[dict[str, object]]) -> None:
             here.users.prompt = lognormal(1500, 0.7)
             await here.pass_(8000)
             assert len(here.runner.orders) == 2
-            assert "unlike the probes'" in here.view().traffic_note
+            assert "differ from the probes'" in here.view().traffic_note
 
     run_virtual(scenario())
     assert str(reasons(logs)[1]).startswith("drift: prompts changed")

@@ -117,7 +117,7 @@ def test_an_engine_reached_directly_agrees() -> None:
 def test_what_a_proxy_adds_is_said_with_both_numbers() -> None:
     (text,) = disagreements(sweep(0.5))
     assert "in flight: we measure" in text
-    assert "something between us and the engine adds it" in text
+    assert "something between us and the engine adds latency" in text
 
 
 def test_among_live_users_nothing_is_said() -> None:
