@@ -33,7 +33,7 @@ from calibrator.service.sweep.run import SweepParts, run_sweep
 from calibrator.wiring.generator import closed_loop
 
 LIMIT_S = 0.5  # the server's first tokens come after 20 to 40 ms
-LEVEL = 32
+EVENTS_PER_S = 20.0
 AWAKE_S, STOPPED_S = 0.3, 1.1
 
 
@@ -78,20 +78,20 @@ class Starved:
 
 
 async def sweep(
-    make: Callable[[SweepOrder], LoadGenerator], quantile: str, events_per_s: float
+    make: Callable[[SweepOrder], LoadGenerator], quantile: str, level: int, output_tokens: int
 ) -> tuple[SweepRecord, float]:
     """One level; and the share of its requests that the server answered too late, by its own log."""
     async with StampServer() as server:
-        server.pace(events_per_s)
+        server.pace(EVENTS_PER_S)
         order = SweepOrder(
             sweep_id="starvation",
             backend="b",
             target=Target(f"http://127.0.0.1:{server.port}/v1", "s"),
             objectives=(parse_objective(f"ttft {quantile} <= {LIMIT_S * 1e3:g}ms"),),
-            workload=Workload((WorkloadClass("short", 1.0, 32, 8),)),
+            workload=Workload((WorkloadClass("short", 1.0, 32, output_tokens),)),
             bounds=Bounds(duration_s=20.0),
             seed=1,
-            levels=(LEVEL,),
+            levels=(level,),
             requests_per_level=800,
         )
         parts = SweepParts(Inspector(), NoTelemetry(), lambda _: make(order), SystemClock())
@@ -102,11 +102,14 @@ async def sweep(
 
 @real_time
 def test_a_starved_generator_blames_itself() -> None:
+    """One token each: whoever is in flight at a stop waits for the first one."""
+
     async def scenario() -> None:
         record, late_ratio = await sweep(
             lambda order: Starved(WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1)),
             "p99",
-            50.0,
+            level=8,
+            output_tokens=1,
         )
         level = record.levels[0]
         assert late_ratio < 0.005, "the truth is within: half the allowance at most"
@@ -123,7 +126,10 @@ def test_the_same_generator_unstarved_is_within() -> None:
 
     async def scenario() -> None:
         record, late_ratio = await sweep(
-            lambda order: WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1), "p95", 20.0
+            lambda order: WorkerPool(partial(closed_loop, order, FACTS), LocalLauncher(), most_workers=1),
+            "p95",
+            level=32,
+            output_tokens=8,
         )
         assert late_ratio < 0.005
         assert record.levels[0].verdict.kind is VerdictKind.WITHIN
