@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
-from support.quiet_machine import real_time
+from support.quiet_machine import real_time as real_time_of
 from support.virtual_time import run_virtual
 
 from calibrator.backends.arrival import ROUNDS
@@ -29,6 +30,10 @@ from calibrator.core.records.sample import Failure, FailureKind, Label, Phase, P
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.core.workload.stub_detection import Reading, StubCheck, read_price, suspicions
 from calibrator.ports.sweeps import Target
+
+real_time = functools.partial(
+    real_time_of, tries=20
+)  # half a microsecond a token drowns in a few milliseconds of noise
 
 
 # ---------------------------------------------------------------------------------------------- simulated, virtual time

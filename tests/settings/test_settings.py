@@ -523,11 +523,7 @@ def test_how_live_users_are_spared_reaches_the_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["requests_per_day", "tokens_per_day"])
 def test_a_day_that_no_sweep_fits_into_is_refused(key: str, tmp_path: Path) -> None:
-<<<<<<< HEAD
     with pytest.raises(ConfigurationError, match=rf"limits\.{key}: 100 ") as refusal:
-=======
-    with pytest.raises(ConfigurationError, match=rf"limits.{key}: 100 .* per day are fewer than one sweep takes, [\d,]+"):
->>>>>>> core
         load(tmp_path, changed("backends", "chat", "limits", {key: 100}))
     assert refusal.value.remedy
 

@@ -77,8 +77,11 @@ def judge(attempt: Callable[[], T], *, tries: int = TRIES, luck: int = 0) -> T:
     raise AssertionError("an attempt is needed to judge")
 
 
-def real_time(test: Callable[P, None]) -> Callable[P, None]:
-    """Decorator: the whole test is one attempt, with a `tmp_path` of its own; other fixtures must bear a second one."""
+def real_time(test: Callable[P, None], *, tries: int = TRIES) -> Callable[P, None]:
+    """Decorator: the whole test is one attempt, with a `tmp_path` of its own; other fixtures must bear a second one.
+
+    `tries`: more than the usual number for what a few milliseconds of noise hide (with `functools.partial`).
+    """
 
     @functools.wraps(test)
     def judged(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -91,7 +94,7 @@ def real_time(test: Callable[P, None]) -> Callable[P, None]:
                 folder.mkdir()
             test(*args, **own)  # type: ignore[arg-type] # the same keywords
 
-        judge(attempt)
+        judge(attempt, tries=tries)
 
     return pytest.mark.timeout(TEST_LIMIT_S)(judged)
 
