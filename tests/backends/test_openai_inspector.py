@@ -17,8 +17,10 @@ from support.certificates import make_certificates
 from support.scripted_server import Act, Step, read_request, scripted
 from support.wire import DONE, HELLO, chunk, event, sized
 
+from calibrator.backends.arrival import ROUNDS
 from calibrator.backends.negotiation import MAX_TRIES
 from calibrator.backends.openai_inspector import OpenAIInspector
+from calibrator.backends.stub_checks import MAX_REQUESTS
 from calibrator.core.records.objective import Metric
 from calibrator.core.workload.classes import Workload, WorkloadClass
 from calibrator.errors import ConfigurationError, UnreachableError
@@ -116,7 +118,7 @@ def test_what_a_good_server_tells(api: str, stream: bool) -> None:  # noqa: FBT0
     assert (facts.model, facts.engine, facts.max_context_tokens) == ("m", "vllm", 4096)
     assert (facts.token_scale.overhead, facts.token_scale.per_word) == (5.0, 3.0)
     assert (facts.forces_length, facts.warnings) == (True, ())
-    assert 2 + 2 * 3 < len(server.bodies) <= 2 + 12
+    assert 2 + 2 * 3 < len(server.bodies) <= 2 + 2 * ROUNDS + MAX_REQUESTS
     longest = 5 + 3 * len(str(server.bodies[1]).split())
     assert max(len(str(body).split()) for body in server.bodies) * 3 < 4096
     assert 450 < longest <= 640  # about the longest prompt of the workload, and not above the context

@@ -34,7 +34,7 @@ def with_engine(parameters: EngineParameters, scenario: Scenario, **options: Any
     async def main() -> None:
         async with (
             serving(parameters, **options) as engine,
-            httpx.AsyncClient(base_url=engine.url, timeout=20.0) as client,
+            httpx.AsyncClient(base_url=engine.url, timeout=300.0) as client,
         ):
             await scenario(engine, client)
 

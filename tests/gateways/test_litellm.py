@@ -173,7 +173,7 @@ def test_one_worker_holds_the_cap_whatever_ends_a_request(tmp_path: Path) -> Non
                 no_place_is_lost(site, CAP)
                 service.kill()
                 site.note("calibrator killed")
-                wait_until(lambda: "does not answer" in log.read_text(), "a poll fails", LIMIT_S)
+                wait_until(lambda: "the calibrator does not respond" in log.read_text(), "a poll fails", LIMIT_S)
             no_place_is_lost(site, CAP)
 
     in_own_network(scenario)

@@ -8,7 +8,7 @@
     objectives: O
     curve:      5 metrics x 3 quantiles x L; it vanishes with the next sweep
 
-A sweep of the default budget stages some 10 to 20 levels: below 400 series a backend.
+A sweep of the default budget stages some 10 to 20 levels: below 400 series per backend.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_cardinality_is_what_the_bound_says(backends: int) -> None:
 
 def test_the_documentation_states_the_bound() -> None:
     page = (REPOSITORY / "deploy" / "docs" / "metrics.md").read_text()
-    assert f"{bound(1, 0)} series a backend" in page
+    assert f"{bound(1, 0)} per backend" in page
     assert f"{len(LATENCIES) * len(QUANTILES)} for each level" in page
     assert f"{PROCESS_SERIES} of the process" in page
 

@@ -92,7 +92,7 @@ def test_the_scraper_refuses(lured: str) -> None:
     async def scenario() -> None:
         telemetry = HttpTelemetry(Target(f"{lured}/v1", "m", api_key=KEY), timeout_s=120.0)
         assert await telemetry.scrape() is None
-        assert "answers 30" in telemetry.problem
+        assert "status 30" in telemetry.problem
         await telemetry.close()
 
     on_uvloop(scenario)
@@ -113,5 +113,5 @@ def test_the_polling_clients_keep_their_fallback(lured: str) -> None:
 
 def test_the_report_verb_refuses(lured: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_TOKEN", KEY)
-    with pytest.raises(UnreachableError, match="answers 30"):
+    with pytest.raises(UnreachableError, match="status 30"):
         write_report(f"{lured}/v1/backends/chat/sweeps/x", "html", None, None, "REPORT_TOKEN")

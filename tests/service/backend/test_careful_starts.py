@@ -181,7 +181,7 @@ def test_a_budget_of_a_day_survives_a_restart() -> None:
             assert held is not None
             assert held.until == pytest.approx(first + 60.0 + DAY_S)
             assert running.view.next_sweep_at == held.until, "the next possible time is shown"
-            with pytest.raises(ConfigurationError, match="requests of a day") as refused:
+            with pytest.raises(ConfigurationError, match="requests per day") as refused:
                 await running.supervisor.request_sweep("chat", "test")
             assert "Possible again at" in refused.value.remedy
             await asyncio.sleep(1.0 * HOUR_S)
