@@ -103,7 +103,7 @@ def test_the_documentation_states_the_bound() -> None:
     page = (REPOSITORY / "deploy" / "docs" / "metrics.md").read_text()
     assert f"{bound(1, 0)} per backend" in page
     assert f"{len(LATENCIES) * len(QUANTILES)} for each level" in page
-    assert f"{PROCESS_SERIES} of the process" in page
+    assert f"{PROCESS_SERIES} per process" in page
 
 
 def test_a_scrape_changes_nothing_and_none_is_needed() -> None:

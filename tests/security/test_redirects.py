@@ -92,7 +92,7 @@ def test_the_scraper_refuses(lured: str) -> None:
     async def scenario() -> None:
         telemetry = HttpTelemetry(Target(f"{lured}/v1", "m", api_key=KEY), timeout_s=120.0)
         assert await telemetry.scrape() is None
-        assert "status 30" in telemetry.problem
+        assert "answers 30" in telemetry.problem
         await telemetry.close()
 
     on_uvloop(scenario)
