@@ -13,9 +13,10 @@ metric that cannot be measured here is a fact, with its reason: whoever knows th
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,11 +35,12 @@ from calibrator.core.records.sample import Failure, FailureKind, Fault, Label, P
 from calibrator.core.report.spans import ProbeTrace
 from calibrator.core.workload.classes import TokenScale, Workload, WorkloadClass, make_text
 from calibrator.core.workload.stub_detection import suspicions
-from calibrator.errors import ConfigurationError, GeneratorError
+from calibrator.errors import ConfigurationError, GeneratorError, UnreachableError
 from calibrator.ports.backend import Adjustment, BackendFacts, Blindness, Unmeasurable
 from calibrator.ports.sweeps import Permit, Target, forever
 
 SHORT_WORDS = 16
+FIRST_REQUEST_ID = 1_000_000_000  # above the sweep's own: some engines take X-Request-ID for the name of a request
 FORCED_TOKENS = SHORT_TOKENS  # long enough to see that forcing works, short enough to be polite
 MAX_LENGTH_TOKENS = 256  # of the answer that shows whether lengths hold without being forced
 MAX_LONG_WORDS = 2048  # a longer probe fits the scale no better
@@ -148,6 +150,7 @@ class _Preflight:
     trace: ProbeTrace | None
     forces_length: bool = True
     adjustments: tuple[Adjustment, ...] = ()
+    request_ids: Iterator[int] = field(default_factory=lambda: itertools.count(FIRST_REQUEST_ID))
 
     async def short_probe(self) -> Sample:
         async def ask(adjustments: tuple[Adjustment, ...]) -> Sample:
@@ -223,7 +226,20 @@ class _Preflight:
             UNKNOWN_CONTEXT_TOKENS if context is None else context - CONTEXT_RESERVE_TOKENS,
             slope_s=_slope_s(short, long),
         )
-        return suspicions(await run_stub_checks(self._send, self.now, self.rng, plan), scale.overhead)
+        check = await run_stub_checks(self._send, self.now, self.rng, plan)
+        if not check.short or not check.long:
+            await self._survived(plan.long_words)
+        return suspicions(check, scale.overhead)
+
+    async def _survived(self, words: int) -> None:
+        """A stub check failed. Some engines die of a prompt beyond their KV memory: does this one still answer?"""
+        sample = await self._probe(SHORT_WORDS, FORCED_TOKENS)
+        if sample.failure is not None:
+            raise UnreachableError(
+                f"{self.target.url} stopped answering after a prompt of about {words} words, which the preflight sent: "
+                f"{sample.failure.detail.rstrip('.')}.",
+                "Restart the engine, and give it the memory, or the context limit, that such a prompt needs.",
+            )
 
     @property
     def _stream(self) -> bool:
@@ -246,7 +262,7 @@ class _Preflight:
         )
         connection = backend.connect()
         request = ProbeRequest(
-            request_id=0,
+            request_id=next(self.request_ids),
             label=Label(0, Phase.RAMP),
             class_name="inspect",
             text=text,

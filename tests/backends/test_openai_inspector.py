@@ -125,6 +125,29 @@ def test_what_a_good_server_tells(api: str, stream: bool) -> None:  # noqa: FBT0
     assert all(b"authorization: bearer key" in head.lower() for head in server.heads)
 
 
+def test_each_probe_has_a_name_of_its_own() -> None:
+    """Some engines take X-Request-ID for the name of a request, and answer one of two alike."""
+    _, server = look(VLLM_LIST)
+    names = [line for head in server.heads for line in head.split(b"\r\n") if line.startswith(b"X-Request-ID")]
+    assert len(names) == len(set(names)) == len(server.bodies)
+
+
+def test_an_engine_that_dies_of_the_longest_prompt_is_not_swept() -> None:
+    """Without a context size in its list nobody knows how much is too much (transformers 5.24, a small KV pool)."""
+    died: list[int] = []
+
+    def complete(body: Body) -> Reply:
+        words = len(body["messages"][0]["content"].split())
+        if words > 400:
+            died.append(words)
+        return sized(event({"error": "worker is dead"})) if died else answer(body)
+
+    with pytest.raises(UnreachableError, match=r"about \d+ words.*worker is dead") as refused:
+        look(NO_LIST, complete)
+    assert len(died) == 1
+    assert refused.value.remedy
+
+
 def test_what_a_probe_looks_like_on_the_wire() -> None:
     _, server = look(VLLM_LIST)
     body, head = server.bodies[0], server.heads[1].decode()

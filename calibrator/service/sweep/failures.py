@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from calibrator.ports.backend import BackendFacts
 from calibrator.ports.sweeps import SweepOrder
 
 TOLD_RATIO = 0.01  # of the ended requests; fewer are the business of the levels
+_IDENTIFIER = re.compile(r"calibrator-[\w-]+|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # ours, or a UUID
 MAX_WORDS = 1000  # kinds of words that are counted apart; some servers name the request in each
 
 
@@ -31,7 +33,7 @@ class FailureTally:
             if sample.failure is None:
                 continue
             self.failed += 1
-            said = f"{sample.failure.kind}: {sample.failure.detail}"
+            said = f"{sample.failure.kind}: {_IDENTIFIER.sub('...', sample.failure.detail)}"
             if said in self.words or len(self.words) < MAX_WORDS:
                 self.words[said] += 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 from support.plain_parts import Listener, NoTelemetry
+from support.records import ANSWER
 from support.scripted_backend import Answer, ScriptedBackend
 from support.virtual_time import run_virtual
 
@@ -23,6 +24,7 @@ from calibrator.load.closed_loop import ClosedLoop
 from calibrator.ports.backend import Adjustment, BackendFacts, Blindness, Unmeasurable
 from calibrator.ports.load import LoadGenerator
 from calibrator.ports.sweeps import SweepOrder, Target
+from calibrator.service.sweep.failures import FailureTally
 from calibrator.service.sweep.run import SweepParts, run_sweep
 
 OBJECTIVES = (parse_objective("ttft p90 <= 200ms"), parse_objective("e2e p90 <= 2s"))
@@ -131,3 +133,11 @@ def test_the_record_states_what_was_sent_otherwise() -> None:
     adjustments = (Adjustment("ignore_eos"), Adjustment("max_tokens", "max_completion_tokens"))
     record, _ = sweep(good, facts=replace(FACTS, adjustments=adjustments))
     assert record.provenance.adjustments == ("ignore_eos left out", "max_tokens sent as max_completion_tokens")
+
+
+def test_failures_that_name_their_request_are_counted_together() -> None:
+    tally = FailureTally()
+    for number in range(8):
+        failure = Failure(FailureKind.ERROR_EVENT, f"cannot accept request calibrator-20261130-6aab6b-{number}: dead")
+        tally.add([replace(ANSWER, failure=failure)])
+    assert tally.commonest[1] == 8
