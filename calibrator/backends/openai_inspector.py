@@ -177,9 +177,11 @@ class _Preflight:
         longest = self.workload.longest
         words = _long_words(longest, self.listing, short)
         sample = await self._probe(words, 1)
-        if sample.failure is not None and sample.failure.status in (400, 413):
+        failure = sample.failure  # the short probe went well, so the length is what the server refuses
+        if failure is not None and (failure.status in (400, 413) or failure.kind is FailureKind.ERROR_EVENT):
             raise ConfigurationError(
-                f"The server refuses a prompt of about {sample.wanted_prompt_tokens} words: {sample.failure.detail}.",
+                f"The server refuses a prompt of about {sample.wanted_prompt_tokens} words: "
+                f"{failure.detail.rstrip('. ')}.",
                 f"Shorten the prompts of workload class '{longest.name}', or cut their tail with max_prompt_tokens "
                 "(--max-prompt-tokens).",
             )

@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 def failure_error(failure: Failure, target: Target, listing: Listing) -> CalibratorError:
-    url, detail = target.url, failure.detail
+    url, detail = target.url, failure.detail.rstrip(". ")  # our sentence ends by itself
     if failure.kind is FailureKind.QUOTA:
         return UnreachableError(f"{url}: refused by a quota: {detail}.", QUOTA_REMEDY)
     if failure.fault is not None:
@@ -70,7 +70,7 @@ def _fault_error(fault: Fault, url: str, detail: str) -> CalibratorError:
 
 
 def _status_error(failure: Failure, target: Target, listing: Listing) -> CalibratorError:
-    url, detail, status = target.url, failure.detail, failure.status or 0
+    url, detail, status = target.url, failure.detail.rstrip(". "), failure.status or 0
     if status in (401, 403):
         return _key_error(failure, target)
     if _is_about_the_model(failure, target.model):

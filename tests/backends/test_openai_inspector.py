@@ -148,6 +148,24 @@ def test_an_engine_that_dies_of_the_longest_prompt_is_not_swept() -> None:
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        as_json({"error": {"message": "too long."}}, "400 Bad Request"),
+        sized(event({"error": "No requests can be scheduled."})),
+    ],
+    ids=["status", "error event"],
+)
+def test_a_prompt_that_does_not_fit_is_named_as_such(refusal: bytes) -> None:
+    def complete(body: Body) -> Reply:
+        return refusal if len(body["messages"][0]["content"].split()) > 100 else answer(body)
+
+    with pytest.raises(ConfigurationError, match=r"refuses a prompt of about \d+ words: [^.]+\.") as refused:
+        look(NO_LIST, complete)
+    assert ".." not in str(refused.value)
+    assert "max_prompt_tokens" in refused.value.remedy
+
+
 def test_what_a_probe_looks_like_on_the_wire() -> None:
     _, server = look(VLLM_LIST)
     body, head = server.bodies[0], server.heads[1].decode()
