@@ -60,7 +60,8 @@ _CAUSES = {
     Missing.NO_CONTENT: "the answers hold no content, only reasoning or tool calls",
     Missing.ONE_TOKEN: "the answers have one token",
     Missing.SINGLE_CHUNK: "the answers come in a single event",
-    Missing.BUFFERED: "something between us and the engine hands its events over several at a time",
+    Missing.BUFFERED: "several of their events arrived in one read: the engine or a proxy sends them together, or this "
+    "machine was too busy to read them one by one",
     Missing.NO_USAGE: "the server counts no tokens, and its events are too few to count instead",
 }
 _REMEDIES = {
@@ -69,7 +70,8 @@ _REMEDIES = {
     Missing.NO_CONTENT: "Give output_tokens enough for the reasoning and an answer, or use a ttft objective.",
     Missing.ONE_TOKEN: "Ask for longer answers (output_tokens), or use a ttft objective.",
     Missing.SINGLE_CHUNK: "Let the server stream token by token, or use an e2e objective.",
-    Missing.BUFFERED: "Turn response buffering off there, or use an e2e objective.",
+    Missing.BUFFERED: "Turn response buffering off in what stands before the engine, and give this machine spare CPU; "
+    "or use an e2e objective.",
     Missing.NO_USAGE: "Let the server, and what stands before it, report usage in streams; or use an itl objective.",
 }
 
