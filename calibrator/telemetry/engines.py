@@ -33,6 +33,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from calibrator.core.records.server_load import COUNTERS, HISTOGRAMS
+
 # A client library's convention (Prometheus): seconds since the epoch; a new value means a new process.
 PROCESS_START_METRIC = "process_start_time_seconds"
 # llama.cpp: an opaque id, constant during a run (its value is not Unix time).
@@ -120,20 +122,7 @@ class EngineMetrics:
         return tuple((part.name, getattr(self, part.name)) for part in fields(self) if part.name in COLUMNS)
 
 
-HISTOGRAMS = ("ttft_s", "e2e_s", "tpot_s", "prompt_tokens", "output_tokens")
-COLUMNS = (
-    "running_requests",
-    "waiting_requests",
-    "kv_usage_ratio",
-    "preemptions_total",
-    "finished_total",
-    "refused_total",
-    "prompt_tokens_total",
-    "output_tokens_total",
-    "prefix_queried_tokens_total",
-    "prefix_hit_tokens_total",
-    *HISTOGRAMS,
-)
+COLUMNS = ("running_requests", "waiting_requests", "kv_usage_ratio", *COUNTERS, *HISTOGRAMS)
 
 
 def _names(column: Column) -> frozenset[str]:

@@ -24,10 +24,9 @@ from itertools import pairwise
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.records.server_load import HISTOGRAMS, Histogram, ServerLoad
 from calibrator.telemetry.engines import (
     ENGINES,
-    HISTOGRAMS,
     PROCESS_START_METRIC,
     SPELLINGS,
     Column,

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibrator.telemetry.engines import HISTOGRAMS, EngineMetrics, Series
+from calibrator.core.records.server_load import HISTOGRAMS
+from calibrator.telemetry.engines import EngineMetrics, Series
 
 PAGES = Path(__file__).parents[1] / "fixtures" / "metrics"
 BOUNDS = ("0.5", "10.0", "+Inf")

@@ -15,10 +15,10 @@ from support.metrics_pages import built_page, real_page, relabelled
 from support.scripted_server import Act, scripted
 from support.wire import head, sized
 
-from calibrator.core.records.server_load import Histogram, ServerLoad
+from calibrator.core.records.server_load import HISTOGRAMS, Histogram, ServerLoad
 from calibrator.errors import ConfigurationError
 from calibrator.ports.sweeps import Target
-from calibrator.telemetry.engines import COLUMNS, ENGINES, HISTOGRAMS, EngineMetrics
+from calibrator.telemetry.engines import COLUMNS, ENGINES, EngineMetrics
 from calibrator.telemetry.page import MAX_LINES, MAX_PAGE_BYTES, MAX_WANTED, PageError, PageReader, server_load
 from calibrator.telemetry.scrape import HttpTelemetry
 
